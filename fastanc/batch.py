@@ -1,0 +1,44 @@
+"""The contract between input, teacher, student and method.
+
+Shape legend, used everywhere: B batch, K classes, C channels, H W map size, D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+
+class Outputs(NamedTuple):
+    """What a network says of a batch; a field that nobody asked for is None."""
+
+    logits: Tensor
+    """[B, K], before softmax."""
+    features: Tensor | None = None
+    """[B, D], the input of the last linear layer."""
+    stages: tuple[Tensor, ...] | None = None
+    """Stage maps, each [B, C_i, H_i, W_i], shallow to deep."""
+    descriptors: Tensor | None = None
+    """[B, F], KSANC's squeezed descriptors of all stages, concatenated."""
+
+
+@dataclass
+class Batch:
+    """One step's input of one process."""
+
+    images: Tensor
+    """[B, C, H, W] uint8 (0..255), channels_last, on the training device; or float in 0..1; or latent
+    vectors [B, Z] where there is no data set. Every network normalises by itself."""
+    index: np.ndarray
+    """[B] int64 image numbers, on the host, where the cache needs them."""
+    view: np.ndarray
+    """[B] int64 view numbers, on the host."""
+    labels: Tensor | None
+    """[B] int64 on the training device; None where the set has none."""
+    step: int
+    """The global step this batch belongs to."""
+    target: Outputs | None = None
+    """The teacher's outputs on these images."""

@@ -1,0 +1,1 @@
+"""Networks: teachers, students, discriminators, generators, and the taps that read them."""
