@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import draccus
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
+from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,44 @@ class Play:
     repeats: int = 1
 
 
+def sides(batch: Batch, out: Outputs | None) -> tuple[Outputs, Outputs]:
+    """Return the teacher's and the student's outputs of this step."""
+    assert batch.target is not None
+    assert out is not None
+    return batch.target, out
+
+
+def seen(outputs: Outputs, on: str) -> Tensor:
+    """Return what a discriminator sees of a network, fp32: its "features" [B, D] or its "logits" [B, K]."""
+    values = outputs.features if on == "features" else outputs.logits
+    assert values is not None
+    return fp32(values)
+
+
+def paired_stages(student: Tapped, teacher_channels: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the student's stage channels; ValueError unless both networks have equally many stages."""
+    own = student.stage_channels() if student.stage_names else ()
+    if not own or len(own) != len(teacher_channels):
+        raise ValueError(
+            f"this method pairs stage maps, but the student has {len(own)} and the teacher"
+            f" {len(teacher_channels)}: name equally many in student.stages and teacher.stages"
+        )
+    return own
+
+
+def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError naming the field when its value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{field} {value!r} is unknown: use one of {', '.join(choices)}")
+
+
+def task_needs(alpha: float) -> frozenset[str]:
+    """Return what `losses.kd_terms` needs at this weight; ValueError outside 0..1."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"method.alpha is {alpha}: a weight between 0 (labels only) and 1 (teacher only)")
+    return frozenset({"logits"} if alpha > 0 else ()) | frozenset({"labels"} if alpha < 1 else ())
+
+
 @dataclass(frozen=True)
 class TeacherSpec:
     """What a method may know of the teacher before the first batch."""
@@ -57,7 +96,8 @@ class Method:
     """
 
     needs: frozenset[str] = frozenset()
-    """Of "logits", "features", "stages", "descriptors" (the teacher's) and "labels"."""
+    """Of "logits", "features", "stages", "descriptors" (the teacher's outputs), "network" (the teacher,
+    with gradient to its input) and "labels"; without any of the outputs a batch may have no target."""
     plays: tuple[Play, ...] = ()
 
     def networks(self, student: Tapped) -> dict[str, nn.Module]:
@@ -76,6 +116,16 @@ class Method:
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
     """A method's knobs; each method's file registers its own."""
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether a run of this method has a teacher at all."""
+    reads_stages: ClassVar[bool] = False
+    """Whether the method reads stage maps, so that both networks are tapped there."""
+
+    @property
+    def kind(self) -> str:
+        """The registered name, as in `method: {type: NAME}`."""
+        return self.get_choice_name(type(self))
 
     def build(self, teacher: TeacherSpec) -> Method:
         """Return the method for a student of this teacher."""

@@ -1,0 +1,52 @@
+# Everything a newcomer needs: `make demo`, `make test`. Each target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all lint types bench gpu-check clean
+
+demo: $(VENV)/.demo
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
+
+test: $(VENV)/.all
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.all
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell fastanc pipelines benchmarks tests docs README.md
+
+types: $(VENV)/.all
+	$(BIN)/mypy
+
+bench: $(VENV)/.all
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m benchmarks.run_all
+
+gpu-check: $(VENV)/.all
+	$(BIN)/python -m benchmarks.gpu_check
+
+# uv is used when it is there because it is quick; plain venv and pip do the same.
+define install
+	@if command -v uv >/dev/null 2>&1; then \
+		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
+		uv pip install --quiet --python $(VENV) --constraint constraints.txt -e '.[$(1)]'; \
+	else \
+		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[$(1)]'; \
+	fi
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call install,demo)
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt
+	$(call install,all)
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,225 @@
+"""From a configuration to the parts of a run: each function unpacks its group and hands plain values down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.config import Config, DataConfig, NetworkConfig, TeacherConfig
+from fastanc.methods.base import Method, TeacherSpec
+from fastanc.models import zoo
+from fastanc.models.folding import fold_batchnorm
+from fastanc.models.taps import Tapped
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.datasets import open_dataset
+from fastanc.pipelines.decode_plan import JpegOptions
+from fastanc.pipelines.order import Order, evaluation_picks
+from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule, boxes_crc
+from fastanc.teacher.cached import Cached
+from fastanc.teacher.filling import Filling
+from fastanc.teacher.identity import identity
+from fastanc.teacher.online import Online
+from fastanc.teacher.store import Field, Store
+
+_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DataSet(Protocol):
+    """A split of a data set, as the input gives it (pipelines/jpeg.py, pipelines/arrays.py)."""
+
+    name: str
+    num_images: int
+    num_classes: int
+    channels: int
+    labels: np.ndarray | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def describe(self, device: Any = ..., options: Any = ...) -> dict[str, object]:
+        """Return what fixes the pixels of a view."""
+
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """Return the sizes [B, 2] of (w, h)."""
+
+    def batches(self, picks: Any, rule: Any, **options: Any) -> Iterator[Batch]:
+        """Return the batches of some steps."""
+
+
+@dataclass
+class Input:
+    """The data sets of a run, their views and their order."""
+
+    train: DataSet
+    val: DataSet
+    rule: ViewRule
+    eval_rule: ViewRule
+    order: Order
+    options: JpegOptions
+    eval_batch: int
+    device: torch.device
+    rank: int
+    world: int
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Return the training batches of steps start to stop - 1."""
+        return self.train.batches(
+            self.order, self.rule, start=start, stop=stop, device=self.device, options=self.options
+        )
+
+    def val_batches(self) -> Iterator[Batch]:
+        """Return this process's share of the validation set, every image once over all processes."""
+        picks = evaluation_picks(self.val.num_images, self.eval_batch, self.rank, self.world)
+        options = replace(self.options, views_per_decode=1)
+        return self.val.batches(picks, self.eval_rule, device=self.device, options=options)
+
+
+def open_input(config: DataConfig, seed: int, device: torch.device, rank: int, world: int) -> Input:
+    """Open the data sets of a configuration for one process."""
+    train = open_dataset(config.name, "train", config.root)
+    val = open_dataset(config.name, "val", config.root)
+    order = Order(
+        train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
+    )
+    options = JpegOptions(
+        threads=config.threads or None,
+        prefetch=config.prefetch,
+        decode=config.decode,
+        views_per_decode=config.views_per_image,
+    )
+    return Input(
+        train=train,
+        val=val,
+        rule=training_rule(config, train),
+        eval_rule=CentreCrop(config.image_px, config.resize_px),
+        order=order,
+        options=options,
+        eval_batch=config.eval_batch,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+
+
+def training_rule(config: DataConfig, dataset: DataSet) -> ViewRule:
+    """Return the rule of the training views: random resized crops of JPEGs, padded crops of small images."""
+    if isinstance(dataset, ArraySet):
+        return PadCrop(config.image_px, config.view_seed, config.pad, config.flip)
+    return RandomResizedCrop(
+        config.image_px, config.view_seed, scale=(config.min_scale, 1.0), flip=config.flip
+    )
+
+
+def build_network(
+    config: NetworkConfig, data: DataConfig, dataset: DataSet, weights: str | None, with_stages: bool
+) -> Tapped:
+    """Build a network for a data set, with its weights, its normalisation and, if wanted, its stage taps."""
+    return zoo.build(
+        config.name,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.channels,
+        image_px=data.image_px,
+        weights=weights,
+        mean=config.mean,
+        std=config.std,
+        default_mean=dataset.mean,
+        default_std=dataset.std,
+        head=config.head,
+        stages=(config.stages or "auto") if with_stages else (),
+    )
+
+
+def build_teacher_network(config: Config, dataset: DataSet) -> Tapped:
+    """Build the frozen teacher; ValueError when it would be an untrained one that nobody asked for."""
+    weights = config.teacher.weights
+    published = "@" in config.teacher.name
+    if weights is None and not published:
+        raise ValueError(
+            "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
+        )
+    if weights not in (None, "random") and not Path(weights).is_file():
+        raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
+    file = None if weights == "random" else weights
+    network = build_network(config.teacher, config.data, dataset, file, config.method.reads_stages)
+    if config.teacher.fold:
+        network = fold_batchnorm(network)
+    return network.eval().requires_grad_(False)
+
+
+def teacher_spec(network: Tapped, data: DataConfig, channels: int) -> TeacherSpec:
+    """Return what a method may know of the teacher before the first batch."""
+    return TeacherSpec(
+        num_classes=network.num_classes,
+        feature_dim=network.feature_dim,
+        stage_channels=network.stage_channels(data.image_px, channels) if network.stage_names else (),
+        network=network,
+    )
+
+
+def cache_identity(config: Config, source: Input, network: Tapped) -> dict[str, Any]:
+    """Return everything that the cached rows depend on."""
+    every = np.arange(source.train.num_images)
+    return identity(
+        dataset={"name": source.train.name, **source.train.describe(source.device, source.options)},
+        rule=source.rule.describe(),
+        boxes_crc=boxes_crc(source.rule, source.train.sizes(every), 0),
+        teacher={
+            "name": config.teacher.name,
+            "weights": zoo.weights_digest(network),
+            "precision": config.teacher.precision,
+            "head": zoo.head_digest(network),
+            "folded": config.teacher.fold,
+        },
+    )
+
+
+def cache_fields(config: TeacherConfig, network: Tapped) -> list[Field]:
+    """Return the columns of the cache: features, or logits of a teacher without a linear head."""
+    if network.head is None:
+        return [Field("logits", network.num_classes, config.rows)]
+    assert network.feature_dim is not None
+    return [Field("features", network.feature_dim, config.rows)]
+
+
+def open_teacher(
+    config: Config, source: Input, method: Method, network: Tapped
+) -> Callable[[Batch], Outputs]:
+    """Return where the teacher's outputs come from: the network, the cache, or both."""
+    spec = teacher_spec(network, config.data, source.train.channels)
+    online = Online(network.to(source.device), spec, _DTYPES[config.teacher.precision])
+    if config.teacher.cache == "off":
+        return online
+    beyond = method.needs - {"logits", "features", "descriptors", "labels"}
+    if beyond:
+        raise ValueError(
+            f"the method reads the teacher's {', '.join(sorted(beyond))}, which no cache holds: --teacher.cache off"
+        )
+    reading = config.teacher.cache == "read"
+    store = Store.open(
+        Path(config.teacher.cache_dir),
+        cache_identity(config, source, network),
+        cache_fields(config.teacher, network),
+        source.train.num_images,
+        create=not reading,
+    )
+    if reading:
+        return Cached(store, network.head, source.order, device=source.device, spec=spec)
+    return Filling(online, store, network.head, source.order, device=source.device)
+
+
+def compile_in_place(module: nn.Module, sample: torch.Tensor) -> str | None:
+    """Compile a network's forward; return one sentence when that fails and eager mode stays."""
+    module.compile()
+    try:
+        with torch.no_grad():
+            module(sample)
+    except Exception as error:  # any compiler error: eager is always right, only slower
+        module._compiled_call_impl = None
+        return f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}): running eager"
+    return None

@@ -1,0 +1,145 @@
+"""Checkpoints: one atomic folder each, newest complete one wins, nothing in them is ever executed.
+
+checkpoints/step-00001234/state.pt    every player's weights and optimizer
+                          meta.json   step, configuration, world size
+                          COMPLETE    bytes and crc32 of the others, written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MARK = "COMPLETE"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; writing happens on a thread, so that the step does not wait."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder
+        self.keep = keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Copy `state` (nested dicts of tensors and numbers) to the host and write it in the background.
+
+        Raises OSError of the checkpoint before, if that one could not be written.
+        """
+        self.wait()
+        copied = _to_host(state)
+        self._thread = threading.Thread(target=self._write, args=(step, copied, dict(meta, step=step)))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk; raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        final = self.folder / f"step-{step:08d}"
+        scratch = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            torch.save(state, scratch / "state.pt")
+            (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
+            seal = {name: _seal_of(scratch / name) for name in ("state.pt", "meta.json")}
+            (scratch / _MARK).write_text(json.dumps(seal))
+            for path in (*scratch.iterdir(), scratch):
+                _fsync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(scratch, final)
+            _fsync(self.folder)
+            for old in self.complete()[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            shutil.rmtree(scratch, ignore_errors=True)
+            newest = self.complete()[-1:]
+            self._error = OSError(
+                f"checkpoint {final} could not be written ({error}): free some space and resume from"
+                f" {newest[0] if newest else 'the start'}"
+            )
+
+    def complete(self) -> list[Path]:
+        """Return the folders that carry the mark of completeness, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if (p / _MARK).is_file())
+
+    def latest(self) -> tuple[Path, list[str]]:
+        """Return the newest sound checkpoint and one sentence for every newer one that is not.
+
+        Raises FileNotFoundError when there is none.
+        """
+        refused = []
+        for path in reversed(self.complete()):
+            reason = damage(path)
+            if reason is None:
+                return path, refused
+            refused.append(f"checkpoint {path} is refused: {reason}")
+        raise FileNotFoundError(f"there is no complete checkpoint in {self.folder}: " + "; ".join(refused))
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (state, meta) of one checkpoint; ValueError names what is damaged."""
+    reason = damage(path)
+    if reason is not None:
+        raise ValueError(f"checkpoint {path} is refused: {reason}")
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    return state, json.loads((path / "meta.json").read_text())
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None."""
+    try:
+        seal = json.loads((path / _MARK).read_text())
+    except (OSError, ValueError):
+        return f"it has no readable {_MARK} mark (it was not finished)"
+    for name, (size, crc) in seal.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _seal_of(file)[1] != crc:
+            return f"{name} was changed after it was written (its checksum differs)"
+    return None
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _to_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_host(item) for item in value]
+    return value
+
+
+def _seal_of(path: Path) -> tuple[int, int]:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            crc = zlib.crc32(chunk, crc)
+    return path.stat().st_size, crc
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

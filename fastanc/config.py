@@ -1,0 +1,313 @@
+"""The typed configuration of a run: its fields, recipe files, and command-line overrides.
+
+Only the entry points read a Config; everything else gets plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import draccus
+from draccus import cfgparsing
+
+from fastanc.methods.anc import AncConfig
+from fastanc.methods.base import MethodConfig
+from fastanc.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and which views of them."""
+
+    name: str = "digits"
+    """A data set's name (`fastanc datasets` lists them), or a folder with train/ and val/ inside."""
+    root: str | None = None
+    """Folder to look in first; then FASTANC_DATA, then the usual places."""
+    image_px: int = 32
+    """Side of the square image a network sees, pixels."""
+    resize_px: int = 32
+    """Evaluation scales the shorter side to this before the centre crop, pixels."""
+    min_scale: float = 0.6
+    """Smallest share of an image's area that a random crop may have (JPEG sets)."""
+    flip: bool = False
+    """Mirror half of the views."""
+    pad: int = 4
+    """Zero padding around an image before its random crop, pixels (small sets)."""
+    views: int = 8
+    """Number of different views of every image; epochs repeat them. 0 draws new ones in every epoch."""
+    view_seed: int = 0
+    """Seed of the views; apart from run.seed, so that students of all seeds share one cache."""
+    views_per_image: int = 1
+    """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
+    batch: int = 64
+    """Images per step over all processes."""
+    eval_batch: int = 256
+    """Images per evaluation batch and process."""
+    threads: int = 0
+    """Decoding threads per process; 0 takes what the machine has for each process."""
+    prefetch: int = 2
+    """Batches decoded ahead."""
+    decode: str = "auto"
+    """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_px", "resize_px", "batch", "eval_batch", "prefetch", "views_per_image"):
+            _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
+        _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
+        _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
+        _require(
+            self.image_px <= self.resize_px or self.resize_px == 0,
+            f"data.resize_px ({self.resize_px}) must not be smaller than data.image_px ({self.image_px})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """One network by name."""
+
+    name: str = "resnet8"
+    """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[@pretrained]."""
+    weights: str | None = None
+    """File of weights (.safetensors, .pt, .pth, .th); none starts from random ones."""
+    mean: tuple[float, ...] | None = None
+    """Channel means on the 0..1 scale; none takes the file's, the family's or the data set's."""
+    std: tuple[float, ...] | None = None
+    """Channel deviations on the 0..1 scale, likewise."""
+    head: str | None = None
+    """Module name of the last linear layer; none finds it."""
+    stages: tuple[str, ...] = ()
+    """Module names of the residual stages, for methods that read them; none takes the family's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(NetworkConfig):
+    """The teacher and its cache."""
+
+    name: str = "resnet20"
+    """As of every network."""
+    weights: str | None = "runs/digits-teacher/student.safetensors"
+    """File of weights; the word random allows an untrained teacher (speed tests only)."""
+    recipe: str | None = "digits_teacher"
+    """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
+    cache: str = "fill"
+    """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
+    cache_dir: str = "cache"
+    """Folder that holds caches side by side, each named by its identity."""
+    rows: str = "fp16"
+    """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
+    precision: str = "no"
+    """Autocast of the teacher's pass: no, bf16 or fp16."""
+    fold: bool = False
+    """Fold BatchNorm into the convolutions before the teacher's pass."""
+
+    def __post_init__(self) -> None:
+        _choice("teacher.cache", self.cache, ("off", "fill", "read"))
+        _choice("teacher.rows", self.rows, ("fp16", "fp32", "uint8"))
+        _choice("teacher.precision", self.precision, ("no", "bf16", "fp16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How every player's learning rate moves."""
+
+    name: str = "cosine"
+    """cosine (to zero), step (times gamma at each milestone) or constant."""
+    epochs: int = 8
+    """Length of the run."""
+    warmup_epochs: float = 1.0
+    """Linear warm-up from zero."""
+    milestones: tuple[float, ...] = (0.79,)
+    """Where step drops, as shares of the run; the paper's 80k of 101.7k iterations is 0.79."""
+    gamma: float = 0.1
+    """Factor of each drop."""
+
+    def __post_init__(self) -> None:
+        _choice("schedule.name", self.name, ("cosine", "step", "constant"))
+        _require(self.epochs > 0, f"schedule.epochs must be positive, not {self.epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and how it is executed."""
+
+    name: str = "digits-anc"
+    """Name of the run's folder."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images and dropout."""
+    precision: str = "no"
+    """Autocast of the student's pass: no, bf16 or fp16."""
+    compile: bool = False
+    """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
+    max_steps: int = 0
+    """Stop after so many steps; 0 runs the whole schedule."""
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl; nothing is read from the device in between."""
+    eval_every: int = 1
+    """Epochs between two evaluations; 0 evaluates at the end only."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 writes one at the end of every epoch."""
+    keep: int = 2
+    """Checkpoints kept."""
+    resume: str = "no"
+    """no refuses a folder that has checkpoints, latest continues, anew starts over, or a checkpoint's path."""
+
+    def __post_init__(self) -> None:
+        _choice("run.precision", self.precision, ("no", "bf16", "fp16"))
+        for name in ("log_every", "keep"):
+            _require(getattr(self, name) > 0, f"run.{name} must be positive, not {getattr(self, name)}")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.out) / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Folder, seed, precision, checkpoints."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and views."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Teacher and cache."""
+    student: NetworkConfig = field(default_factory=NetworkConfig)
+    """The network that is trained and kept."""
+    method: MethodConfig = field(default_factory=AncConfig)
+    """The game; `type` chooses it."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The student's optimizer, and every other player's unless the method says otherwise."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Length and learning rates."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, MethodConfig) and type(self.method) is MethodConfig:
+            raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
+
+
+# Short spellings of what is typed most.
+_SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out"}
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe given by bare name or by path; ValueError names the known ones."""
+    if Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
+        return Path(name)
+    folder = Path(str(resources.files("fastanc.recipes")))
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ValueError(
+        f"there is no recipe {name!r}: {hint}known recipes are {', '.join(known)}, or give a .yaml file"
+    )
+
+
+def parse(args: Sequence[str]) -> Config:
+    """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
+
+    Raises ValueError with one sentence that names the field for a wrong key, type or value.
+    """
+    tree: dict[str, Any] = {}
+    overrides = _pairs(list(args))
+    files = [value for key, value in overrides if key in ("recipe", "config_path")]
+    if len(files) > 1:
+        raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
+    if files:
+        path = recipe_path(files[0])
+        with path.open(encoding="utf-8") as file:
+            tree = cfgparsing.load_config(file, file=str(path)) or {}
+    for key, value in overrides:
+        if key not in ("recipe", "config_path"):
+            _assign(tree, key, cfgparsing.parse_string(value))
+    return decode(tree)
+
+
+def decode(tree: dict[str, Any]) -> Config:
+    """Return the Config of a nested dictionary; ValueError names a wrong field."""
+    method = tree.get("method")
+    if isinstance(method, str):
+        raise ValueError(f"method is a group: write `method: {{type: {method}}}` or --method.type {method}")
+    if isinstance(method, dict) and "type" not in method:
+        tree = {**tree, "method": {"type": "anc", **method}}
+    _check_keys(tree, Config, "")
+    try:
+        return draccus.decode(Config, tree)
+    except (ValueError, TypeError) as error:
+        raise
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def dump(config: Config) -> str:
+    """Return the whole configuration as YAML that `parse` reads back."""
+    return draccus.dump(config)
+
+
+def _check_keys(tree: Any, owner: type, prefix: str) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {tree!r}")
+    if issubclass(owner, MethodConfig):
+        known = MethodConfig.get_known_choices()
+        if tree["type"] not in known:
+            raise ValueError(
+                f"method.type {tree['type']!r} is unknown: use one of {', '.join(sorted(known))}"
+            )
+        owner = known[tree["type"]]
+    names = {f.name for f in fields(owner)}
+    for key, value in tree.items():
+        if key == "type" and issubclass(owner, MethodConfig):
+            continue
+        if key not in names:
+            close = difflib.get_close_matches(str(key), sorted(names), 1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise ValueError(
+                f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(names))}"
+            )
+        inner = Config.__dataclass_fields__[key].default_factory if owner is Config else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            group = MethodConfig if key == "method" else inner
+            _check_keys(value, group, f"{prefix}{key}.")
+
+
+def _pairs(args: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    while args:
+        word = args.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"do not know what to do with {word!r}: write --group.field value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not args:
+                raise ValueError(f"--{key} needs a value")
+            value = args.pop(0)
+        pairs.append((_SHORT.get(key, key), value))
+    return pairs
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *groups, name = dotted.split(".")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--{dotted}: {group} is not a group of fields")
+    tree[name] = value
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> None:
+    _require(value in known, f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+
+
+def _require(good: bool, sentence: str) -> None:
+    if not good:
+        raise ValueError(sentence)

@@ -1,0 +1,148 @@
+"""A trained student for use elsewhere: weights, torch.export and ONNX, each checked after it was written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.models.taps import Adapted, Tapped
+from fastanc.models.weights import fit_weights, read_weights, save_weights
+
+FORMATS = ("safetensors", "torch_export", "onnx")
+_FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "onnx": "student.onnx"}
+
+
+class Classifier(nn.Module):
+    """A student without taps and adapter: images [B, C, H, W] float -> logits [B, K]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, student: Tapped | Adapted, normalise: bool) -> None:
+        super().__init__()
+        tapped = student.network if isinstance(student, Adapted) else student
+        own = copy.deepcopy(tapped).cpu().eval().requires_grad_(False)
+        own.to(memory_format=torch.contiguous_format)
+        self.network = own.network
+        self.normalise = normalise
+        self.register_buffer("scale", own.scale)
+        self.register_buffer("shift", own.shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits; the images are 0..1 with the normalisation inside, else (x - mean) / std."""
+        if self.normalise:
+            images = torch.addcmul(self.shift, images, self.scale)
+        return self.network(images)
+
+
+def export(
+    student: Tapped | Adapted,
+    out_dir: Path,
+    formats: Sequence[str] = FORMATS,
+    *,
+    normalise: bool = True,
+) -> dict[str, Path]:
+    """Write the bare network in each format, read every file back and compare its logits.
+
+    Args:
+        student: its adapter, if any, is left out; it is not changed.
+        out_dir: the folder of the files; made if missing.
+        formats: of "safetensors" (weights, with mean and std beside them), "torch_export" (student.pt2) and
+            "onnx"; the last two take any number of images of the student's size.
+        normalise: whether the written programs take 0..1 floats; else they take normalised ones.
+
+    Returns:
+        The written file of each format.
+
+    Raises:
+        ValueError: an unknown format, or a missing package for ONNX.
+        RuntimeError: a file gives other logits than the student.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"export format {unknown[0]!r} is unknown: take {', '.join(FORMATS)}")
+    if "onnx" in formats:
+        _need_onnx()
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    classifier = Classifier(student, normalise)
+    shape = (student.in_channels, student.image_px, student.image_px)
+    # Another number of images than the one traced, so that a batch size frozen into a file is found.
+    probe = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    expected = classifier(probe)
+    written = {}
+    for name in formats:
+        path = out_dir / _FILES[name]
+        if name == "safetensors":
+            save_weights(student, path)
+        else:
+            _trace(classifier, torch.rand(2, *shape), name, path)
+        _compare(_READERS[name](path, classifier)(probe), expected, path)
+        written[name] = path
+    return written
+
+
+def _trace(classifier: Classifier, example: Tensor, name: str, path: Path) -> None:
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(classifier, (example,), dynamic_shapes=batch)
+    if name == "torch_export":
+        torch.export.save(program, path)
+        return
+    torch.onnx.export(
+        program,
+        f=str(path),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _compare(logits: Tensor, expected: Tensor, path: Path) -> None:
+    worst = (logits - expected).abs().max().item()
+    if not worst <= 1e-4 * max(1.0, expected.abs().max().item()):
+        raise RuntimeError(
+            f"{path} gives other logits than the student (by up to {worst:.2g}): do not use it"
+        )
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX export needs {error.name}: pip install 'fastanc[export]'") from error
+
+
+def _read_safetensors(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    twin = copy.deepcopy(classifier)
+    for parameter in twin.network.parameters():
+        parameter.fill_(float("nan"))
+    fit_weights(twin.network, read_weights(path)[0], path)
+    return twin
+
+
+def _read_program(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
+
+
+def _read_onnx(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    onnx.checker.check_model(str(path), full_check=True)
+    program = ReferenceEvaluator(str(path))
+
+    def run(images: Tensor) -> Tensor:
+        logits, *_ = program.run(["logits"], {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+_READERS = {"safetensors": _read_safetensors, "torch_export": _read_program, "onnx": _read_onnx}

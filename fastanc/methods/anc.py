@@ -1,0 +1,133 @@
+"""Adversarial network compression (Belagiannis, Farshad, Galasso 2018): a game on features, no labels.
+
+Per step: the discriminator learns to tell the teacher's features (1) from the student's (0), held back by a
+regulariser; then the student fools it with dropped features while it matches the teacher's logits (eq. 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.losses import (
+    LOGIT_REDUCTIONS,
+    as_teacher,
+    discriminator_loss,
+    fooling_loss,
+    judgement_measures,
+    squared_error,
+    weight_penalty,
+)
+from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, seen, sides
+from fastanc.models.discriminators import discriminator
+from fastanc.models.taps import Adapted, Tapped
+from fastanc.optimizers import OptimizerConfig
+
+
+@MethodConfig.register_subclass("anc")
+@dataclass(frozen=True, kw_only=True)
+class AncConfig(MethodConfig):
+    """The paper's main results are the defaults: features, dropout, adversarial samples, lambda 1."""
+
+    on: str = "features"
+    """What the discriminator sees: features (the input of the last linear layer) or logits."""
+    dropout: float = 0.5
+    """Probability of dropping an entry of the adversarial sample, and of nothing else; 0 switches it off."""
+    regulariser: str = "adversarial"
+    """What holds the discriminator back: none, l1 (eq. 6), l2 (eq. 5) or adversarial samples (eq. 7)."""
+    regulariser_sample: str = "dropped"
+    """Adversarial samples that the discriminator is shown as the teacher's: dropped (paper) or clean."""
+    mu: float = 0.99
+    """Factor of the l1 or l2 penalty; with penalty_reduction sum the paper's 0.99 switches the game off."""
+    penalty_reduction: str = "sum"
+    """sum or mean over the discriminator's weights and biases in the l1 or l2 penalty."""
+    lambda_data: float = 1.0
+    """Factor of the squared error on the logits (lambda of eq. 4)."""
+    data_reduction: str = "sum"
+    """sum: over classes (eq. 3); mean: K times smaller."""
+    saturating: bool = False
+    """Student minimises log(1 - D), eq. 4 to the letter, in place of the inverted label of section 3.5."""
+    discriminator: str = "128-256-128"
+    """Layout of the discriminator's hidden layers (Table 1 of the paper)."""
+    discriminator_optimizer: OptimizerConfig | None = None
+    """The discriminator's optimizer; empty takes the student's settings."""
+
+    def __post_init__(self) -> None:
+        one_of("method.on", self.on, ("features", "logits"))
+        one_of("method.regulariser", self.regulariser, ("none", "l1", "l2", "adversarial"))
+        one_of("method.regulariser_sample", self.regulariser_sample, ("dropped", "clean"))
+        one_of("method.penalty_reduction", self.penalty_reduction, ("sum", "mean"))
+        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"method.dropout is {self.dropout}: a probability, 0 up to but not including 1")
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method for a student of this teacher; ValueError when it has no features to look at."""
+        if self.on == "features" and teacher.feature_dim is None:
+            raise ValueError("the teacher has no last linear layer to tap: set method.on to logits")
+        return Anc(self, teacher)
+
+
+class Anc(Method):
+    """Two players; the discriminator moves first (paper, section 3.5).
+
+    Departs from the paper: each of the two plays draws its own dropout mask (same distribution, no state
+    kept); an adapter on the student's side where the feature widths differ (the paper's are equal).
+    """
+
+    def __init__(self, config: AncConfig, teacher: TeacherSpec):
+        self.config = config
+        self.teacher = teacher
+        self.needs = frozenset({"logits", config.on})
+        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return student (with an adapter where the widths differ) and discriminator."""
+        width = self.teacher.num_classes if self.config.on == "logits" else self.teacher.feature_dim
+        assert width is not None
+        unequal = self.config.on == "features" and student.feature_dim != width
+        player = Adapted(student, width) if unequal else student
+        return {"student": player, "discriminator": discriminator(self.config.discriminator, width)}
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Return the discriminator's optimizer unless it is the student's."""
+        own = self.config.discriminator_optimizer
+        return {} if own is None else {"discriminator": own}
+
+    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise BCE(D(t), 1) + BCE(D(s), 0) + R(D)."""
+        teacher, student = sides(batch, out)
+        t, s = seen(teacher, self.config.on), seen(student, self.config.on).detach()
+        samples = [t, s]
+        if self.config.regulariser == "adversarial":
+            samples.append(self.adversarial(s) if self.config.regulariser_sample == "dropped" else s)
+        on_t, on_s, *on_adversarial = nets["discriminator"](torch.cat(samples)).chunk(len(samples))
+        terms = {"discriminate": discriminator_loss(on_t, on_s)}
+        if self.config.regulariser == "adversarial":
+            terms["regularise"] = as_teacher(on_adversarial[0])
+        elif self.config.regulariser != "none":
+            power = 1 if self.config.regulariser == "l1" else 2
+            penalty = weight_penalty(nets["discriminator"].parameters(), power, self.config.penalty_reduction)
+            terms["regularise"] = self.config.mu * penalty
+        return Played(terms, judgement_measures(on_t, on_s))
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise BCE(D(drop(s)), 1) + lambda ||z_t - z_s||^2."""
+        teacher, student = sides(batch, out)
+        on_adversarial = nets["discriminator"](self.adversarial(seen(student, self.config.on)))
+        error = squared_error(student.logits, teacher.logits, self.config.data_reduction)
+        return Played(
+            {
+                "fool": fooling_loss(on_adversarial, self.config.saturating),
+                "data": self.config.lambda_data * error,
+            },
+            {"d_adversarial": on_adversarial.detach().sigmoid().mean()},
+        )
+
+    def adversarial(self, sample: Tensor) -> Tensor:
+        """Return the adversarial sample: dropout is the generator's noise."""
+        return F.dropout(sample, self.config.dropout)

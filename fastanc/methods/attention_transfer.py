@@ -1,0 +1,74 @@
+"""Attention transfer (Zagoruyko & Komodakis, ICLR 2017): where the maps are bright, not what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.losses import attention_transfer, kd_terms
+from fastanc.methods.base import (
+    Method,
+    MethodConfig,
+    Nets,
+    Play,
+    Played,
+    TeacherSpec,
+    paired_stages,
+    sides,
+    task_needs,
+)
+from fastanc.models.taps import Tapped
+
+
+@MethodConfig.register_subclass("attention_transfer")
+@dataclass(frozen=True, kw_only=True)
+class AttentionTransferConfig(MethodConfig):
+    """Spatial attentions of every stage beside the task."""
+
+    reads_stages = True
+
+    reads_stages: ClassVar[bool] = True
+
+    beta: float = 1000.0
+    """Factor of each stage's mean squared error of the unit-length attentions."""
+    alpha: float = 0.0
+    """Weight of the softened classes against the labels, 0..1; at 1 no labels are needed."""
+    temperature: float = 4.0
+    """Softmax temperature of the KL."""
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method for a student of this teacher."""
+        return AttentionTransfer(self, teacher)
+
+
+class AttentionTransfer(Method):
+    """One player without an adapter: attentions have no channels, and sizes are pooled to the smaller.
+
+    Departs from the paper: its beta / 2 multiplies a norm, here beta multiplies a mean (the authors' code).
+    """
+
+    def __init__(self, config: AttentionTransferConfig, teacher: TeacherSpec):
+        self.config = config
+        self.channels = teacher.stage_channels
+        self.needs = task_needs(config.alpha) | {"stages"}
+        self.plays = (Play("student", self.student_play),)
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return the student; ValueError unless both networks have equally many stages."""
+        paired_stages(student, self.channels)
+        return {"student": student}
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise task and attention distances."""
+        teacher, student = sides(batch, out)
+        assert teacher.stages is not None
+        assert student.stages is not None
+        pairs = zip(student.stages, teacher.stages, strict=True)
+        distance = torch.stack([attention_transfer(s, t) for s, t in pairs]).sum()
+        c = self.config
+        task = kd_terms(student.logits, teacher.logits, batch.labels, c.alpha, c.temperature)
+        return Played({"attention": c.beta * distance, **task})

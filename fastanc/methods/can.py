@@ -1,0 +1,123 @@
+"""Conditional adversarial networks (Xu, Hsu, Huang, BMVC 2018): a game on logits that knows the label.
+
+The discriminator maps logits to K class logits and two source logits (Real is the teacher, Fake the student).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.losses import (
+    LOGIT_REDUCTIONS,
+    absolute_error,
+    can_class_loss,
+    can_fooling_loss,
+    can_source_loss,
+    cross_entropy,
+    fp32,
+    judgement_measures,
+)
+from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, sides
+from fastanc.models.discriminators import can_discriminator
+from fastanc.models.taps import Tapped
+from fastanc.optimizers import OptimizerConfig
+
+
+@MethodConfig.register_subclass("can")
+@dataclass(frozen=True, kw_only=True)
+class CanConfig(MethodConfig):
+    """The paper's losses have no weights; ours are 1 by default, and 0 gives the rows of its Table 3."""
+
+    labels_weight: float = 1.0
+    """Factor of the cross entropy with the labels (L_S)."""
+    data_weight: float = 1.0
+    """Factor of the L1 distance of the logits (L_L1)."""
+    data_reduction: str = "sum"
+    """sum: over classes (eq. 6); mean: K times smaller."""
+    game_weight: float = 1.0
+    """Factor of the student's part of the game (L_GAN)."""
+    saturating: bool = True
+    """Student minimises log P(Fake), eq. 7 to the letter; false: -log P(Real)."""
+    depth: int = 3
+    """Residual layers of the discriminator (Table 4 of the paper)."""
+    width: int | None = None
+    """Width of the residual layers; none: as wide as K, which is tiny for ten classes."""
+    dropout: float = 0.3
+    """Dropout inside the discriminator, also active while the student moves."""
+    discriminator_optimizer: OptimizerConfig | None = OptimizerConfig(lr=1e-3, weight_decay=1e-4)
+    """The discriminator's optimizer (paper: SGD 1e-3, student 0.1); empty takes the student's."""
+
+    def __post_init__(self) -> None:
+        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method for a student of this teacher."""
+        return Can(self, teacher)
+
+
+class Can(Method):
+    """Two players; the discriminator moves first.
+
+    Departs from the paper: teacher and student pass through the discriminator in one batch in both plays, so
+    that its BatchNorm does not give the source away; the teacher's logits belong to the student's view.
+    """
+
+    needs = frozenset({"logits", "labels"})
+
+    def __init__(self, config: CanConfig, teacher: TeacherSpec):
+        self.config = config
+        self.num_classes = teacher.num_classes
+        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return student and discriminator."""
+        c = self.config
+        judge = can_discriminator(self.num_classes, width=c.width, depth=c.depth, dropout=c.dropout)
+        return {"student": student, "discriminator": judge}
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Return the discriminator's optimizer unless it is the student's."""
+        own = self.config.discriminator_optimizer
+        return {} if own is None else {"discriminator": own}
+
+    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise -1/2 (L_A + L_DS)."""
+        teacher, student = sides(batch, out)
+        assert batch.labels is not None
+        (class_t, source_t), (class_s, source_s) = self.judge(nets, teacher.logits, student.logits.detach())
+        terms = {
+            "discriminate": 0.5 * can_source_loss(source_t, source_s),
+            "classify": 0.5 * can_class_loss(class_t, class_s, batch.labels),
+        }
+        # The log odds of Real, as a game with one output would have them.
+        return Played(terms, judgement_measures(_odds(source_t), _odds(source_s)))
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise L_S + L_L1 + 1/2 (L_A - L_DS), without the teacher's parts, which are constants."""
+        teacher, student = sides(batch, out)
+        assert batch.labels is not None
+        _, (class_s, source_s) = self.judge(nets, teacher.logits, student.logits)
+        c = self.config
+        error = absolute_error(student.logits, teacher.logits, c.data_reduction)
+        return Played(
+            {
+                "labels": c.labels_weight * cross_entropy(student.logits, batch.labels),
+                "data": c.data_weight * error,
+                "fool": 0.5 * c.game_weight * can_fooling_loss(source_s, c.saturating),
+                "conditional": 0.5 * c.game_weight * cross_entropy(class_s, batch.labels),
+            }
+        )
+
+    def judge(self, nets: Nets, teacher: Tensor, student: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return (class logits [B, K], source logits [B, 2]) of teacher and student from one joint pass."""
+        judged = nets["discriminator"](torch.cat([fp32(teacher), fp32(student)]))
+        k = self.num_classes
+        return [(half[:, :k], half[:, k:]) for half in judged.chunk(2)]
+
+
+def _odds(source: Tensor) -> Tensor:
+    return source[:, :1] - source[:, 1:]

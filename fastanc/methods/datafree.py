@@ -1,0 +1,213 @@
+"""Compression without data (after Jin et al., ICCCS 2021): a generator makes the images.
+
+Teacher and student judge the generator's images; then they are themselves told apart by a fully connected
+discriminator. Only the paper's abstract was at hand: this is DAFL + DFAD + ANC composed, and each of the
+first two is a setting of the weights (docs/methods.md). `batch.images` are latent vectors [B, Z].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.losses import (
+    absolute_error,
+    activation,
+    as_teacher,
+    disagreement,
+    discriminator_loss,
+    fooling_loss,
+    information,
+    judgement_measures,
+    one_hotness,
+    soft_kl,
+    squared_error,
+)
+from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, seen
+from fastanc.models.discriminators import discriminator
+from fastanc.models.generators import dafl_generator, dfad_generator
+from fastanc.models.taps import Adapted, Tapped
+from fastanc.optimizers import OptimizerConfig
+
+
+@MethodConfig.register_subclass("datafree")
+@dataclass(frozen=True, kw_only=True)
+class DataFreeConfig(MethodConfig):
+    """DAFL: student_steps 1, latents batch, distance kl, generator dafl, disagreement and fool 0.
+
+    DFAD: one_hot, information, activation and fool 0.
+    """
+
+    student_steps: int = 5
+    """Moves of discriminator and student per move of the generator."""
+    latents: str = "fresh"
+    """fresh: every play draws its own latent vectors (DFAD); batch: all plays of a step share them (DAFL)."""
+    distance: str = "l1"
+    """What the student minimises on the logits: l1 or mse (means, DFAD's is l1), or kl at T = 1 (DAFL)."""
+    one_hot: float = 0.05
+    """Generator's factor of the cross entropy of the teacher's logits with their own arg max (DAFL)."""
+    information: float = 5.0
+    """Generator's factor of the negative entropy of the batch's mean class (DAFL)."""
+    activation: float = 0.01
+    """Generator's factor of minus the teacher's mean absolute feature (DAFL)."""
+    disagreement: float = 1.0
+    """Generator's factor of minus the mean absolute difference of teacher's and student's logits (DFAD)."""
+    student_eval: bool = False
+    """Put the student into eval mode while the generator moves (CMI and Fast do, DFAD does not)."""
+    fool: float = 1.0
+    """Student's factor of -log D; 0 leaves the discriminator out of the game."""
+    on: str = "logits"
+    """What the discriminator sees: logits or features."""
+    dropout: float = 0.5
+    """Probability of dropping an entry of the adversarial sample, as in anc."""
+    regulariser: str = "adversarial"
+    """What holds the discriminator back: none, or adversarial samples as in anc."""
+    discriminator: str = "128-256-128"
+    """Layout of the discriminator's hidden layers."""
+    discriminator_optimizer: OptimizerConfig | None = None
+    """The discriminator's optimizer; empty takes the student's settings."""
+    generator_optimizer: OptimizerConfig = OptimizerConfig(name="adam", lr=1e-3, weight_decay=0.0)
+    """The generator's optimizer (DFAD: Adam 1e-3; DAFL: Adam 0.02 on CIFAR, 0.2 on MNIST)."""
+    latent_dim: int = 256
+    """Width of a latent vector (DFAD 256; DAFL 1000)."""
+    generator: str = "dfad"
+    """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
+
+    def __post_init__(self) -> None:
+        one_of("method.latents", self.latents, ("fresh", "batch"))
+        one_of("method.distance", self.distance, ("l1", "mse", "kl"))
+        one_of("method.on", self.on, ("logits", "features"))
+        one_of("method.generator", self.generator, ("dafl", "dfad"))
+        one_of("method.regulariser", self.regulariser, ("none", "adversarial"))
+        if self.student_steps < 1:
+            raise ValueError(f"method.student_steps is {self.student_steps}: it must be 1 or more")
+        if not any((self.one_hot, self.information, self.activation, self.disagreement)):
+            raise ValueError("method.one_hot, information, activation and disagreement are all 0: set one")
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method; ValueError without the teacher's network, or its features where they count."""
+        if teacher.network is None:
+            raise ValueError("datafree sends gradients through the teacher: set teacher.cache to off")
+        if teacher.feature_dim is None and (self.activation > 0 or (self.fool > 0 and self.on == "features")):
+            raise ValueError(
+                "the teacher has no last linear layer to tap: set method.on to logits, method.activation to 0"
+            )
+        return DataFree(self, teacher, teacher.network)
+
+
+class DataFree(Method):
+    """Three players: discriminator and student `student_steps` times, then the generator."""
+
+    needs = frozenset({"network"})
+
+    def __init__(self, config: DataFreeConfig, spec: TeacherSpec, teacher: Tapped):
+        self.config = config
+        self.spec = spec
+        self.teacher = teacher
+        moves = [Play("student", self.student_play)]
+        if config.fool > 0:
+            moves.insert(0, Play("discriminator", self.discriminator_play))
+        self.plays = (*moves * config.student_steps, Play("generator", self.generator_play))
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return student (with an adapter where features differ), generator and, if needed, discriminator."""
+        c = self.config
+        t = self.teacher
+        generator = dafl_generator if c.generator == "dafl" else dfad_generator
+        made = generator(c.latent_dim, t.in_channels, t.image_px, mean=t.mean, std=t.std)
+        nets: dict[str, nn.Module] = {"student": student, "generator": made}
+        if c.fool > 0:
+            width = self.spec.num_classes if c.on == "logits" else self.spec.feature_dim
+            assert width is not None
+            if c.on == "features" and student.feature_dim != width:
+                nets["student"] = Adapted(student, width)
+            nets["discriminator"] = discriminator(c.discriminator, width)
+        return nets
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Return the optimizers of generator and discriminator, the latter unless it is the student's."""
+        own = {"generator": self.config.generator_optimizer}
+        if self.config.discriminator_optimizer is not None:
+            own["discriminator"] = self.config.discriminator_optimizer
+        return own
+
+    def forward(self, nets: Nets, batch: Batch) -> Outputs | None:
+        """Nothing: every play makes its own images."""
+        return None
+
+    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise BCE(D(h_T), 1) + BCE(D(h_S), 0), and -log D of adversarial samples."""
+        with torch.no_grad():
+            images = nets["generator"](self.latents(batch))
+            t = seen(self.teacher(images), self.config.on)
+            s = seen(nets["student"](images), self.config.on)
+        regularised = self.config.regulariser == "adversarial"
+        samples = [t, s, self.adversarial(s)] if regularised else [t, s]
+        on_t, on_s, *on_adversarial = nets["discriminator"](torch.cat(samples)).chunk(len(samples))
+        terms = {"discriminate": discriminator_loss(on_t, on_s)}
+        if regularised:
+            terms["regularise"] = as_teacher(on_adversarial[0])
+        return Played(terms, judgement_measures(on_t, on_s))
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise the distance to the teacher and -eta log D(h_S) on images that are held fixed."""
+        with torch.no_grad():
+            images = nets["generator"](self.latents(batch))
+            teacher = self.teacher(images)
+        student = nets["student"](images)
+        terms = {"data": self.distance(student.logits, teacher.logits)}
+        if self.config.fool > 0:
+            judged = nets["discriminator"](self.adversarial(seen(student, self.config.on)))
+            terms["fool"] = self.config.fool * fooling_loss(judged)
+        return Played(terms)
+
+    def generator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise DAFL's terms on the teacher and DFAD's between teacher and student."""
+        c = self.config
+        images = nets["generator"](self.latents(batch))
+        teacher = self.teacher(images)
+        terms: dict[str, Tensor] = {}
+        if c.one_hot > 0:
+            terms["one_hot"] = c.one_hot * one_hotness(teacher.logits)
+        if c.information > 0:
+            terms["information"] = c.information * information(teacher.logits)
+        if c.activation > 0:
+            assert teacher.features is not None
+            terms["activation"] = c.activation * activation(teacher.features)
+        if c.disagreement > 0:
+            with _eval_mode(nets["student"], c.student_eval):
+                student = nets["student"](images)
+            terms["disagreement"] = c.disagreement * disagreement(student.logits, teacher.logits)
+        return Played(terms)
+
+    def latents(self, batch: Batch) -> Tensor:
+        """Return latent vectors [B, Z]: the batch's, or new ones (the step's seed makes them repeatable)."""
+        return batch.images if self.config.latents == "batch" else torch.randn_like(batch.images)
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the student's distance to the teacher, mean over the batch."""
+        if self.config.distance == "kl":
+            return soft_kl(student, teacher)
+        error = absolute_error if self.config.distance == "l1" else squared_error
+        return error(student, teacher, "mean")
+
+    def adversarial(self, sample: Tensor) -> Tensor:
+        """Return the adversarial sample."""
+        return F.dropout(sample, self.config.dropout)
+
+
+@contextmanager
+def _eval_mode(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Put the network into eval mode for a while, if wanted."""
+    before = network.training
+    network.train(before and not wanted)
+    try:
+        yield
+    finally:
+        network.train(before)

@@ -1,0 +1,284 @@
+"""Knowledge squeezed adversarial network compression (Shu et al., arXiv 1904.05100).
+
+An attention estimator on each stage squeezes its map to a descriptor. The teacher's estimators are trained
+first (method ksanc_teacher, on the frozen teacher) and their descriptors arrive in `batch.target`; then the
+student matches them, and the logits, and plays a conditional game on the logits (method ksanc).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.losses import (
+    LOGIT_REDUCTIONS,
+    as_teacher,
+    can_class_loss,
+    cross_entropy,
+    discriminator_loss,
+    fooling_loss,
+    fp32,
+    judgement_measures,
+    squared_error,
+    weight_penalty,
+)
+from fastanc.methods.base import (
+    Method,
+    MethodConfig,
+    Nets,
+    Play,
+    Played,
+    TeacherSpec,
+    one_of,
+    paired_stages,
+    sides,
+)
+from fastanc.models.attention import AttentionEstimators
+from fastanc.models.discriminators import discriminator, ksanc_discriminator
+from fastanc.models.taps import Tapped
+from fastanc.optimizers import OptimizerConfig
+
+_LABELS = ("data", "teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqueezeConfig:
+    """How a stage map becomes a descriptor; the same on both sides of a game."""
+
+    global_dim: int = 128
+    """Width of the global descriptor that every estimator is shown."""
+    attend_on: str = "raw"
+    """raw: attention weighs the stage map (figure 2); sum: map plus global descriptor (equation)."""
+    pooling: str = "sum"
+    """sum of the weighted map; mean divides by H W once more, as printed, and shallow stages vanish."""
+
+    def __post_init__(self) -> None:
+        one_of("method.squeeze.attend_on", self.attend_on, ("raw", "sum"))
+        one_of("method.squeeze.pooling", self.pooling, ("sum", "mean"))
+
+    def estimators(
+        self, network: Tapped, own: tuple[int, ...], target: tuple[int, ...] | None
+    ) -> AttentionEstimators:
+        """Return estimators for a network of these stage channels; `target` are the other side's."""
+        if network.feature_dim is None:
+            raise ValueError(
+                f"ksanc needs the features of {network.name}, which has no linear head: name one"
+            )
+        return AttentionEstimators(
+            network.feature_dim,
+            own,
+            target,
+            global_dim=self.global_dim,
+            attend_on=self.attend_on,  # type: ignore[arg-type]
+            pooling=self.pooling,  # type: ignore[arg-type]
+        )
+
+
+class Squeezed(nn.Module):
+    """A tapped network with its estimators: images -> Outputs with descriptors; `.network` is exported."""
+
+    def __init__(self, network: Tapped, estimators: AttentionEstimators):
+        super().__init__()
+        self.network = network
+        self.estimators = estimators
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
+        out: Outputs = self.network(images)
+        return out._replace(descriptors=self.estimators(out))
+
+
+class KsancTeacher(nn.Module):
+    """The frozen teacher with trainable estimators and a head on their descriptors.
+
+    Its `squeezed` is what a KSANC student's teacher is: the teacher's own logits, and the descriptors.
+    """
+
+    def __init__(self, teacher: Tapped, config: SqueezeConfig):
+        super().__init__()
+        teacher.requires_grad_(False)
+        channels = teacher.stage_channels() if teacher.stage_names else ()
+        self.squeezed = Squeezed(teacher, config.estimators(teacher, paired_stages(teacher, channels), None))
+        self.head = nn.Linear(sum(channels), teacher.num_classes)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> KsancTeacher:
+        """Set the mode of the estimators; the teacher's BatchNorm stays as it was trained."""
+        super().train(mode)
+        self.squeezed.network.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the descriptors and the logits that the head reads from them."""
+        out = self.squeezed(images)
+        return out._replace(logits=self.head(out.descriptors))
+
+
+@MethodConfig.register_subclass("ksanc_teacher")
+@dataclass(frozen=True, kw_only=True)
+class KsancTeacherConfig(MethodConfig):
+    """Trains the teacher's estimators by the task, before any student."""
+
+    reads_stages = True
+
+    reads_stages: ClassVar[bool] = True
+
+    squeeze: SqueezeConfig = SqueezeConfig()
+    """How a stage map becomes a descriptor."""
+    labels: str = "data"
+    """data: the set's labels; teacher: the arg max of the teacher's logits, no labels needed."""
+
+    def __post_init__(self) -> None:
+        one_of("method.labels", self.labels, _LABELS)
+
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]
+        """Whether the teacher is run beside its own copy."""
+        return self.labels == "teacher"
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method; the recipe's student is the teacher's network with its trained weights."""
+        return KsancTeacherTraining(self)
+
+
+class KsancTeacherTraining(Method):
+    """One player: the estimators and their head; the network under them never moves."""
+
+    def __init__(self, config: KsancTeacherConfig):
+        self.config = config
+        self.needs = frozenset({"labels" if config.labels == "data" else "logits"})
+        self.plays = (Play("student", self.student_play),)
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return the frozen network with its estimators as the player."""
+        return {"student": KsancTeacher(student, self.config.squeeze)}
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise the cross entropy of the descriptors' logits."""
+        assert out is not None
+        return Played({"labels": cross_entropy(out.logits, _labels(batch, self.config.labels))})
+
+
+@MethodConfig.register_subclass("ksanc")
+@dataclass(frozen=True, kw_only=True)
+class KsancConfig(MethodConfig):
+    """The paper's lambdas and mu are not published; all are 1 here, the weights' penalty small."""
+
+    reads_stages = True
+
+    reads_stages: ClassVar[bool] = True
+
+    squeeze: SqueezeConfig = SqueezeConfig()
+    """How a stage map becomes a descriptor; as the teacher's estimators were trained."""
+    labels: str = "data"
+    """data: the set's labels; teacher: the arg max of the teacher's logits, no labels needed."""
+    lambda_data: float = 1.0
+    """Factor of the squared error on the logits (lambda 1)."""
+    lambda_game: float = 1.0
+    """Factor of the student's terms of the game (lambda 2)."""
+    lambda_squeeze: float = 1.0
+    """Factor of the squared error on the descriptors (lambda 3)."""
+    mu: float = 1.0
+    """Factor of -log D(s), the adversarial samples of the discriminator's regulariser."""
+    mu_weights: float = 1e-4
+    """Factor of |w| + w^2, summed over the discriminator's parameters; near 1 it switches the game off."""
+    data_reduction: str = "sum"
+    """sum: over classes and descriptor entries; mean: smaller by their number."""
+    saturating: bool = False
+    """Student minimises log(1 - D), as printed, in place of -log D."""
+    discriminator: str = "batchnorm"
+    """batchnorm: the paper's figure, 128 and 256 wide; or a layout such as 128-256-128; 1 + K outputs."""
+    discriminator_optimizer: OptimizerConfig | None = None
+    """The discriminator's optimizer; empty takes the student's settings."""
+
+    def __post_init__(self) -> None:
+        one_of("method.labels", self.labels, _LABELS)
+        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
+
+    def build(self, teacher: TeacherSpec) -> Method:
+        """Return the method for a student of this teacher; ValueError without stages."""
+        if not teacher.stage_channels:
+            raise ValueError("ksanc needs the teacher's stages: name them in teacher.stages")
+        return Ksanc(self, teacher)
+
+
+class Ksanc(Method):
+    """Two players; the discriminator moves first.
+
+    Departs from the paper: the student adds -log P(label) where the printed min over S would subtract it
+    (as in CAN); R(D) moves only the discriminator; the logits come from the networks' own heads, beside g^b;
+    teacher and student pass through the discriminator in one batch, so that its BatchNorm does not give the
+    source away.
+    """
+
+    def __init__(self, config: KsancConfig, teacher: TeacherSpec):
+        self.config = config
+        self.teacher = teacher
+        self.needs = frozenset({"logits", "descriptors"} | ({"labels"} if config.labels == "data" else set()))
+        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
+
+    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+        """Return the student with its estimators, and the discriminator."""
+        k, layout, channels = self.teacher.num_classes, self.config.discriminator, self.teacher.stage_channels
+        estimators = self.config.squeeze.estimators(student, paired_stages(student, channels), channels)
+        bn = layout == "batchnorm"
+        return {
+            "student": Squeezed(student, estimators),
+            "discriminator": ksanc_discriminator(k, k + 1) if bn else discriminator(layout, k, k + 1),
+        }
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Return the discriminator's optimizer unless it is the student's."""
+        own = self.config.discriminator_optimizer
+        return {} if own is None else {"discriminator": own}
+
+    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise -(L^o + L^C) and mu_w (|w| + w^2) - mu log D(s)."""
+        teacher, student = sides(batch, out)
+        judged_t, judged_s = _judge(nets, teacher.logits, student.logits.detach())
+        weights = list(nets["discriminator"].parameters())
+        penalty = weight_penalty(weights, 1) + weight_penalty(weights, 2)
+        labels = _labels(batch, self.config.labels)
+        terms = {
+            "discriminate": discriminator_loss(judged_t[:, :1], judged_s[:, :1]),
+            "classify": can_class_loss(judged_t[:, 1:], judged_s[:, 1:], labels),
+            "regularise": self.config.mu * as_teacher(judged_s[:, :1]) + self.config.mu_weights * penalty,
+        }
+        return Played(terms, judgement_measures(judged_t[:, :1], judged_s[:, :1]))
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Minimise lambda1 L_b + lambda2 (-log D(s) - log P(label | s)) + lambda3 L_is."""
+        teacher, student = sides(batch, out)
+        assert teacher.descriptors is not None
+        assert student.descriptors is not None
+        c = self.config
+        _, judged = _judge(nets, teacher.logits, student.logits)
+        conditional = cross_entropy(judged[:, 1:], _labels(batch, c.labels))
+        squeeze = squared_error(student.descriptors, teacher.descriptors, c.data_reduction)
+        return Played(
+            {
+                "data": c.lambda_data * squared_error(student.logits, teacher.logits, c.data_reduction),
+                "fool": c.lambda_game * fooling_loss(judged[:, :1], c.saturating),
+                "conditional": c.lambda_game * conditional,
+                "squeeze": c.lambda_squeeze * squeeze,
+            }
+        )
+
+
+def _judge(nets: Nets, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Return D's [B, 1 + K] of teacher and student, from one joint pass."""
+    judged_t, judged_s = nets["discriminator"](torch.cat([fp32(teacher), fp32(student)])).chunk(2)
+    return judged_t, judged_s
+
+
+def _labels(batch: Batch, source: str) -> Tensor:
+    """Return the set's labels or the teacher's arg max, [B] int64."""
+    if source == "data":
+        assert batch.labels is not None
+        return batch.labels
+    assert batch.target is not None
+    return batch.target.logits.argmax(1)

@@ -1,0 +1,87 @@
+"""KSANC's task-driven attention: stage maps squeezed to descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.batch import Outputs
+
+
+class StageAttention(nn.Module):
+    """One stage's estimator: map [B, C, H, W] and global descriptor [B, G, 1, 1] -> descriptor [B, C].
+
+    Lhat = L + conv(g), M = softmax over H x W of conv(Lhat), g~ = M * (L or Lhat), pooled (KSANC, 3.2).
+    """
+
+    def __init__(self, channels: int, global_dim: int, *, attend_on: str, pooling: str) -> None:
+        super().__init__()
+        self.lift = nn.Conv2d(global_dim, channels, 1)
+        self.score = nn.Conv2d(channels, 1, 1, bias=False)
+        self.attend_on = attend_on
+        self.pooling = pooling
+
+    def forward(self, stage: Tensor, descriptor: Tensor) -> Tensor:
+        """Return the squeezed descriptor [B, C]."""
+        lifted = stage + self.lift(descriptor)
+        weights = self.score(lifted).flatten(2).softmax(dim=2)
+        values = (stage if self.attend_on == "raw" else lifted).flatten(2)
+        attended = values * weights
+        return attended.sum(2) if self.pooling == "sum" else attended.mean(2)
+
+
+class AttentionEstimators(nn.Module):
+    """A network's attention estimators on all its stage maps: Outputs -> squeezed descriptors [B, F].
+
+    F is the sum of the target channels. The student's side gets `target_channels`, the teacher's C_i, and a
+    1x1 channel transform in front of each estimator; the teacher's side leaves them out. The global
+    descriptor g^b is a linear map of the features to `global_dim` numbers. `attend_on` "raw" multiplies the
+    attention with the stage map (the paper's figure), "sum" with map plus descriptor (its equation);
+    `pooling` "sum" is the attention-weighted sum, "mean" divides it by H * W as printed.
+    Raises ValueError for an option that is neither, or when the numbers of stages differ.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        stage_channels: Sequence[int],
+        target_channels: Sequence[int] | None = None,
+        *,
+        global_dim: int = 128,
+        attend_on: Literal["raw", "sum"] = "raw",
+        pooling: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        super().__init__()
+        if attend_on not in ("raw", "sum"):
+            raise ValueError(f"attend_on {attend_on!r} is unknown: use raw or sum")
+        if pooling not in ("sum", "mean"):
+            raise ValueError(f"pooling {pooling!r} is unknown: use sum or mean")
+        targets = tuple(stage_channels if target_channels is None else target_channels)
+        if len(targets) != len(stage_channels):
+            raise ValueError(
+                f"the student has {len(stage_channels)} stage maps and the teacher {len(targets)}: "
+                "name equally many stages of both"
+            )
+        self.descriptor_dim = sum(targets)
+        self.describe = nn.Conv2d(feature_dim, global_dim, 1)
+        self.transforms = nn.ModuleList(
+            nn.Identity() if target_channels is None else nn.Conv2d(own, target, 1)
+            for own, target in zip(stage_channels, targets)
+        )
+        self.estimators = nn.ModuleList(
+            StageAttention(channels, global_dim, attend_on=attend_on, pooling=pooling) for channels in targets
+        )
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the squeezed descriptors of all stages, concatenated, [B, F]."""
+        assert outputs.features is not None
+        assert outputs.stages is not None
+        descriptor = self.describe(outputs.features[:, :, None, None])
+        squeezed = [
+            estimate(transform(stage), descriptor)
+            for stage, transform, estimate in zip(outputs.stages, self.transforms, self.estimators)
+        ]
+        return torch.cat(squeezed, dim=1)

@@ -1,0 +1,75 @@
+"""The generator of the data-free papers: latent vectors to images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """Latent vectors [B, Z] -> images [B, C, out_px, out_px], float, 0..1 scale.
+
+    The published network ends in tanh and a BatchNorm without weights: its images have mean 0 and variance 1
+    per channel, and go to the teacher as they are. `mean` and `std`, the teacher's own, take them to the 0..1
+    scale that every network here normalises again, so the teacher sees the published values. They are not
+    clipped (that would stop the gradient): clamp before showing them.
+    Raises ValueError when `out_px` is not a multiple of 4.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int,
+        channels: int,
+        out_px: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bn_eps: float,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        if out_px % 4:
+            raise ValueError(f"the generator doubles its map twice: out_px {out_px} must be a multiple of 4")
+        self.latent_dim = latent_dim
+        self.start_px = out_px // 4
+        self.project = nn.Linear(latent_dim, 2 * width * self.start_px**2)
+        self.bn0 = nn.BatchNorm2d(2 * width)
+        self.conv1 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(2 * width, eps=bn_eps)
+        self.conv2 = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(width, eps=bn_eps)
+        self.conv3 = nn.Conv2d(width, channels, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(channels, affine=False)
+        self.register_buffer(
+            "shift", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer("scale", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return one image per latent vector."""
+        x = self.project(latent).view(latent.shape[0], -1, self.start_px, self.start_px)
+        x = F.interpolate(self.bn0(x), scale_factor=2)
+        x = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
+        x = F.interpolate(x, scale_factor=2)
+        x = F.leaky_relu(self.bn2(self.conv2(x)), 0.2)
+        return torch.addcmul(self.shift, self.bn3(torch.tanh(self.conv3(x))), self.scale)
+
+
+def dafl_generator(
+    latent_dim: int, channels: int, out_px: int, *, mean: Sequence[float], std: Sequence[float]
+) -> Generator:
+    """Return DAFL's generator; its inner BatchNorm eps of 0.8 is the published one (Chen et al. 2019)."""
+    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=0.8)
+
+
+def dfad_generator(
+    latent_dim: int, channels: int, out_px: int, *, mean: Sequence[float], std: Sequence[float]
+) -> Generator:
+    """Return DFAD's generator: DAFL's with PyTorch's default eps (Fang et al. 2019)."""
+    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=1e-5)

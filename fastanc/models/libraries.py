@@ -1,0 +1,132 @@
+"""Classifiers of torchvision and timm, with their published weights and normalisation."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+
+from fastanc.models.taps import last_linear
+
+
+class Shape(NamedTuple):
+    """What a network is built for."""
+
+    num_classes: int
+    in_channels: int
+    image_px: int
+
+
+class Bare(NamedTuple):
+    """A network without taps, and the normalisation that its weights were trained with, 0..1 scale."""
+
+    network: nn.Module
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
+    """Return the classifier NAME or NAME@WEIGHTS; `zoo.build` says what is raised."""
+    name, _, tag = rest.partition("@")
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        close = ", ".join(difflib.get_close_matches(name, names, cutoff=0.3))
+        raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
+    if tag:
+        return _published_torchvision(name, tag, shape, new_head=new_head)
+    network = torchvision.models.get_model(name, weights=None, num_classes=shape.num_classes)
+    if shape.in_channels != 3:
+        _replace_stem(network, shape.in_channels)
+    return Bare(network)
+
+
+def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool) -> Bare:
+    choices = torchvision.models.get_model_weights(name).__members__
+    if tag not in choices:
+        raise ValueError(f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices)}")
+    weights = choices[tag]
+    classes = len(weights.meta["categories"])
+    _check_fit(f"torchvision:{name}@{tag}", shape, classes, new_head=new_head)
+    try:
+        network = torchvision.models.get_model(name, weights=weights)
+    except OSError as error:
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        raise FileNotFoundError(
+            f"weights {tag} of torchvision:{name} are not in {folder} and could not be fetched ({error}): "
+            f"put {weights.url} there, or name a file in `weights`"
+        ) from error
+    if classes != shape.num_classes:
+        _replace_head(network, name, shape.num_classes)
+    views = weights.transforms()
+    return Bare(network, views.mean, views.std)
+
+
+def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
+    """Return the classifier NAME or NAME@pretrained; `zoo.build` says what is raised."""
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{rest} needs timm: pip install 'fastanc[timm]'") from None
+    name, _, tag = rest.partition("@")
+    if tag not in ("", "pretrained"):
+        raise ValueError(f"timm:{rest} cannot be read: write timm:{name} or timm:{name}@pretrained")
+    if not timm.is_model(name):
+        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), cutoff=0.3))
+        raise ValueError(f"timm has no network {name!r}: take e.g. {close or 'resnet18'}")
+    classes, channels = shape.num_classes, shape.in_channels
+    if not tag:
+        return Bare(timm.create_model(name, num_classes=classes, in_chans=channels))
+    published = timm.models.get_pretrained_cfg(name)
+    if published is None or not published.has_weights:
+        raise ValueError(f"timm:{name} has no pretrained weights: leave @pretrained out, or add its tag")
+    _check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=classes)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"the weights of timm:{rest} are not in the cache and could not be fetched "
+            f"({type(error).__name__}): connect to the network once, or name a file in `weights`"
+        ) from error
+    return Bare(network, published.mean, published.std)
+
+
+def _check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:
+    if shape.in_channels != 3:
+        raise ValueError(
+            f"the weights of {name} read 3 channels and the data set has {shape.in_channels}: "
+            "take the network without its published weights"
+        )
+    if shape.num_classes != classes and not new_head:
+        raise ValueError(
+            f"the weights of {name} know {classes} classes and the data set has {shape.num_classes}: "
+            "ask for a new head, or take a data set with the same classes"
+        )
+
+
+def _replace_stem(network: nn.Module, in_channels: int) -> None:
+    path, stem = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    network.set_submodule(
+        path,
+        nn.Conv2d(
+            in_channels,
+            stem.out_channels,
+            stem.kernel_size,  # type: ignore[arg-type]
+            stem.stride,  # type: ignore[arg-type]
+            stem.padding,  # type: ignore[arg-type]
+            bias=stem.bias is not None,
+        ),
+    )
+
+
+def _replace_head(network: nn.Module, name: str, num_classes: int) -> None:
+    path = last_linear(network)
+    if path is None:
+        raise ValueError(f"torchvision:{name} has no linear head to replace: take another network")
+    head = network.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    network.set_submodule(path, nn.Linear(head.in_features, num_classes, bias=head.bias is not None))

@@ -1,0 +1,204 @@
+"""A network with its normalisation and its taps, without editing the network."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.batch import Outputs
+
+_STAGE_PATTERNS = (
+    r"layer\d+",  # ResNets, own and torchvision's and timm's
+    r"block\d+",  # NiN, LeNets
+    r"stages\.\d+",  # timm: ConvNeXt, RegNet and others
+    r"blocks\.\d+",  # timm: EfficientNet, MobileNet
+    r"features\.denseblock\d+",
+    r"trunk_output\.block\d+",
+)
+
+
+class _Frames:
+    """The tensors of the passes that are under way, innermost last; shared by a network's hooks.
+
+    An object, since torch.export puts copies in the place of a module's plain lists.
+    """
+
+    def __init__(self) -> None:
+        self.open: list[dict[str, Tensor]] = []
+
+
+def _keep_input(frames: _Frames, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if frames.open:
+        frames.open[-1]["features"] = args[0].flatten(1)
+
+
+def _keep_output(frames: _Frames, name: str, module: nn.Module, args: object, output: Tensor) -> None:
+    if frames.open:
+        frames.open[-1][name] = output
+
+
+def stages_of(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules whose outputs are the network's stage maps, shallow to deep.
+
+    Raises ValueError where the family is unknown.
+    """
+    names = [name for name, _ in network.named_modules()]
+    for pattern in _STAGE_PATTERNS:
+        found = tuple(name for name in names if re.fullmatch(pattern, name))
+        if len(found) > 1:
+            return found
+    raise ValueError(
+        f"{type(network).__name__} has no stages that fastanc knows: name the modules to tap in `stages`, "
+        f"e.g. {', '.join(name for name, _ in network.named_children())}"
+    )
+
+
+def last_linear(network: nn.Module) -> str | None:
+    """Return the name of the last nn.Linear in module order, or None."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+class Tapped(nn.Module):
+    """A network that normalises its own input and says what it computed: images -> Outputs.
+
+    `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without
+    as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
+    "auto" takes the family's own. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
+    bare network's with every key under `network.`. Raises ValueError when a name fits no module.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        head: str | None = None,
+        stages: Sequence[str] | str = (),
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_classes: int | None = None,
+        name: str = "",
+        in_channels: int = 3,
+        image_px: int = 32,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name, self.in_channels, self.image_px = name, in_channels, image_px
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
+        self.head_name = head or last_linear(network)
+        if num_classes is None:
+            if self.head is None:
+                raise ValueError(f"{self._title} has no linear head: say its num_classes")
+            num_classes = self.head.out_features
+        elif head is None and self.head is not None and self.head.out_features != num_classes:
+            self.head_name = None
+        self.num_classes = num_classes
+        scale = 1 / torch.tensor(self.std, dtype=torch.float64)
+        shift = -torch.tensor(self.mean, dtype=torch.float64) * scale
+        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(-1, 1, 1), persistent=False)
+        self._frames = _Frames()
+        if self.head is not None:
+            self.head.register_forward_pre_hook(partial(_keep_input, self._frames))
+        for stage in self.stage_names:
+            self._module(stage).register_forward_hook(partial(_keep_output, self._frames, stage))
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The last linear layer, or None."""
+        if self.head_name is None:
+            return None
+        head = self._module(self.head_name)
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"head {self.head_name!r} of {self._title} is no nn.Linear: name one, or none")
+        return head
+
+    @property
+    def feature_dim(self) -> int | None:
+        """D, or None without a head."""
+        return None if self.head is None else self.head.in_features
+
+    @property
+    def _title(self) -> str:
+        return self.name or type(self.network).__name__
+
+    def _module(self, name: str) -> nn.Module:
+        try:
+            return self.network.get_submodule(name)
+        except AttributeError:
+            names = ", ".join(name for name, _ in self.network.named_children())
+            raise ValueError(f"{self._title} has no module {name!r} to tap: its parts are {names}") from None
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (x - mean) / std of uint8 images (0..255) or float ones (0..1), in their memory format."""
+        if images.dtype == torch.uint8:
+            return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale / 255)
+        return torch.addcmul(self.shift, images, self.scale)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return logits [B, K], features [B, D] and the stage maps asked for, of images [B, C, H, W]."""
+        # A stack, so that a pass inside a pass keeps its own tensors and a recomputation outside leaves none.
+        frame: dict[str, Tensor] = {}
+        self._frames.open.append(frame)
+        try:
+            logits = self.network(self.normalise(images))
+        finally:
+            self._frames.open.pop()
+        if not isinstance(logits, Tensor):  # torchvision's Inceptions add auxiliary logits while they train
+            logits = logits[0]
+        stages = tuple(frame[name] for name in self.stage_names) if self.stage_names else None
+        return Outputs(logits, frame.get("features"), stages)
+
+    @torch.no_grad()
+    def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
+        """Return C_i of every stage map, from a dry run without memory or arithmetic."""
+        twin = copy.deepcopy(self).to("meta").eval()
+        px, channels = image_px or self.image_px, in_channels or self.in_channels
+        stages = twin(torch.empty(1, channels, px, px, device="meta")).stages
+        return () if stages is None else tuple(stage.shape[1] for stage in stages)
+
+
+def _as_names(stages: Sequence[str] | str) -> tuple[str, ...]:
+    return (stages,) if isinstance(stages, str) else tuple(stages)
+
+
+class Adapted(nn.Module):
+    """A tapped student whose features pass a linear map to the teacher's width: images -> Outputs.
+
+    The logits do not depend on the map, so `.network`, the tapped student, is what is evaluated and exported.
+    Raises ValueError when the student has no features.
+    """
+
+    def __init__(self, student: Tapped, feature_dim: int) -> None:
+        super().__init__()
+        if student.feature_dim is None:
+            raise ValueError(f"{student.name} has no linear head, so no features to adapt: name its head")
+        self.network = student
+        self.adapter = nn.Linear(student.feature_dim, feature_dim)
+        self.feature_dim = feature_dim
+        self.num_classes, self.stage_names = student.num_classes, student.stage_names
+        self.name, self.in_channels, self.image_px = student.name, student.in_channels, student.image_px
+        self.mean, self.std = student.mean, student.std
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The student's last linear layer; it reads the features before the map."""
+        return self.network.head
+
+    def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
+        """Return C_i of every stage map of the student."""
+        return self.network.stage_channels(image_px, in_channels)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the student's outputs with features [B, D of the teacher]."""
+        out: Outputs = self.network(images)
+        return out._replace(features=self.adapter(out.features))

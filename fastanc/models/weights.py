@@ -1,0 +1,144 @@
+"""Weight files: reading any, writing safetensors, and the digests that identify weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastanc.models.taps import Adapted, Tapped
+
+_PREFIXES = ("module.", "network.", "_orig_mod.")
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's state dict with the bare network's keys, on the CPU, and its safetensors metadata.
+
+    Takes .safetensors, and .pt, .pth or .th without executing anything in them; {"state_dict": ...} and
+    {"model": ...} are unwrapped and the prefixes of DataParallel, `Tapped` and torch.compile cut off.
+    Raises FileNotFoundError when there is no file, ValueError when it holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist: correct the path")
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"weights file {path} is damaged ({error}): fetch or write it again") from error
+    else:
+        state = _unwrap(path, _unpickle(path))
+    while prefix := _common_prefix(state):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, metadata
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"weights file {path} is damaged or holds more than tensors, which fastanc does not execute: "
+            "save its state dict alone"
+        ) from error
+
+
+def _unwrap(path: Path, content: object) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
+        raise ValueError(f"weights file {path} holds no state dict: save the network's state_dict() alone")
+    return dict(content)
+
+
+def _common_prefix(state: Mapping[str, Tensor]) -> str | None:
+    return next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
+
+
+def fit_weights(
+    network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], without: str | None = None
+) -> None:
+    """Load a state dict into a bare network, in place; `without` names a module that keeps its own weights.
+
+    Raises ValueError with the first differing keys and shapes.
+    """
+    own = network.state_dict()
+    if without:
+        own = {key: value for key, value in own.items() if not key.startswith(f"{without}.")}
+        state = {key: value for key, value in state.items() if not key.startswith(f"{without}.")}
+    problems = []
+    # BatchNorm's step counters were not always part of a state dict.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in own]
+    if missing:
+        problems.append(f"it lacks {_first(missing)}")
+    if surplus:
+        problems.append(f"the network lacks {_first(surplus)}")
+    for key in own:
+        if key in state and own[key].shape != state[key].shape:
+            there, here = list(state[key].shape), list(own[key].shape)
+            problems.append(f"{key} is {there} in the file and {here} in the network")
+    if problems:
+        raise ValueError(
+            f"weights file {os.fspath(path)} does not fit: {'; '.join(problems[:3])}; "
+            "name the network that it was made with"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def save_weights(network: Tapped | Adapted, path: str | os.PathLike[str]) -> None:
+    """Write the bare network's weights as safetensors, with what `zoo.load_weights` needs to build it again.
+
+    An adapter is dropped. The file appears whole or not at all.
+    """
+    tapped = network.network if isinstance(network, Adapted) else network
+    path = Path(path)
+    state = {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in tapped.network.state_dict().items()
+    }
+    fields = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
+    metadata = {field: json.dumps(getattr(tapped, field)) for field in fields}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(state, part, metadata)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the sha256 over the sorted state dict and the other buffers (a Tapped's normalisation)."""
+    return _digest({**module.state_dict(), **dict(module.named_buffers())})
+
+
+def head_digest(network: Tapped | Adapted) -> str | None:
+    """Return the sha256 over the head's weights, or None without a head."""
+    return None if network.head is None else _digest(network.head.state_dict())

@@ -1,0 +1,185 @@
+"""Every network by name, with its weights and its normalisation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from fastanc.models.lenet import LeNet4, LeNet5
+from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision
+from fastanc.models.nin import NiN
+from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
+from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
+from fastanc.models.taps import Tapped, last_linear
+from fastanc.models.weights import fit_weights, head_digest, read_weights, save_weights, weights_digest
+from fastanc.models.wide_resnet import WideResNet
+
+__all__ = ["build", "describe_names", "head_digest", "load_weights", "save_weights", "weights_digest"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class _Family(NamedTuple):
+    pattern: str
+    """Regular expression of the name; its groups go to `make`."""
+    example: str
+    says: str
+    make: Callable[[Shape, tuple[str, ...]], nn.Module]
+
+
+_FAMILIES = (
+    _Family(
+        r"resnet(\d+)",
+        "resnet20",
+        "ANC's pre-activation ResNet for 32 px, depth 6n+2: 8, 14, 20, 56, 110, 164",
+        lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels),
+    ),
+    _Family(
+        r"resnet(\d+)_v1",
+        "resnet20_v1",
+        "post-activation ResNet for 32 px, depth 6n+2; reads akamaster's published weights",
+        lambda s, g: PostActResNet(int(g[0]), s.num_classes, s.in_channels),
+    ),
+    _Family(
+        r"resnet(\d+)_bottleneck",
+        "resnet164_bottleneck",
+        "KSANC's pre-activation bottleneck ResNet for 32 px, depth 9n+2",
+        lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels, bottleneck=True),
+    ),
+    _Family(
+        r"resnet(18|34)_8x",
+        "resnet18_8x",
+        "torchvision's ResNet with a 3x3 stem for 32 px (DAFL, DFAD): 18, 34",
+        lambda s, g: small_input_resnet(int(g[0]), s.num_classes, s.in_channels),
+    ),
+    _Family(
+        r"imagenet_resnet(\d+)",
+        "imagenet_resnet18",
+        "ANC's bottleneck ResNets for ImageNet: 18 is [2, 2, 2, 2], 50, 101, 152",
+        lambda s, g: BottleneckResNetV2(int(g[0]), s.num_classes, s.in_channels),
+    ),
+    _Family(
+        r"wrn-(\d+)-(\d+)(?:-drop(0?\.\d+))?",
+        "wrn-10-4-drop0.3",
+        "Wide ResNet of depth 6n+4, times wider, dropout (CAN's have 0.3)",
+        lambda s, g: WideResNet(int(g[0]), int(g[1]), s.num_classes, s.in_channels, dropout=float(g[2] or 0)),
+    ),
+    _Family(
+        "nin",
+        "nin",
+        "ANC's Network in Network teacher, 1024 features",
+        lambda s, g: NiN(s.num_classes, s.in_channels, s.image_px),
+    ),
+    _Family(
+        "lenet4",
+        "lenet4",
+        "ANC's LeNet-4 student, 1024 features",
+        lambda s, g: LeNet4(s.num_classes, s.in_channels, s.image_px),
+    ),
+    _Family(
+        "lenet5(_half)?",
+        "lenet5_half",
+        "DAFL's LeNet-5 teacher (lenet5) and student (lenet5_half) for 28 or 32 px",
+        lambda s, g: LeNet5(s.num_classes, s.in_channels, s.image_px, half=bool(g[0])),
+    ),
+)
+
+
+def describe_names() -> list[tuple[str, str]]:
+    """Return (example of a name, what it builds) of every family."""
+    own = [(family.example, family.says) for family in _FAMILIES]
+    return [
+        *own,
+        (
+            "torchvision:NAME[@WEIGHTS]",
+            "any torchvision classifier, e.g. torchvision:resnet152@IMAGENET1K_V1",
+        ),
+        ("timm:NAME[@pretrained]", "any timm classifier, e.g. timm:resnet50.a1_in1k@pretrained"),
+    ]
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_px: int = 32,
+    weights: str | os.PathLike[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str | None = None,
+    stages: Sequence[str] | str = (),
+    default_mean: Sequence[float] | None = None,
+    default_std: Sequence[float] | None = None,
+    new_head: bool = False,
+) -> Tapped:
+    """Return the network `name` (see `describe_names`) with its normalisation and taps.
+
+    `weights` is a file (see `read_weights`). With `new_head` a head that was trained for other classes is
+    replaced by a fresh one. Mean and std come from the arguments, the file's metadata, the published weights,
+    or the data set (`default_mean`, `default_std`), in this order; without any they are 0.5 and 0.25.
+    Raises ValueError for an unknown name or weights that do not fit, FileNotFoundError for weights that are
+    neither here nor to be fetched.
+    """
+    shape = Shape(num_classes, in_channels, image_px)
+    library, _, rest = name.rpartition(":")
+    if library == "torchvision":
+        bare = from_torchvision(rest, shape, new_head=new_head)
+    elif library == "timm":
+        bare = from_timm(rest, shape, new_head=new_head)
+    else:
+        bare = _own(name, shape)
+    published = {"mean": bare.mean, "std": bare.std}
+    if weights is not None:
+        state, metadata = read_weights(weights)
+        fit_weights(bare.network, state, weights, (head or last_linear(bare.network)) if new_head else None)
+        if name.endswith("_v1") and in_channels == 3:
+            published = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        published.update((key, json.loads(metadata[key])) for key in ("mean", "std") if key in metadata)
+    return Tapped(
+        bare.network,
+        head=head,
+        stages=stages,
+        mean=mean or published["mean"] or default_mean or (0.5,) * in_channels,
+        std=std or published["std"] or default_std or (0.25,) * in_channels,
+        num_classes=num_classes,
+        name=name,
+        in_channels=in_channels,
+        image_px=image_px,
+    )
+
+
+def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = ()) -> Tapped:
+    """Return the network that `save_weights` wrote to `path`, built from the file alone.
+
+    Raises ValueError when the file does not say which network it belongs to.
+    """
+    _, metadata = read_weights(path)
+    if "name" not in metadata:
+        raise ValueError(f"weights file {os.fspath(path)} does not name its network: give the name beside it")
+    said = {key: json.loads(value) for key, value in metadata.items()}
+    name = re.sub(r"^((?:torchvision|timm):[^@]*)@.*", r"\1", said["name"])  # the file has the weights
+    tapped = build(
+        name,
+        num_classes=said["num_classes"],
+        in_channels=said["in_channels"],
+        image_px=said["image_px"],
+        weights=path,
+        head=said["head_name"],
+        stages=stages,
+    )
+    tapped.name = said["name"]
+    return tapped
+
+
+def _own(name: str, shape: Shape) -> Bare:
+    for family in _FAMILIES:
+        if match := re.fullmatch(family.pattern, name):
+            return Bare(family.make(shape, match.groups()))
+    known = ", ".join(example for example, _ in describe_names())
+    raise ValueError(f"network {name!r} is unknown: take a name like {known}")

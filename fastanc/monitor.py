@@ -1,0 +1,293 @@
+"""What a run tells while it trains: metrics.jsonl, the progress bar, the bottleneck, the warnings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+_WON, _WON_WINDOWS = 0.98, 3
+_BOTTLENECK_AFTER_STEPS = 100
+_PLAIN_LINE_EVERY_S = 10.0
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; a torn last line, left by a killed process, is dropped."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def bottleneck(rates: Mapping[str, float]) -> str:
+    """Return one line: what bounds the run, the shares measured, and what would lift it.
+
+    Args:
+        rates: `images_per_s`; `data_share` and `teacher_share`, the parts of the wall time (0..1) spent
+            waiting for the batch and for the teacher; `cpu_share`, the part of this process's cores that was
+            busy; `read_bytes_per_s`, what came from storage and not from the page cache.
+    """
+    data, teacher = rates["data_share"], rates["teacher_share"]
+    compute = max(0.0, 1.0 - data - teacher)
+    read_mb = rates["read_bytes_per_s"] / 1e6
+    if max(data, teacher) < 0.05:
+        bound, lift = "compute", "a larger batch per process, bf16 and a compiled student, or more processes"
+    elif teacher >= data:
+        bound = "teacher"
+        lift = "keep an online teacher's rows (`fastanc cache build`), or put the cache on faster storage"
+    elif rates["cpu_share"] < 0.75 and read_mb >= 20:
+        bound, lift = "storage", "put the set on a local disk or in memory, or pack it smaller"
+    else:
+        bound, lift = "decode", "give the input more cores, pack the set smaller, or decode on the GPU"
+    images_per_s = rates["images_per_s"]
+    line = (
+        f"bound by {bound}: compute {compute:.0%}, waiting for data {data:.0%}, "
+        f"for the teacher {teacher:.0%} at {images_per_s:,.0f} images/s; "
+        f"cores {rates['cpu_share']:.0%} busy, {read_mb:,.0f} MB/s from storage"
+    )
+    if bound != "compute":
+        line += f"; without the wait up to {images_per_s / max(compute, 0.01):,.0f} images/s"
+    return f"{line}. What would lift it: {lift}."
+
+
+class _Clock:
+    """Wall, waiting and processor time between two marks; time spent in a pause does not count."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self.data_s, self.teacher_s, self.off_s = 0, 0.0, 0.0, 0.0
+        self._wall, self._cpu, self._read = time.perf_counter(), time.process_time(), _bytes_read()
+
+    def rates(self, images_per_step: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self._wall - self.off_s, 1e-9)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {
+            "images_per_s": images_per_step * self.steps / seconds,
+            "data_share": min(self.data_s / seconds, 1.0),
+            "teacher_share": min(self.teacher_s / seconds, 1.0),
+            "cpu_share": min((time.process_time() - self._cpu) / (seconds * cores), 1.0),
+            "read_bytes_per_s": (_bytes_read() - self._read) / seconds,
+        }
+
+
+class Monitor:
+    """Collects a run's terms on the device, reads them every `log_every` steps, and writes what it read.
+
+    metrics.jsonl holds one object per line:
+    {"kind": "train", "step", "epoch", "lr", the means of all terms and measures since the last line,
+    "images_per_s", "data_share", "teacher_share", "wall_s"}, {"kind": "val", "step", "epoch", ...} and
+    {"kind": "note", "step", "text"}. `step` counts from 0 and names the last step that a line covers.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        total_steps: int,
+        log_every: int,
+        images_per_step: int,
+        is_main: bool,
+        *,
+        steps_per_epoch: int,
+        start_step: int = 0,
+        reduce_mean: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        """Open the run's file and bar; lines of steps that will be made again (>= `start_step`) are removed.
+
+        Args:
+            run_dir: the run's folder; made if missing.
+            total_steps: steps of the whole run, resumed ones included.
+            log_every: steps between two readings of the device.
+            images_per_step: images that all processes together see in one step.
+            is_main: whether this process writes and shows.
+            steps_per_epoch: turns steps into epochs.
+            start_step: the first step that this execution makes.
+            reduce_mean: mean of a float32 vector over all processes, all of which call it at the same steps.
+        """
+        self._total, self._every, self._images = total_steps, log_every, images_per_step
+        self._steps_per_epoch, self._start, self._reduce_mean = steps_per_epoch, start_step, reduce_mean
+        self._is_main, self._path = is_main, Path(run_dir) / "metrics.jsonl"
+        self._rows: list[tuple[int, tuple[str, ...], int, Tensor]] = []
+        self._step = start_step - 1
+        self._won_windows = 0
+        self._bottleneck_said = False
+        self._said_s = -math.inf
+        self._wall_before_s = self._keep_lines_before(start_step) if is_main else 0.0
+        self._on_tty = is_main and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", disable=not self._on_tty)
+        self._window, self._steady = _Clock(), _Clock()
+        self._rates: dict[str, float] = {}
+        self._opened_s = time.perf_counter()
+
+    def step(
+        self,
+        step: int,
+        terms: Mapping[str, Tensor],
+        measures: Mapping[str, Tensor],
+        *,
+        lr: float,
+        data_s: float,
+        teacher_s: float,
+    ) -> None:
+        """Take one step's scalars; the host waits for the device only where a line is written.
+
+        Args:
+            step: the step just made.
+            terms: weighted scalars on the device, keyed "player/term"; checked to be finite.
+            measures: scalars on the device that are only logged.
+            lr: the student's learning rate in this step.
+            data_s: seconds this process waited for the batch.
+            teacher_s: seconds this process waited for the teacher.
+
+        Raises:
+            ValueError: a term was not finite; the first step and its term are named.
+        """
+        values = torch.stack([v.detach().float() for v in (*terms.values(), *measures.values())])
+        self._rows.append((step, (*terms, *measures), len(terms), values))
+        self._step = step
+        for clock in (self._window, self._steady):
+            clock.steps += 1
+            clock.data_s += data_s
+            clock.teacher_s += teacher_s
+        if (step + 1) % self._every == 0 or step + 1 == self._total:
+            self._log(lr)
+        self._bar.update()
+
+    def validation(self, done: int, values: Mapping[str, float]) -> None:
+        """Write one evaluation, made after `done` steps."""
+        self._write({"kind": "val", "step": done - 1, "epoch": self._epoch(done), **values})
+        text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        self._say(f"step {done}/{self._total}  evaluation: {text}")
+
+    def note(self, text: str) -> None:
+        """Write and show one sentence that a reader of the run should know."""
+        self._write({"kind": "note", "step": self._step, "text": text})
+        self._say(f"note: {text}")
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keep an evaluation or a checkpoint out of the rates; pending device work is waited for first."""
+        if self._rows:
+            self._rows[-1][3].cpu()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            for clock in (self._window, self._steady):
+                clock.off_s += time.perf_counter() - began
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """`bottleneck`'s rates from the first line to the last, so that warm-up does not count; {} before."""
+        return self._rates
+
+    def close(self) -> None:
+        """End the bar; a window that is not full is not written, so that resumed runs have the same lines."""
+        self._bar.close()
+
+    def _log(self, lr: float) -> None:
+        means = self._read_window()
+        rates = self._window.rates(self._images)
+        line = {"kind": "train", "step": self._step, "epoch": self._epoch(self._step + 1), "lr": lr, **means}
+        line |= {key: rates[key] for key in ("images_per_s", "data_share", "teacher_share")}
+        line["wall_s"] = self._wall_before_s + time.perf_counter() - self._opened_s
+        self._write(line)
+        self._show(means, rates["images_per_s"])
+        if not self._rates:  # the first window held compilation and the input's start
+            self._rates = rates
+            self._steady.restart()
+        else:
+            self._rates = self._steady.rates(self._images)
+        self._watch_discriminator(means)
+        if not self._bottleneck_said and self._step + 1 - self._start >= _BOTTLENECK_AFTER_STEPS:
+            self._bottleneck_said = True
+            self.note(bottleneck(self._rates))
+        self._window.restart()
+
+    def _read_window(self) -> dict[str, float]:
+        """Copy every collected scalar to the host at once and return the mean of each name."""
+        values = iter(self._reduce_mean(torch.cat([row[3] for row in self._rows])).tolist())
+        sums: dict[str, list[float]] = {}
+        for step, names, num_terms, _ in self._rows:
+            for i, name in enumerate(names):
+                value = next(values)
+                if i < num_terms and not math.isfinite(value):
+                    message = (
+                        f"the loss term {name} is {value} at step {step}: lower its player's learning rate "
+                        "or clip its gradients, and resume from the last checkpoint"
+                    )
+                    self._write({"kind": "note", "step": self._step, "text": message})
+                    raise ValueError(message)
+                sums.setdefault(name, []).append(value)
+        self._rows.clear()
+        return {name: sum(seen) / len(seen) for name, seen in sums.items()}
+
+    def _watch_discriminator(self, means: Mapping[str, float]) -> None:
+        if self._won_windows >= _WON_WINDOWS or "won" not in means:
+            return
+        self._won_windows = self._won_windows + 1 if means["won"] > _WON else 0
+        if self._won_windows == _WON_WINDOWS:
+            self.note(
+                f"the discriminator has won: it told teacher and student apart in {means['won']:.1%} of the "
+                f"cases over {_WON_WINDOWS} windows, so the student learns little from it; lower its "
+                "learning rate, regularise it more, or give the adversarial term less weight"
+            )
+
+    def _epoch(self, done: int) -> float:
+        return round(done / self._steps_per_epoch, 4)
+
+    def _show(self, means: Mapping[str, float], images_per_s: float) -> None:
+        text = f"{images_per_s:,.0f} images/s  " + "  ".join(f"{k} {v:.4g}" for k, v in means.items())
+        if self._on_tty:
+            self._bar.set_postfix_str(text)
+            return
+        now, done = time.perf_counter(), self._step + 1
+        if now - self._said_s >= _PLAIN_LINE_EVERY_S or done == self._total:
+            self._said_s = now
+            left_s = (self._total - done) * self._images / images_per_s
+            eta = tqdm.format_interval(left_s)
+            self._say(f"step {done}/{self._total}  epoch {self._epoch(done):.2f}  ETA {eta}  {text}")
+
+    def _say(self, text: str) -> None:
+        if self._is_main:
+            tqdm.write(text, file=sys.stderr)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        if self._is_main:
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
+            }
+            with self._path.open("a") as file:
+                file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def _keep_lines_before(self, start: int) -> float:
+        """Remove the lines of steps that will be made again; return the training seconds that remain."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [x for x in read_metrics(self._path) if x["step"] < start] if self._path.exists() else []
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self._path)
+        return max((line["wall_s"] for line in kept if "wall_s" in line), default=0.0)
+
+
+def _bytes_read() -> int:
+    """Bytes this process made the storage deliver; 0 where the system does not say (not Linux, forbidden)."""
+    try:
+        fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(fields["read_bytes"])

@@ -1,0 +1,316 @@
+"""The state of one run around the training loop: its parts, its clock, its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import draccus
+import torch
+from accelerate import DistributedType
+from accelerate.utils import set_seed
+
+from fastanc import assemble, checkpoint
+from fastanc.batch import Batch, Outputs
+from fastanc.checkpoint import Checkpoints
+from fastanc.config import Config, dump
+from fastanc.methods.base import Played, TeacherSpec
+from fastanc.models import zoo
+from fastanc.models.counting import count
+from fastanc.models.taps import Tapped
+from fastanc.monitor import Monitor
+from fastanc.players import Players
+from fastanc.processes import average_flat, make_accelerator, mean_over, sum_over
+from fastanc.schedule import factor
+from fastanc.validate import average_buffers, evaluate
+
+# Fields in which a run may differ from the checkpoint that it continues.
+_FREE = {
+    "run": {
+        "out",
+        "name",
+        "compile",
+        "max_steps",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep",
+        "resume",
+    },
+    "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
+    "teacher": {"weights", "recipe", "cache", "cache_dir"},
+}
+
+
+class Run:
+    """Everything of a run that is not the loop: built from a configuration, left behind as a folder."""
+
+    def __init__(self, config: Config):
+        self._began = time.perf_counter()
+        self.config = config
+        self.accelerator = make_accelerator(
+            precision=config.run.precision, batch=config.data.batch, clip=config.optimizer.clip
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main = self.accelerator.is_main_process
+        self.folder = config.run.folder
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
+        self.input = assemble.open_input(
+            config.data, config.run.seed, self.accelerator.device, self.rank, self.world
+        )
+        self.steps_per_epoch = self.input.order.steps_per_epoch
+        self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
+        self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
+        self._notes: list[str] = []
+        self._build_game()
+        self.start = self._resume()
+        self.monitor = self._open_folder()
+        self._played: dict[str, torch.Tensor] = {}
+        self._measured: dict[str, torch.Tensor] = {}
+        self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
+
+    # ---- building -------------------------------------------------------------------------------------------
+
+    def _build_game(self) -> None:
+        config, dataset = self.config, self.input.train
+        set_seed(config.run.seed)
+        self.student: Tapped = assemble.build_network(
+            config.student, config.data, dataset, config.student.weights, config.method.reads_stages
+        )
+        self.teacher_network: Tapped | None = None
+        spec = TeacherSpec(num_classes=dataset.num_classes)
+        if config.method.needs_teacher:
+            self.teacher_network = assemble.build_teacher_network(config, dataset)
+            spec = assemble.teacher_spec(self.teacher_network, config.data, dataset.channels)
+        self.method = config.method.build(spec)
+        if "labels" in self.method.needs and dataset.labels is None:
+            raise ValueError(
+                f"data.name {dataset.name} has no labels, which method.type {config.method.kind} needs"
+            )
+        networks = self.method.networks(self.student)
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            # DeepSpeed views weights as bytes, which needs the contiguous layout.
+            networks["student"].to(memory_format=torch.channels_last)
+        if config.run.compile:
+            self._compile(networks)
+        optimizers = {"student": config.optimizer, **self.method.optimizers()}
+        self.players = Players(self.accelerator, networks, optimizers)
+        self.teacher = None
+        if self.teacher_network is not None:
+            self.teacher = assemble.open_teacher(config, self.input, self.method, self.teacher_network)
+
+    def _compile(self, networks: dict[str, torch.nn.Module]) -> None:
+        device = self.accelerator.device
+        shape = (2, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
+        sample = torch.zeros(shape, dtype=torch.uint8, device=device)
+        for module in (networks["student"], self.teacher_network):
+            if module is not None:
+                problem = assemble.compile_in_place(module.to(device), sample)
+                if problem:
+                    self._notes.append(problem)
+
+    def _open_folder(self) -> Monitor:
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(dump(self.config))
+        self.accelerator.wait_for_everyone()
+        monitor = Monitor(
+            self.folder,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            log_every=self.config.run.log_every,
+            images_per_step=self.config.data.batch,
+            start_step=self.start,
+            is_main=self.is_main,
+            reduce_mean=mean_over(self.accelerator),
+        )
+        for note in self._notes:
+            monitor.note(note)
+        return monitor
+
+    def _resume(self) -> int:
+        wish = self.config.run.resume
+        present = self.checkpoints.complete()
+        if wish == "no" and present:
+            raise ValueError(
+                f"{self.folder} holds checkpoints of an earlier run: --run.resume latest continues it,"
+                " --run.resume anew starts over, another --run.name leaves it alone"
+            )
+        if wish == "anew" or (wish in ("no", "latest") and not present):
+            return 0
+        if wish == "latest":
+            path, refused = self.checkpoints.latest()
+            self._notes += refused
+        else:
+            path = Path(wish)
+        state, meta = checkpoint.load(path)
+        _check_same(path, meta["config"], draccus.encode(self.config))
+        self.players.load_state(state)
+        self._notes.append(f"resumed from {path} at step {meta['step']}")
+        return int(meta["step"])
+
+    # ---- the loop's other half --------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
+        batches = self.input.batches(self.start, self.total_steps)
+        for step in range(self.start, self.total_steps):
+            began = time.perf_counter()
+            batch = next(batches)
+            self._step_s["data_s"] = time.perf_counter() - began
+            assert batch.step == step, (batch.step, step)
+            yield step, batch
+
+    def lr_factor(self, step: int) -> float:
+        """Return what every base learning rate is multiplied with at this step."""
+        schedule = self.config.schedule
+        return factor(
+            step,
+            self.schedule_steps,
+            name=schedule.name,
+            warmup_steps=round(schedule.warmup_epochs * self.steps_per_epoch),
+            milestones=schedule.milestones,
+            gamma=schedule.gamma,
+        )
+
+    def ask_teacher(self, batch: Batch) -> Outputs | None:
+        """Return the teacher's outputs on a batch; None where the method has no teacher."""
+        if self.teacher is None:
+            return None
+        began = time.perf_counter()
+        target = self.teacher(batch)
+        self._step_s["teacher_s"] = time.perf_counter() - began
+        return target
+
+    def log(self, player: str, played: Played) -> None:
+        """Remember a play's terms and measures until the step is over; nothing is read from the device."""
+        self._played.update({f"{player}/{key}": term.detach() for key, term in played.terms.items()})
+        self._measured.update(played.measures)
+
+    def after(self, step: int) -> None:
+        """Close a step: log, and at its time evaluate and write a checkpoint."""
+        self.monitor.step(
+            step,
+            self._played,
+            self._measured,
+            data_s=self._step_s["data_s"],
+            teacher_s=self._step_s["teacher_s"],
+            lr=self.config.optimizer.lr * self.lr_factor(step),
+        )
+        done, epoch_ends = step + 1, (step + 1) % self.steps_per_epoch == 0
+        every = self.config.run.checkpoint_every
+        saves = done % every == 0 if every else epoch_ends
+        epoch, period = done // self.steps_per_epoch, self.config.run.eval_every
+        evaluates = epoch_ends and done < self.total_steps and period > 0 and epoch % period == 0
+        if saves or evaluates:
+            with self.monitor.pause():
+                if saves:
+                    self.save(done)
+                if evaluates:
+                    self.monitor.validation(done, self.evaluate())
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
+        self._average_buffers()
+        if self.teacher is not None:
+            self.teacher.flush()
+        if self.is_main:
+            meta = {"config": draccus.encode(self.config), "world": self.world}
+            self.checkpoints.save(done, self.players.state(), meta)
+
+    def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
+        """Evaluate the student on the whole validation set, exactly once per image over all processes."""
+        self._average_buffers()
+        return evaluate(
+            self.student,
+            self.input.val_batches(),
+            sum_over(self.accelerator),
+            num_images=self.input.val.num_images,
+            teacher=self.teacher_network.to(self.accelerator.device)
+            if with_teacher and self.teacher_network
+            else None,
+        )
+
+    def _average_buffers(self) -> None:
+        average_buffers(
+            self.players["student"].module, lambda tensors: average_flat(self.accelerator, tensors)
+        )
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Path:
+        """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
+        self._assert_processes_agree()
+        result = self.evaluate(with_teacher=True)
+        self.monitor.validation(self.total_steps, result)
+        if self.is_main:
+            zoo.save_weights(self.student, self.folder / "student.safetensors")
+            (self.folder / "summary.json").write_text(json.dumps(self._summary(result), indent=1))
+        self.accelerator.wait_for_everyone()
+        return self.folder
+
+    def _assert_processes_agree(self) -> None:
+        if self.world == 1:
+            return
+        sums = [
+            sum(p.detach().double().abs().sum() for p in m.parameters())
+            for m in self.players.modules().values()
+        ]
+        everyone = self.accelerator.gather(torch.stack([torch.as_tensor(s) for s in sums])[None])
+        if not bool((everyone == everyone[:1]).all()):
+            raise RuntimeError(
+                f"the processes' weights drifted apart: {everyone.tolist()}; please report this"
+            )
+        self.monitor.note(f"weights agree on all {self.world} processes")
+
+    def _summary(self, result: dict[str, float]) -> dict[str, Any]:
+        config = self.config
+        size = count(self.student, image_px=config.data.image_px)
+        rates = self.monitor.rates
+        return {
+            "name": config.run.name,
+            "method": config.method.kind,
+            "student": config.student.name,
+            "teacher": config.teacher.name if self.teacher_network is not None else None,
+            "dataset": config.data.name,
+            "params": size.parameters,
+            "macs": size.macs,
+            "epochs": self.total_steps / self.steps_per_epoch,
+            "steps": self.total_steps,
+            "batch": config.data.batch,
+            "seed": config.run.seed,
+            "val": result,
+            **{key: rates[key] for key in ("images_per_s", "data_share", "teacher_share") if key in rates},
+            "wall_s": time.perf_counter() - self._began,
+            "teacher_source": config.teacher.cache if self.teacher is not None else None,
+            "world": self.world,
+            "device": str(self.accelerator.device),
+        }
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.teacher is not None:
+            self.teacher.close()
+        self.monitor.close()
+        self.checkpoints.wait()
+        self.accelerator.free_memory()
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for group, free in (
+        *_FREE.items(),
+        *((g, set()) for g in ("student", "method", "optimizer", "schedule")),
+    ):
+        for key in sorted({*old[group], *new[group]} - free):
+            before, now = old[group].get(key), new[group].get(key)
+            if before != now:
+                raise ValueError(
+                    f"checkpoint {path} was written with {group}.{key} {before!r}, this run has {now!r}:"
+                    " set it back, or start another --run.name"
+                )

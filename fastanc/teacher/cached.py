@@ -1,0 +1,87 @@
+"""The teacher from the cache alone: features are read, logits are one small matrix product away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fastanc.batch import Batch, Outputs
+from fastanc.teacher.ahead import Picked, ReadAhead, Resident, Source
+from fastanc.teacher.rows import decode, outputs_of
+from fastanc.teacher.store import Store
+
+if TYPE_CHECKING:
+    from fastanc.methods.base import TeacherSpec
+
+_AHEAD = 4
+
+
+class Cached:
+    """Reads the teacher's outputs, some steps before they are asked for.
+
+    Args:
+        store: the cache; every row that is asked for must be in it.
+        head: the teacher's last linear layer; None where the cache stores logits.
+        picks: step -> index and view of this process, the same arithmetic as the input's order.
+        device: of the training.
+        spec: what a method may know of the teacher.
+        ahead: steps to read ahead.
+        host_budget_bytes: keep the complete views in host memory when they fit into so many.
+        device_budget_bytes: the same on the device; tried first.
+
+    Raises:
+        FileNotFoundError: a row is missing; names view and image, and what to run.
+        ValueError: a shard is damaged.
+    """
+
+    rows_computed = 0
+
+    def __init__(
+        self,
+        store: Store,
+        head: nn.Linear | None,
+        picks: Callable[[int], Picked] | None,
+        *,
+        device: torch.device | str,
+        spec: TeacherSpec,
+        ahead: int = _AHEAD,
+        host_budget_bytes: int = 0,
+        device_budget_bytes: int = 0,
+    ) -> None:
+        device = torch.device(device)
+        self.spec = spec
+        self.rows_read = 0
+        self._fields = store.fields
+        self._head = None if head is None else head.to(device)
+        self._reader = store.reader()
+        views = [view for view in store.views() if store.complete(view)]
+        num_bytes = len(views) * store.num_images * store.row_bytes
+        source: Source = self._reader
+        if views and num_bytes <= device_budget_bytes:
+            source, ahead = Resident(self._reader, views, store.num_images, device), 0
+        elif views and num_bytes <= host_budget_bytes:
+            source = Resident(self._reader, views, store.num_images, torch.device("cpu"))
+        self._ahead = ReadAhead(source, picks, ahead, device, partial=False)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds this process waited for rows."""
+        return self._ahead.waited_s
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the teacher's outputs on a batch, float32: logits [B, K] and the fields of the cache."""
+        rows = self._ahead.take(batch).rows
+        self.rows_read += len(batch.index)
+        return outputs_of(decode(rows, self._fields), self._head)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+    def close(self) -> None:
+        """Stop reading and close the files."""
+        self._ahead.close()
+        self._reader.close()

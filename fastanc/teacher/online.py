@@ -1,0 +1,55 @@
+"""The teacher as it is: the network, run on every batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastanc.batch import Batch, Outputs
+from fastanc.teacher.rows import head_logits
+
+if TYPE_CHECKING:
+    from fastanc.methods.base import TeacherSpec
+    from fastanc.models.taps import Tapped
+
+
+class Online:
+    """Runs the frozen teacher in eval mode, without gradient.
+
+    Args:
+        network: the teacher, on the training device; it is frozen here.
+        spec: what a method may know of it.
+        autocast: dtype of its pass; None runs it in the dtype of its weights. Logits are always float32: from
+            narrower features they are computed again by the head in float32, as a cached teacher does.
+    """
+
+    waited_s = 0.0
+    rows_read = 0
+
+    def __init__(self, network: Tapped, spec: TeacherSpec, autocast: torch.dtype | None = None) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.spec = spec
+        self.rows_computed = 0
+        self._autocast = autocast
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped."""
+        device = batch.images.device.type
+        with torch.autocast(device, self._autocast, enabled=self._autocast is not None):
+            out: Outputs = self.network(batch.images)
+        self.rows_computed += len(batch.images)
+        if out.logits.dtype == torch.float32:
+            return out
+        if out.features is None or self.network.head is None:
+            return out._replace(logits=out.logits.float())
+        return out._replace(
+            logits=head_logits(out.features, self.network.head), features=out.features.float()
+        )
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""

@@ -1,0 +1,79 @@
+"""Entry point and the training loop of every method.
+
+accelerate launch fastanc/train.py [--recipe NAME | --config_path FILE] [--group.field value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if (
+    not __package__
+):  # started as a file: Python put fastanc/ itself on the path, where monitor.py etc. would be twins
+    _here = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _here]
+    sys.path.append(str(_here.parent))
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastanc.config import Config, parse
+from fastanc.processes import seed_step
+from fastanc.run import Run
+
+
+def train(config: Config) -> Path:
+    """Train one student as configured and return the run's folder; a killed run resumes at its last checkpoint."""
+    with Run(config) as run:
+        for step, batch in run.batches():
+            seed_step(config.run.seed, step, run.rank)
+            run.players.set_lr(run.lr_factor(step))
+            batch.target = run.ask_teacher(batch)
+            with run.players.turn("student") as nets:
+                out = run.method.forward(nets, batch)
+            for play in run.method.plays:
+                for _ in range(play.repeats):
+                    with run.players.turn(play.player) as nets:
+                        played = play.loss(nets, batch, out)
+                        run.players.update(play.player, played.terms)
+                run.log(play.player, played)
+            run.after(step)
+        return run.finish()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2 (FASTANC_DEBUG=1 shows where)."""
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        config = parse(args)
+        for part in with_teacher(config):
+            train(part)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("FASTANC_DEBUG"):
+            raise
+        print(f"fastanc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def with_teacher(config: Config) -> list[Config]:
+    """Return the runs a configuration stands for: its teacher's first, if that has to be trained yet."""
+    weights, recipe = config.teacher.weights, config.teacher.recipe
+    if (
+        recipe is None
+        or weights in (None, "random")
+        or Path(weights).is_file()
+        or not config.method.needs_teacher
+    ):
+        return [config]
+    folder = Path(weights).parent
+    teacher = parse(["--recipe", recipe, "--run.name", folder.name, "--run.out", str(folder.parent)])
+    if config.data.root is not None:
+        teacher = replace(teacher, data=replace(teacher.data, root=config.data.root))
+    return [replace(teacher, run=replace(teacher.run, resume="latest")), config]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

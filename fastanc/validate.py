@@ -1,0 +1,99 @@
+"""How good a network is: exact counts over all processes, and agreement with the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastanc.batch import Batch
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    reduce_sum: Callable[[Tensor], Tensor],
+    num_images: int,
+    teacher: nn.Module | None = None,
+) -> dict[str, float]:
+    """Return the network's quality on a data set, each image counted once over all processes.
+
+    Args:
+        network: images -> Outputs; the bare one, because processes may hold unequal numbers of batches. It is
+            in eval mode meanwhile; every module's mode is restored.
+        batches: this process's part of the set.
+        reduce_sum: sum of a float64 vector over all processes, called once.
+        num_images: images of the whole set.
+        teacher: images -> Outputs, in eval mode; adds the agreement with it.
+
+    Returns:
+        With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
+        nats); with a teacher `agreement_pct`, how often both have the same first guess.
+
+    Raises:
+        ValueError: neither labels nor a teacher, so that nothing can be counted.
+    """
+    modes = {module: module.training for module in network.modules()}
+    device = next(network.parameters()).device
+    # Counts are exact in float64 up to 2**53, so that they travel with the loss in one reduction.
+    counts = torch.zeros(6, dtype=torch.float64, device=device)
+    network.eval()
+    try:
+        for batch in batches:
+            counts += _count(network(batch.images).logits, batch, teacher)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    seen, labelled, top1, top5, agreed, loss = reduce_sum(counts).tolist()
+    assert seen == num_images, f"{seen:.0f} images were counted in a set of {num_images}"
+    if not labelled and teacher is None:
+        raise ValueError("the set has neither labels nor a teacher to agree with: leave its evaluation out")
+    result = {}
+    if labelled:
+        result = {"top1": top1 / labelled, "top5": top5 / labelled}
+        result |= {"error_pct": 100 * (labelled - top1) / labelled, "loss": loss / labelled}
+    if teacher is not None:
+        result["agreement_pct"] = 100 * agreed / seen
+    return result
+
+
+def _count(logits: Tensor, batch: Batch, teacher: nn.Module | None) -> Tensor:
+    """Return [6] float64: images, labelled, right first, right among five, as the teacher, summed loss."""
+    size = len(logits)
+    k = min(5, logits.shape[1])
+    guesses = logits.topk(k, dim=1).indices
+    zero = torch.zeros((), dtype=torch.float64, device=logits.device)
+    top1 = top5 = agreed = loss = zero
+    if batch.labels is not None:
+        hits = guesses == batch.labels[:, None]
+        top1, top5 = hits[:, 0].sum(), hits.sum()
+        loss = F.cross_entropy(logits.float(), batch.labels, reduction="none").double().sum()
+    if teacher is not None:
+        agreed = (guesses[:, 0] == teacher(batch.images).logits.topk(k, dim=1).indices[:, 0]).sum()
+    labelled = size if batch.labels is not None else 0
+    return torch.stack([zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss])
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module, average: Callable[[Sequence[Tensor]], None]) -> None:
+    """Give every process the mean of all processes' BatchNorm statistics.
+
+    Call it before an evaluation and before a save: each process gathered its own from its part of the batch.
+
+    Args:
+        module: holds the BatchNorm layers; their running means and variances are overwritten.
+        average: replaces tensors by their means over all processes; called once, with all of them.
+    """
+    average(
+        [
+            buffer
+            for layer in module.modules()
+            if isinstance(layer, _BatchNorm)
+            for buffer in (layer.running_mean, layer.running_var)
+            if buffer is not None
+        ]
+    )

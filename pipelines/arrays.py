@@ -1,0 +1,137 @@
+"""Small sets, kept whole on the device as uint8: a view is a window of the padded images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastanc.batch import Batch
+
+from .order import Picks
+from .views import CentreCrop, PadCrop, ViewRule
+
+
+class ArraySet:
+    """A data set whose images all have one size and fit into the device's memory.
+
+    `images` is uint8 [N, C, S, S] or [N, S, S, C] with C 1 or 3, labels [N] or None.
+    Raises ValueError for any other layout.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+            images = images.transpose(0, 2, 3, 1)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+            raise ValueError(f"{name}: images must be uint8 [N, C, S, S] or [N, S, S, C] with C 1 or 3")
+        if images.shape[1] != images.shape[2]:
+            raise ValueError(f"{name}: images must be square, not {images.shape[2]} x {images.shape[1]} px")
+        self.name = name
+        self.images = np.ascontiguousarray(images)
+        self.labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
+        self.classes = list(classes)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.num_images, self.num_classes, self.channels = len(images), len(self.classes), images.shape[3]
+        self._on_device: dict[tuple[str, int, str], Tensor] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over pixels and labels."""
+        digest = hashlib.sha256(str(self.images.shape).encode())
+        digest.update(self.images.data)
+        if self.labels is not None:
+            digest.update(self.labels.data)
+        return digest.hexdigest()
+
+    def describe(self, device: torch.device | str = "cpu", options: object = None) -> dict[str, object]:
+        """Return what fixes the pixels; neither device nor options do here."""
+        return {"set": self.name, "fingerprint": self.fingerprint, "decoder": "none", "resize": "none"}
+
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """Return the sizes [B, 2] int32 of (w, h) in pixels of the unpadded images."""
+        return np.full((len(index), 2), self.images.shape[1], np.int32)
+
+    def batches(
+        self,
+        picks: Callable[[int], Picks] | Sequence[Picks],
+        rule: ViewRule,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        options: object = None,
+    ) -> Iterator[Batch]:
+        """Return the batches of steps start, start + 1, ... below `stop` (None: for ever).
+
+        Raises ValueError for a rule other than PadCrop of the images' size and CentreCrop without a resize.
+        """
+        side, device = self.images.shape[1], torch.device(device)
+        if isinstance(rule, PadCrop) and rule.out_px == side:
+            pad, fill = rule.pad, rule.fill
+        elif isinstance(rule, CentreCrop) and rule.resize_px == side:
+            pad, fill = 0, "zeros"
+        else:
+            raise ValueError(
+                f"{self.name} is kept as {side} px arrays: "
+                f"use PadCrop(out_px={side}) or CentreCrop(resize_px={side}), not {rule}"
+            )
+        if not callable(picks):
+            stop = len(picks) if stop is None else min(stop, len(picks))
+            picks = picks.__getitem__
+        windows = _windows(self._padded(device, pad, fill), rule.out_px)
+        return self._stream(picks, rule, start, stop, windows)
+
+    def _stream(
+        self, picks: Callable[[int], Picks], rule: ViewRule, start: int, stop: int | None, windows: Tensor
+    ) -> Iterator[Batch]:
+        device, step = windows.device, start
+        labels = None if self.labels is None else torch.from_numpy(self.labels).to(device)
+        while stop is None or step < stop:
+            index, view = picks(step)
+            boxes, flips = rule.boxes(index, view, self.sizes(index))
+            where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
+            image, y, x, flip = where.to(device, non_blocking=True)
+            pixels = windows[image, y, x]
+            pixels = torch.where(flip.bool()[:, None, None, None], pixels.flip(2), pixels)
+            yield Batch(
+                images=pixels.permute(0, 3, 1, 2),
+                index=index,
+                view=view,
+                labels=None if labels is None else labels[image],
+                step=step,
+            )
+            step += 1
+
+    def _padded(self, device: torch.device, pad: int, fill: str) -> Tensor:
+        """All images with their border, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""
+        key = (str(device), pad, fill)
+        if key not in self._on_device:
+            images = torch.from_numpy(self.images).to(device)
+            if fill == "reflect":
+                inside = np.pad(np.arange(images.shape[1]), pad, mode="reflect")
+                rows = torch.from_numpy(inside).to(device)
+                padded = images.index_select(1, rows).index_select(2, rows)
+            else:
+                padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+            self._on_device[key] = padded.contiguous()
+        return self._on_device[key]
+
+
+def _windows(padded: Tensor, side: int) -> Tensor:
+    """Every window of every image, [N, Y, X, side, side, C], as a view that takes no memory."""
+    n, height, width, channels = padded.shape
+    row, column = padded.stride(1), padded.stride(2)
+    shape = (n, height - side + 1, width - side + 1, side, side, channels)
+    return padded.as_strided(shape, (padded.stride(0), row, column, row, column, 1))

@@ -1,0 +1,109 @@
+"""Order: the images and views of every step, as a function of the step alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Picks(NamedTuple):
+    """The images of one step of one process."""
+
+    index: np.ndarray  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs
+    """[B] int64 image numbers."""
+    view: np.ndarray
+    """[B] int64 view numbers."""
+
+
+@lru_cache(
+    maxsize=2
+)  # at an epoch's border the input is already in the next one while the cache still reads this one
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n image numbers [n] int64.
+
+    Sorting Philox's raw words with the image numbers in their low bits, instead of NumPy's own permutation:
+    that one's algorithm may change between releases.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+    low = np.uint64((1 << max(n - 1, 1).bit_length()) - 1)
+    words = np.sort((words & ~low) | np.arange(n, dtype=np.uint64)) & low
+    result = words.astype(np.int64)
+    result.flags.writeable = False
+    return result
+
+
+@dataclass(frozen=True)
+class Order:
+    """Every image once an epoch over all processes, in an order drawn anew for every epoch.
+
+    `batch` is the global batch: a step's images do not depend on how many processes share them. The remainder
+    of an epoch's permutation, n % (batch // views_per_image) images, is dropped; the next epoch drops others.
+    Raises ValueError when the batch cannot be divided among the processes or is larger than the set.
+    """
+
+    n: int
+    """Number of images."""
+    batch: int
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+    views: int | None = None
+    """Views repeat after so many; None draws fresh ones for ever."""
+    views_per_image: int = 1
+    """K neighbours in a batch are K views of one image, decoded once; an epoch has K views of each then."""
+
+    def __post_init__(self) -> None:
+        share = self.world * self.views_per_image
+        if self.batch < 1 or self.batch % share:
+            raise ValueError(
+                f"batch {self.batch} cannot be divided among {self.world} processes "
+                f"with {self.views_per_image} views an image: use a multiple of {share}"
+            )
+        if self.n < self._images:
+            raise ValueError(
+                f"batch {self.batch} needs {self._images} images but the set has {self.n}: use a smaller one"
+            )
+        if self.views is not None and self.views < self.views_per_image:
+            raise ValueError(f"views {self.views} must be at least views_per_image {self.views_per_image}")
+        assert 0 <= self.rank < self.world
+
+    @property
+    def _images(self) -> int:
+        """Images of a step, over all processes."""
+        return self.batch // self.views_per_image
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the set."""
+        return self.n // self._images
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch of a step."""
+        return step // self.steps_per_epoch
+
+    def __call__(self, step: int) -> Picks:
+        """Return this process's images and views of a step."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        mine = self._images // self.world
+        first = k * self._images + self.rank * mine
+        images = _permutation(self.n, self.seed, epoch)[first : first + mine]
+        view = epoch * self.views_per_image + np.arange(self.views_per_image, dtype=np.int64)
+        if self.views is not None:
+            view %= self.views
+        return Picks(np.repeat(images, self.views_per_image), np.tile(view, mine))
+
+
+def evaluation_picks(n: int, batch: int, rank: int = 0, world: int = 1) -> list[Picks]:
+    """Return this process's batches of an evaluation, at view 0: every image exactly once over all processes.
+
+    Each process has a contiguous part of the set in batches of `batch // world` (the last one shorter); the
+    parts differ by at most one image, so processes may have different numbers of batches, or none.
+    """
+    mine = max(1, batch // world)
+    first, last = n * rank // world, n * (rank + 1) // world
+    starts = range(first, last, mine)
+    parts = [np.arange(start, min(start + mine, last), dtype=np.int64) for start in starts]
+    return [Picks(part, np.zeros_like(part)) for part in parts]

@@ -1,0 +1,229 @@
+"""The index of a data set: one row per image, in one file that is mapped, not read.
+
+The file is `MAGIC`, the length of a JSON header, the header, and the columns as raw arrays at multiples of
+64 bytes. Not .npz: NumPy cannot map arrays inside a zip; here all processes of a machine share one copy in
+the page cache, and 1.28 million rows open in milliseconds. Not Arrow: a dependency for nine columns. Nothing in
+the file is code (no pickle).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = b"FANCIDX1"
+_ALIGN = 64
+_COLUMNS = (
+    "sizes",
+    "labels",
+    "crc32",
+    "lengths",
+    "offsets",
+    "file_numbers",
+    "note_numbers",
+    "name_bytes",
+    "name_ends",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The table of a data set of N images, ordered by class folder, folder and file name."""
+
+    source: Path
+    """The folder or tar it was made from."""
+    sizes: np.ndarray
+    """[N, 2] int32 (width, height) in pixels, unrotated."""
+    labels: np.ndarray | None
+    """[N] int64 positions in `classes`; None where the set has no labels."""
+    classes: list[str]
+    crc32: np.ndarray
+    """[N] uint32 of the image's bytes."""
+    lengths: np.ndarray
+    """[N] int64 bytes."""
+    offsets: np.ndarray | None
+    """[N] int64 bytes into the tar; None for a tree, where every image is a file."""
+    file_numbers: np.ndarray | None
+    """[N] int32 positions in `files`; None for a tree."""
+    files: list[tuple[str, int]] | None
+    """(path relative to the source's folder, bytes) of every tar; None for a tree."""
+    note_numbers: np.ndarray
+    """[N] uint16 positions in `notes`."""
+    notes: list[str]
+    name_bytes: np.ndarray
+    """All names, one after the other, as UTF-8 bytes."""
+    name_ends: np.ndarray
+    """[N] int64 positions in `name_bytes`."""
+    rejected: int
+    """How many files were left out."""
+    fingerprint: str
+    """Digest of names, lengths, crc32s and labels: the same for a tree, its tar and its tar of tars."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def name(self, i: int) -> str:
+        """Return image i's name, such as `n01440764/n01440764_10026.JPEG`."""
+        start = self.name_ends[i - 1] if i > 0 else 0
+        return os.fsdecode(self.name_bytes[start : self.name_ends[i]].tobytes())
+
+    def note(self, i: int) -> str:
+        """Return what is unusual about image i ("PNG RGBA", "EXIF orientation 6, read unrotated"), or ""."""
+        return self.notes[self.note_numbers[i]]
+
+    @cached_property
+    def _base(self) -> str:
+        return f"{os.path.abspath(self.source if self.source.is_dir() else self.source.parent)}/"
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        return [self._base + path for path, _ in self.files or []]
+
+    def places(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Return (absolute path of the holding file, offset, length), in bytes, of these images."""
+        if self.offsets is None or self.file_numbers is None:
+            return [(self._base + self.name(i), 0, int(self.lengths[i])) for i in indices]
+        return [
+            (self._paths[self.file_numbers[i]], int(self.offsets[i]), int(self.lengths[i])) for i in indices
+        ]
+
+    def containers(self) -> list[tuple[str, int]]:
+        """Return (absolute path, expected bytes) of every file that holds images: a tree has N of them."""
+        if self.files is None:
+            return [(path, length) for path, _, length in self.places(range(len(self)))]
+        return [(path, size) for path, (_, size) in zip(self._paths, self.files)]
+
+    def subset(self, mask: np.ndarray) -> Index:
+        """Return the index of some images: `mask` is [N] bool, or image numbers."""
+        rows = np.arange(len(self))[mask]
+        return make_index(
+            source=self.source,
+            names=[self.name(i) for i in rows],
+            sizes=self.sizes[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            classes=self.classes,
+            crc32=self.crc32[rows],
+            lengths=self.lengths[rows],
+            offsets=None if self.offsets is None else self.offsets[rows],
+            file_numbers=None if self.file_numbers is None else self.file_numbers[rows],
+            files=self.files,
+            notes=[self.note(i) for i in rows],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the index to one file, whole or not at all."""
+        path, columns, position = Path(path), {}, 0
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = [column.dtype.str, list(column.shape), position]
+                position += -(-column.nbytes // _ALIGN) * _ALIGN
+        header = {
+            "source": [os.path.abspath(self.source), os.path.relpath(self.source, path.absolute().parent)],
+            "classes": self.classes,
+            "files": self.files,
+            "notes": self.notes,
+            "rejected": self.rejected,
+            "fingerprint": self.fingerprint,
+            "columns": columns,
+            "bytes": position,
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-(len(text) + 16) % _ALIGN)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        with open(part, "wb") as file:
+            file.write(MAGIC + struct.pack("<Q", len(text)) + text)
+            for name in columns:
+                data = np.ascontiguousarray(getattr(self, name))
+                file.write(data.data if data.nbytes else b"")
+                file.write(b"\0" * (-data.nbytes % _ALIGN))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Map an index file; a set moved together with it is found; raises ValueError where it is damaged."""
+        path = Path(path)
+        again = "build it again with 'fastanc index'"
+        with open(path, "rb") as file:
+            head = file.read(16)
+            if head[:8] != MAGIC or len(head) < 16:
+                raise ValueError(f"{path} is not an index of this version: {again}")
+            length = struct.unpack("<Q", head[8:])[0]
+            try:
+                header = json.loads(file.read(length))
+            except ValueError:
+                raise ValueError(f"{path} is damaged: {again}") from None
+            if os.fstat(file.fileno()).st_size != 16 + length + header["bytes"]:
+                raise ValueError(f"{path} is cut off: {again}")
+            data = np.asarray(np.memmap(file, np.uint8, "r", offset=0))
+        columns: dict[str, np.ndarray | None] = dict.fromkeys(_COLUMNS)
+        for name, (dtype, shape, position) in header["columns"].items():
+            start, count = 16 + length + position, int(np.prod(shape))
+            part = data[start : start + count * np.dtype(dtype).itemsize]
+            columns[name] = part.view(dtype).reshape(shape)
+        absolute, relative = header["source"]
+        beside = Path(os.path.normpath(path.absolute().parent / relative))
+        return cls(
+            source=beside if beside.exists() else Path(absolute),
+            classes=header["classes"],
+            files=None if header["files"] is None else [(name, size) for name, size in header["files"]],
+            notes=header["notes"],
+            rejected=header["rejected"],
+            fingerprint=header["fingerprint"],
+            **columns,  # type: ignore[arg-type]
+        )
+
+
+def make_index(
+    *,
+    source: Path,
+    names: Sequence[str],
+    sizes: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[str],
+    crc32: np.ndarray,
+    lengths: np.ndarray,
+    offsets: np.ndarray | None,
+    file_numbers: np.ndarray | None,
+    files: list[tuple[str, int]] | None,
+    notes: Sequence[str],
+    rejected: int = 0,
+) -> Index:
+    """Return the index of N images from its columns (see `Index`); packs the names, takes the fingerprint."""
+    encoded = [os.fsencode(name) for name in names]
+    kinds = sorted({"", *notes})
+    number = {note: k for k, note in enumerate(kinds)}
+    columns = {
+        "sizes": np.asarray(sizes, np.int32).reshape(-1, 2),
+        "labels": None if labels is None else np.asarray(labels, np.int64),
+        "crc32": np.asarray(crc32, np.uint32),
+        "lengths": np.asarray(lengths, np.int64),
+        "name_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+    }
+    digest = hashlib.blake2b(digest_size=16)
+    for key in ("name_bytes", "name_ends", "lengths", "crc32", "labels"):
+        column = columns[key]
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
+    return Index(
+        source=Path(source),
+        classes=list(classes),
+        offsets=None if offsets is None else np.asarray(offsets, np.int64),
+        file_numbers=None if file_numbers is None else np.asarray(file_numbers, np.int32),
+        files=files,
+        note_numbers=np.array([number[note] for note in notes], np.uint16),
+        notes=kinds,
+        rejected=rejected,
+        fingerprint=digest.hexdigest(),
+        **columns,  # type: ignore[arg-type]
+    )

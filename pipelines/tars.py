@@ -1,0 +1,151 @@
+"""Walking an uncompressed tar by its headers alone, so that its members can be read in place."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 512
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_NO_DATA = b"123456"  # links, devices, folders, pipes: their size field counts for nothing
+
+
+class Member(NamedTuple):
+    """A file inside a tar: bytes [offset, offset + length) of the tar."""
+
+    name: str
+    offset: int
+    length: int
+    problem: str = ""
+    """Why its bytes cannot be read in place ("a link", "a sparse file"); else empty."""
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU's base 256, for sizes of 8 GiB and more
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _pax(data: bytes, path: Path) -> dict[str, str]:
+    """Return the records "LENGTH KEY=VALUE\\n" of a POSIX extended header."""
+    records: dict[str, str] = {}
+    while data.strip(b"\0"):
+        length, _, rest = data.partition(b" ")
+        if not length.isdigit() or int(length) <= len(length) + 1:
+            raise ValueError(f"{path} is not a readable tar: it has a damaged extended header")
+        key, _, value = rest[: int(length) - len(length) - 1].rstrip(b"\n").partition(b"=")
+        records[_text(key)] = _text(value)
+        data = data[int(length) :]
+    return records
+
+
+def _check_block(block: bytes, path: Path, position: int, start: int) -> None:
+    try:
+        good = _number(block[148:156]) == sum(block[:148]) + sum(block[156:]) + 8 * 0x20
+    except ValueError:
+        good = False
+    if good:
+        return
+    for magic, kind in _COMPRESSED.items():
+        if position == start and block.startswith(magic):
+            raise ValueError(
+                f"{path} is compressed ({kind}): decompress it, images are read in place from a plain tar"
+            )
+    raise ValueError(f"{path} is not a readable tar: there is no header at byte {position}")
+
+
+def walk(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]:
+    """Yield the files of the tar that lies in bytes [start, end) of `path`, in order (all of it by default).
+
+    GNU long names, POSIX extended headers and base-256 sizes are understood. Raises ValueError where the tar
+    is compressed, damaged or cut off; the members before that have been yielded by then.
+    """
+    with open(path, "rb", buffering=0) as file:
+        descriptor = file.fileno()
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers lie far apart
+        yield from _walk(descriptor, path, start, os.fstat(descriptor).st_size if end is None else end)
+
+
+def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]:
+    position, extended, fixed = start, dict[str, str](), dict[str, str]()
+    while True:
+        block = os.pread(descriptor, min(BLOCK, end - position), position)
+        if len(block) < BLOCK:
+            raise ValueError(
+                f"{path} ends at byte {position} without an end mark: the tar was cut off, get it again"
+            )
+        if not block.strip(b"\0"):
+            return
+        _check_block(block, path, position, start)
+        kind, size = block[156:157], _number(block[124:136])
+        offset = position + BLOCK
+        if kind in b"xgLK":
+            if offset + size > end:
+                raise ValueError(f"{path} is cut off inside the header at byte {position}: get it again")
+            data = os.pread(descriptor, size, offset)
+            if kind == b"x":
+                extended |= _pax(data, path)
+            elif kind == b"g":
+                fixed |= _pax(data, path)
+            elif kind == b"L":
+                extended["path"] = _text(data)
+            position = offset + -(-size // BLOCK) * BLOCK
+            continue
+        records, extended = fixed | extended, {}
+        name = records.get("path") or _text(block[:100])
+        if "path" not in records and block[257:263] == b"ustar\0" and block[345]:
+            name = f"{_text(block[345:500])}/{name}"
+        size = 0 if kind in _NO_DATA else int(records.get("size", size))
+        if offset + size > end:
+            raise ValueError(f"{path} is cut off inside member {name!r}: get it again")
+        position = offset + -(-size // BLOCK) * BLOCK
+        if kind in b"12":
+            yield Member(name, offset, 0, "a link inside the tar")
+        elif kind == b"S" or any(key.startswith("GNU.sparse") for key in records):
+            if kind == b"S":
+                position += _sparse_blocks(descriptor, position, block)
+            yield Member(records.get("GNU.sparse.name", name), offset, 0, "a sparse file inside the tar")
+        elif kind in b"07\0" and not name.endswith("/"):
+            yield Member(name, offset, size)
+
+
+def _sparse_blocks(descriptor: int, position: int, block: bytes) -> int:
+    """Return the bytes of an old GNU sparse member's extra header blocks (they precede its data)."""
+    extra, more = 0, block[482]
+    while more:
+        more = os.pread(descriptor, BLOCK, position + extra)[504]
+        extra += BLOCK
+    return extra
+
+
+def walk_nested(path: Path) -> list[Member]:
+    """Return the files of a tar; those of an inner NAME.tar are called NAME/... and lie in the outer file."""
+    outer = list(walk(path))
+    inner = [member for member in outer if member.name.lower().endswith(".tar")]
+
+    def of(member: Member) -> list[Member]:
+        return list(walk(path, member.offset, member.offset + member.length))
+
+    members = [member for member in outer if not member.name.lower().endswith(".tar")]
+    with ThreadPoolExecutor(8) as pool:
+        for tar, found in zip(inner, pool.map(of, inner)):
+            members += [m._replace(name=f"{tar.name[:-4]}/{m.name.removeprefix('./')}") for m in found]
+    return members
+
+
+END_MARK = bytes(2 * BLOCK)
+
+
+def member_bytes(name: str, data: bytes) -> bytes:
+    """Return a file as a tar holds it: header, data and padding; the same bytes for the same input."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % BLOCK)

@@ -1,0 +1,239 @@
+"""Views: a rule turns (seed, view number, image number) into the box and the flip of every image.
+
+The numbers come from a counter generator, so a view does not depend on batch, order or process. Only
+operations that IEEE 754 rounds exactly are used (+ - * / sqrt rint): NumPy's exp and log differ in their last
+bit from CPU to CPU, and with a box rounded differently the cache would hold pixels the student never sees.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+_TRIES = 10
+_CRC_ROWS = 1 << 16
+
+Boxes = tuple[np.ndarray, np.ndarray]
+
+
+class ViewRule(Protocol):
+    """How views are drawn."""
+
+    @property
+    def out_px(self) -> int:
+        """Side of the square pictures that the views become."""
+
+    def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
+        """Return boxes [B, 4] int32 of (x, y, w, h) and flips [B] uint8.
+
+        From image numbers [B], view numbers [B] and sizes [B, 2] of (w, h) in pixels.
+        """
+
+    def describe(self) -> dict[str, object]:
+        """Return the rule's name and knobs, ready for JSON: a part of the cache's identity."""
+
+
+def philox(counter: tuple[np.ndarray, ...], key: int) -> tuple[np.ndarray, ...]:
+    """Return four arrays of 32-bit words in uint64, from four of them and a 64-bit key.
+
+    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _words(seed: int, index: np.ndarray, view: np.ndarray, draw: int) -> tuple[np.ndarray, ...]:
+    """Four random 32-bit words for each (index, view); `draw` numbers the draws of one view."""
+    index = np.asarray(index).astype(np.uint64)
+    view = np.broadcast_to(np.asarray(view).astype(np.uint64), index.shape)
+    return philox((index & _LOW, index >> _SHIFT, view, np.full_like(index, draw)), seed)
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    """In [0, 1), float64, exact."""
+    return words.astype(np.float64) * 2.0**-32
+
+
+def _below(words: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+    """In [0, bound), int64, by multiply and shift (Lemire 2019)."""
+    return (words * np.asarray(bound).astype(np.uint64) >> _SHIFT).astype(np.int64)
+
+
+def _flips(words: np.ndarray, flip: bool) -> np.ndarray:
+    return (words >> np.uint64(31)).astype(np.uint8) * np.uint8(flip)
+
+
+def _exp(z: np.ndarray) -> np.ndarray:
+    """The exponential of |z| < 2 by Horner's rule, the same bits everywhere."""
+    result = np.ones_like(z)
+    for k in range(16, 0, -1):
+        result = 1.0 + result * z * (1.0 / k)
+    return result
+
+
+def _log(x: float) -> float:
+    """The logarithm of 1/8 < x < 8 by its inverse-tangent series, the same bits everywhere."""
+    z = (x - 1.0) / (x + 1.0)
+    total, power = 0.0, z
+    for k in range(1, 161, 2):
+        total, power = total + power / k, power * z * z
+    return 2.0 * total
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, of random area and shape (torchvision's rule), flipped with chance 1/2.
+
+    Szegedy et al. 2015, "Going deeper with convolutions", section 6.
+    """
+
+    out_px: int
+    seed: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest w / h, within 1/7 and 7."""
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"scale {self.scale} must be two shares of the area, 0 < smallest <= largest <= 1"
+            )
+        if not 1 / 7 <= self.ratio[0] <= self.ratio[1] <= 7:
+            raise ValueError(f"ratio {self.ratio} must be two shapes w / h, 1/7 <= smallest <= largest <= 7")
+
+    def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
+        """Return boxes [B, 4] int32 of (x, y, w, h) in stored pixels, and flips [B] uint8."""
+        index, view = np.asarray(index), np.broadcast_to(view, np.shape(index))
+        sizes = np.asarray(sizes, np.int64)
+        result = self._largest(sizes)
+        left = np.arange(len(index))
+        for draw in range(_TRIES):
+            result[left], fits = self._draw(index[left], view[left], sizes[left], result[left], draw)
+            left = left[~fits]
+            if not len(left):
+                break
+        return result.astype(np.int32), _flips(_words(self.seed, index, view, _TRIES)[0], self.flip)
+
+    def _draw(
+        self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray, otherwise: np.ndarray, draw: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One try: the boxes that fit (`otherwise` where they do not), and which do."""
+        words = _words(self.seed, index, view, draw)
+        area = (
+            sizes[:, 0] * sizes[:, 1] * (self.scale[0] + (self.scale[1] - self.scale[0]) * _uniform(words[0]))
+        )
+        low, high = _log(self.ratio[0]), _log(self.ratio[1])
+        shape = _exp(low + (high - low) * _uniform(words[1]))
+        wh = np.rint(np.sqrt(np.stack([area * shape, area / shape], 1))).astype(np.int64)
+        fits = ((wh > 0) & (wh <= sizes)).all(1)
+        room = np.where(fits[:, None], sizes - wh + 1, 1)
+        xy = np.stack([_below(words[2], room[:, 0]), _below(words[3], room[:, 1])], 1)
+        return np.where(fits[:, None], np.concatenate([xy, wh], 1), otherwise), fits
+
+    def _largest(self, sizes: np.ndarray) -> np.ndarray:
+        """The largest central box of an allowed shape, for images that no try fits."""
+        width, height = sizes[:, 0], sizes[:, 1]
+        shape = width / height
+        w = np.where(shape > self.ratio[1], np.rint(height * self.ratio[1]), width).astype(np.int64)
+        h = np.where(shape < self.ratio[0], np.rint(width / self.ratio[0]), height).astype(np.int64)
+        return np.stack([(width - w) // 2, (height - h) // 2, w, h], 1)
+
+    def describe(self) -> dict[str, object]:
+        """Return the rule's name and knobs, ready for JSON."""
+        return _described(self)
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """A window of the image padded by `pad` px on every side, flipped with chance 1/2.
+
+    For images of out_px x out_px. Boxes count in pixels of the PADDED image: x and y in [0, 2 * pad],
+    w = h = out_px.
+    He et al. 2015, "Deep residual learning", section 4.2.
+    """
+
+    out_px: int
+    seed: int
+    pad: int = 4
+    flip: bool = True
+    fill: str = "zeros"
+    """What the border holds: zeros (the paper) or reflect."""
+
+    def __post_init__(self) -> None:
+        if self.fill not in ("zeros", "reflect"):
+            raise ValueError(f"fill {self.fill!r} is unknown: use zeros or reflect")
+
+    def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
+        """Return boxes [B, 4] int32 of (x, y, w, h) in padded pixels, and flips [B] uint8."""
+        words = _words(self.seed, index, view, 0)
+        x, y = (_below(word, 2 * self.pad + 1) for word in words[:2])
+        side = np.full_like(x, self.out_px)
+        return np.stack([x, y, side, side], 1).astype(np.int32), _flips(words[2], self.flip)
+
+    def describe(self) -> dict[str, object]:
+        """Return the rule's name and knobs, ready for JSON."""
+        return _described(self)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """What torchvision's Resize(resize_px) + CenterCrop(out_px) sees, as one box; never flipped.
+
+    The crop is mapped back into the stored image with each side's own scale and rounded to whole pixels: its
+    edges are off by at most one stored pixel, and the resize does not see beyond the box.
+    """
+
+    out_px: int
+    resize_px: int
+
+    def __post_init__(self) -> None:
+        if self.resize_px < self.out_px:
+            raise ValueError(f"resize_px {self.resize_px} must be at least out_px {self.out_px}")
+
+    def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
+        """Return boxes [B, 4] int32 of (x, y, w, h) in stored pixels, and flips [B] uint8, all 0."""
+        sizes = np.asarray(sizes, np.int64)
+        resized = self.resize_px * sizes // sizes.min(1, keepdims=True)
+        corner = np.rint((resized - self.out_px) / 2)
+        wh = np.maximum(1, np.rint(self.out_px * sizes / resized))
+        xy = np.rint((corner + self.out_px / 2) * sizes / resized - wh / 2)
+        xy = np.clip(xy, 0, sizes - wh)
+        return np.concatenate([xy, wh], 1).astype(np.int32), np.zeros(len(sizes), np.uint8)
+
+    def describe(self) -> dict[str, object]:
+        """Return the rule's name and knobs, ready for JSON."""
+        return _described(self)
+
+
+def _described(rule: RandomResizedCrop | PadCrop | CentreCrop) -> dict[str, object]:
+    knobs = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(rule).items()}
+    return {"rule": type(rule).__name__, **knobs}
+
+
+def boxes_crc(rule: ViewRule, sizes: np.ndarray, view: int) -> int:
+    """Return the CRC-32 of one view's boxes and flips over all images, sizes [N, 2] of (w, h)."""
+    crc = 0
+    for first in range(0, len(sizes), _CRC_ROWS):
+        rows = sizes[first : first + _CRC_ROWS]
+        index = np.arange(first, first + len(rows))
+        for part in rule.boxes(index, np.full(len(rows), view), rows):
+            crc = zlib.crc32(part.astype(part.dtype.newbyteorder("<")).tobytes(), crc)
+    return crc

@@ -1,0 +1,103 @@
+"""Configuration: every recipe parses, every mistake is one sentence that names the field."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import FrozenInstanceError
+from importlib import import_module, resources
+from pathlib import Path
+
+import pytest
+
+from fastanc.config import Config, decode, dump, parse, recipe_path
+from fastanc.methods.base import MethodConfig
+
+RECIPES = sorted(Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_parses_and_its_head_names_command_and_hardware(path: Path) -> None:
+    config = parse(["--recipe", path.stem])
+    assert config == parse(["--config_path", str(path)])
+    head = path.read_text()
+    assert head.startswith("# Command:") and "# Hardware:" in head and "# Result:" in head
+
+
+def test_no_argument_is_the_digits_recipe() -> None:
+    assert parse([]) == parse(["--recipe", "digits_anc"]) == Config()
+
+
+def test_dump_reads_back_equal(tmp_path: Path) -> None:
+    config = parse(
+        ["--recipe", "cifar10_resnet56_resnet20", "--method.type", "kd", "--student.stages", "[a, b]"]
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    assert parse(["--config_path", str(file)]) == config
+
+
+def test_override_wins_over_recipe_and_types_are_kept() -> None:
+    config = parse(["--recipe", "digits_teacher", "--optimizer.lr=1e-3", "--schedule.epochs", "3"])
+    assert (config.optimizer.lr, config.schedule.epochs, config.student.name) == (1e-3, 3, "resnet20")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--recipe", "digits_ank"], ["digits_ank", "did you mean digits_anc"]),
+        (["--optimizer.lrr", "1"], ["optimizer.lrr", "did you mean optimizer.lr"]),
+        (["--optimiser.lr", "1"], ["optimiser", "did you mean optimizer"]),
+        (["--method.lamda_data", "1"], ["method.lamda_data", "did you mean method.lambda_data"]),
+        (["--method.type", "ank"], ["method.type", "anc"]),
+        (["--method", "anc"], ["method", "{type: anc}"]),
+        (["--schedule.epochs", "many"], ["schedule.epochs", "many"]),
+        (["--schedule.epochs", "-1"], ["schedule.epochs", "-1"]),
+        (["--data.batch", "0"], ["data.batch"]),
+        (["--teacher.cache", "write"], ["teacher.cache", "fill"]),
+        (["--run.precision", "int8"], ["run.precision", "bf16"]),
+        (["--data.batch"], ["--data.batch", "value"]),
+        (["data.batch", "3"], ["data.batch"]),
+        (["--optimizer.name", "lion"], ["lion", "adamw"]),
+    ],
+)
+def test_mistake_is_one_sentence_that_names_it(args: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(args)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence, sentence
+
+
+def test_fields_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config().run.seed = 1  # type: ignore[misc]
+
+
+def _config_classes() -> list[type]:
+    decode({})  # discovers the methods
+    methods = [MethodConfig.get_choice_class(name) for name in MethodConfig.get_known_choices()]
+    groups = ["fastanc.config", "fastanc.optimizers"]
+    named = [
+        c for m in groups for c in vars(import_module(m)).values() if inspect.isclass(c) and c.__module__ == m
+    ]
+    return [c for c in [*named, *methods] if hasattr(c, "__dataclass_fields__")]
+
+
+def test_every_field_is_documented_below_itself() -> None:
+    classes = _config_classes()
+    assert len(classes) > 8
+    for cls in classes:
+        body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+        for field, after in zip(body, [*body[1:], None]):
+            if isinstance(field, ast.AnnAssign):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented, f"{cls.__name__}.{ast.unparse(field.target)} has no docstring below it"
+
+
+def test_recipe_path_takes_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {name: mine}")
+    assert recipe_path(str(file)) == file
+    assert parse(["--config_path", str(file)]).run.name == "mine"

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastanc.pipelines import decode_plan
+from fastanc.pipelines.decode_plan import JpegOptions, Probed, ask, probe
+from fastanc.pipelines.index import Index, build_index
+from PIL import Image
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    for i in range(4):
+        path = tmp_path / "set" / "class" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    return build_index(tmp_path / "set", workers=1, progress=False)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_whatever_ends_a_probe_is_put_into_words() -> None:
+    crash = python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert ask(crash, {}, "mixed_roi") == Probed("mixed_roi", None, "crashed with SIGSEGV")
+    error = python("raise RuntimeError('no decoder')")
+    assert ask(error, {}, "mixed") == Probed("mixed", None, "failed: RuntimeError: no decoder")
+    hang = python("import time; time.sleep(60)")
+    assert ask(hang, {}, "cpu", timeout_s=0.5) == Probed("cpu", None, "hung for 0 s")
+    echo = python("import json, sys; print('noise'); print(json.load(sys.stdin)['rate'])")
+    assert ask(echo, {"rate": 12.5}, "cpu") == Probed("cpu", 12.5, None)
+
+
+def test_the_cpu_s_plan_is_measured_in_its_own_process(index: Index) -> None:
+    result = probe(index, "cpu", JpegOptions(decode="cpu", threads=1, views_per_decode=2))
+    assert result.failure is None
+    assert result.images_per_s is not None
+    assert result.images_per_s > 1
+
+
+def test_the_fastest_plan_that_works_is_chosen(
+    index: Index, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {
+        "mixed_roi": Probed("mixed_roi", None, "crashed with SIGSEGV"),
+        "mixed": Probed("mixed", 5400.0, None),
+        "cpu": Probed("cpu", 6100.0, None),
+    }
+    monkeypatch.setattr(decode_plan, "probe", lambda index, device, options: found[options.decode])
+    assert decode_plan.decide(index, "cuda", JpegOptions()) == "cpu"
+    line = "decode plan: cpu (mixed_roi crashed with SIGSEGV, mixed 5400 images/s, cpu 6100 images/s)\n"
+    assert capsys.readouterr().out == line
+    found |= {plan: Probed(plan, None, "hung for 120 s") for plan in ("mixed", "cpu")}
+    with pytest.raises(RuntimeError, match="no decode plan works on cuda: mixed_roi crashed with SIGSEGV"):
+        decode_plan.decide(index, "cuda", JpegOptions())
+
+
+def test_requests_are_plain_json(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = {}
+
+    def recorded(command: list[str], request: dict, plan: str) -> Probed:
+        sent.update(json.loads(json.dumps(request)))
+        return Probed(plan, 1.0, None)
+
+    monkeypatch.setattr(decode_plan, "ask", recorded)
+    probe(index, "cuda:1", JpegOptions(decode="mixed", hw_decoder_load=0.0))
+    assert sent["device"] == "cuda:1"
+    assert JpegOptions(**sent["options"]).hw_decoder_load == 0.0
+    assert len(sent["places"]) == len(sent["sizes"]) == 4

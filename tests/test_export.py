@@ -1,0 +1,122 @@
+"""Exported files against the student they came from."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastanc import export as exporting
+from fastanc.export import Classifier, export
+from fastanc.models import zoo
+from fastanc.models.taps import Adapted, Tapped
+
+MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.25, 0.5)
+
+
+def tiny() -> Tapped:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+    tapped = Tapped(network, mean=MEAN, std=STD, stages=("2",), image_px=12)
+    tapped(torch.rand(16, 3, 12, 12))  # statistics that are not the initial ones
+    return tapped
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (7, 3, 12, 12), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_program_takes_any_batch_and_gives_the_students_logits(
+    tmp_path: Path, images: Tensor, normalise: bool
+) -> None:
+    student = tiny()
+    path = export(student, tmp_path, ("torch_export",), normalise=normalise)["torch_export"]
+    program = torch.export.load(path).module()
+    taken = images / 255
+    if not normalise:
+        taken = (taken - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    expected = student.eval()(images).logits
+    torch.testing.assert_close(program(taken), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(program(taken[:1]), expected[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_weights_build_the_same_network_again(tmp_path: Path) -> None:
+    student = zoo.build("resnet8", num_classes=10, mean=MEAN, std=STD)
+    student(torch.rand(16, 3, 32, 32))
+    path = export(student, tmp_path, ("safetensors",))["safetensors"]
+    batch = torch.rand(3, 3, 32, 32)
+    assert torch.equal(zoo.load_weights(path).eval()(batch).logits, student.eval()(batch).logits)
+
+
+def test_adapter_is_left_out_and_the_student_untouched(tmp_path: Path, images: Tensor) -> None:
+    student = Adapted(tiny().to(memory_format=torch.channels_last), 64)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    path = export(student, tmp_path, ("torch_export",))["torch_export"]
+    program = torch.export.load(path)
+    bare = {f"network.{key}" for key in tiny().network.state_dict()}
+    assert set(program.state_dict) == bare | {"scale", "shift"}
+    assert student.training
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, before[key])
+        assert value.is_contiguous(memory_format=torch.channels_last) or value.ndim != 4
+    expected = student.eval()(images).logits
+    torch.testing.assert_close(program.module()(images / 255), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_classifier_of_a_compiled_student_is_plain(images: Tensor) -> None:
+    student = tiny().eval()
+    student.network.compile(backend="eager")
+    plain = Classifier(student, normalise=True)
+    assert plain.network._compiled_call_impl is None
+    torch.testing.assert_close(plain(images / 255), student(images).logits)
+
+
+def test_onnx_gives_the_students_logits(tmp_path: Path, images: Tensor) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    student = tiny()
+    path = export(student, tmp_path, ("onnx",))["onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["student.onnx"]
+    graph = onnx.load(path).graph
+    assert [one.name for one in (*graph.input, *graph.output)] == ["images", "logits"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    program = onnx.reference.ReferenceEvaluator(str(path))
+    (logits,) = program.run(None, {"images": (images / 255).numpy()})
+    expected = student.eval()(images).logits
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_with_other_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = exporting.save_weights
+
+    def save_another(student: Tapped, path: Path) -> None:
+        save(tiny(), path)
+
+    monkeypatch.setattr(exporting, "save_weights", save_another)
+    with pytest.raises(RuntimeError, match=r"student\.safetensors gives other logits"):
+        export(tiny(), tmp_path, ("safetensors",))
+
+
+def test_wrong_format_and_missing_package_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="'tflite' is unknown: take safetensors, torch_export, onnx"):
+        export(tiny(), tmp_path, ("safetensors", "tflite"))
+    if importlib.util.find_spec("onnx"):
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"needs onnx.*pip install 'fastanc\[export\]'"):
+        export(tiny(), tmp_path, ("safetensors", "onnx"))
+    assert list(tmp_path.iterdir()) == []

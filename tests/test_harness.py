@@ -1,0 +1,133 @@
+"""The benchmarks' clock, their records, and the page made of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import environment, measure, record, table
+from benchmarks.results_table import regenerate
+
+
+def test_measure_gives_median_and_spread_of_the_counted_calls() -> None:
+    waits = iter([0.2, 0.2, *[0.002, 0.004, 0.006, 0.008, 0.08]])
+    got = measure(lambda: time.sleep(next(waits)), warmup=2, runs=5, cuda=False)
+    assert 6 <= got["ms"] < 60
+    assert got["ms_p20"] < got["ms"] < got["ms_p80"] < 80
+    assert got["cpu_ms"] < 20  # sleeping takes no processor time
+    assert next(waits, None) is None
+
+
+def test_processor_time_is_counted_where_there_is_work() -> None:
+    slept = measure(lambda: time.sleep(0.01), warmup=1, runs=5, cuda=False)
+    worked = measure(lambda: sum(range(1_000_000)), warmup=1, runs=5, cuda=False)
+    assert worked["cpu_ms"] > 5 * slept["cpu_ms"]
+
+
+@pytest.mark.gpu
+def test_measure_waits_for_the_device() -> None:
+    matrix = torch.randn(4096, 4096, device="cuda")
+    got = measure(lambda: matrix @ matrix, cuda=True)
+    assert got["ms"] > 2 * 4096**3 / 2e15 * 1e3  # no device reaches 2 PFLOP/s in fp32
+
+
+def test_environment_names_what_a_number_depends_on() -> None:
+    around = environment()
+    assert around["torch"] == torch.__version__
+    assert around["python"] == sys.version.split()[0]
+    assert around["cores"] >= 1
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    assert (around["commit"] or "") == head[:12]
+    json.dumps(around)
+
+
+def test_record_appends_one_line_a_run_named_after_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTANC_DATA", "/somewhere/data")
+    monkeypatch.setattr(
+        sys, "argv", ["bench.py", "--root=/somewhere/data/cifar10", "/other/place", "--n", "3"]
+    )
+    monkeypatch.setattr(harness, "environment", lambda: {"device": "NVIDIA H100 80GB HBM3"})
+    first = record("step", [{"net": "resnet18", "images_per_s": 1.5}], tmp_path)
+    assert record("step", [{"net": "resnet50"}], tmp_path) == first
+    assert first.name == "step-nvidia-h100-80gb-hbm3.jsonl"
+    runs = [json.loads(line) for line in first.read_text().splitlines()]
+    assert [run["rows"] for run in runs] == [
+        [{"net": "resnet18", "images_per_s": 1.5}],
+        [{"net": "resnet50"}],
+    ]
+    assert runs[0]["command"].endswith(" --root=$FASTANC_DATA/cifar10 .../place --n 3")
+    assert "/other" not in first.read_text()
+
+
+def test_table_aligns_and_fills() -> None:
+    rows = [{"net": "a|b", "ms": 0.123456, "n": 12345}, {"net": "c", "ms": 54321.9, "late": True}]
+    assert table(rows).splitlines() == [
+        "| net  |     ms |      n | late |",
+        "| ---- | -----: | -----: | ---- |",
+        r"| a\|b | 0.1235 | 12,345 | –    |",
+        "| c    | 54,322 |      – | True |",
+    ]
+
+
+def a_run(name: str, device: str, date: str, value: float) -> dict[str, Any]:
+    around = {
+        "device": device,
+        "driver": None,
+        "cpu": "Some CPU",
+        "cores": 2,
+        "load": 0.5,
+        "python": "3.11.7",
+        "torch": "2.15.0",
+        "commit": "0123456789ab",
+        "dirty": True,
+        "date": date,
+    }
+    return {
+        "benchmark": name,
+        "command": f"python -m benchmarks.{name}",
+        "environment": around,
+        "rows": [{"ms": value}],
+    }
+
+
+def test_page_shows_the_newest_run_of_each_device_and_keeps_notes(tmp_path: Path) -> None:
+    runs = [
+        a_run("step", "GPU", "2026-03-02 10:00", 2.0),
+        a_run("step", "GPU", "2026-03-01 10:00", 1.0),
+        a_run("step", "CPU", "2026-01-01 10:00", 7.0),
+        a_run("input", "CPU", "2026-01-01 10:00", 5.0),
+    ]
+    for number, run in enumerate(runs):
+        with (tmp_path / f"{number % 2}.jsonl").open("a") as file:
+            file.write(json.dumps(run) + "\n")
+    page = tmp_path / "docs" / "results.md"
+    text = regenerate(tmp_path, page)
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        *("# Results", "## input", "### CPU", "## step", "### CPU", "### GPU")
+    ]
+    numbers = [line.strip("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert numbers[2::3] == ["5", "7", "2"]
+    for part in ("`python -m benchmarks.step`", "commit 0123456789ab with changes", "2026-03-02 10:00 UTC"):
+        assert part in text
+    assert "load 0.5 before; torch 2.15.0, python 3.11.7;" in text
+
+    said = "<!-- note:step -->\nThe step is fast.\n\n- very\n<!-- /note -->"
+    gone = "<!-- note:gone -->\nold\n<!-- /note -->"
+    page.write_text(text.replace("<!-- note:step -->\n<!-- /note -->", said) + gone)
+    again = regenerate(tmp_path, page)
+    assert said in again
+    assert gone in again
+    assert regenerate(tmp_path, page) == again
+    assert page.read_text() == again

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastanc.pipelines import decoding
+from fastanc.pipelines.decode_plan import JpegOptions
+from fastanc.pipelines.index import Index, build_index
+from fastanc.pipelines.jpeg import JpegSet
+from fastanc.pipelines.order import Order, Picks, evaluation_picks
+from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from PIL import Image
+from torchvision import transforms
+
+N = 36
+RULE = RandomResizedCrop(48, seed=11)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def picture(i: int) -> Image.Image:
+    """A smooth random picture: some are grey, one is a PNG's worth of pixels wide and one pixel high."""
+    rng = np.random.default_rng(i)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+    size = (200, 1) if i == 5 else (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
+    return coarse.resize(size, Image.Resampling.BICUBIC).convert("L" if i % 7 == 3 else "RGB")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets") / "tree"
+    for i in range(N):
+        path = root / f"class{i % 3}" / f"{i:03d}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[274] = 6 if i == 8 else 1  # one is meant to be rotated by its viewer
+        picture(i).save(path, "JPEG", quality=90, subsampling=(0, 1, 2)[i % 3], exif=exif)
+    return root
+
+
+def opened(source: Path) -> JpegSet:
+    index = build_index(source, workers=1, progress=False)
+    return JpegSet("toy", index, MEAN, STD)
+
+
+@pytest.fixture(scope="module")
+def data(tree: Path) -> JpegSet:
+    return opened(tree)
+
+
+def shuffled(batch: int) -> Order:
+    return Order(N, batch, seed=2)
+
+
+def by_image(data: JpegSet, picks: list[Picks], **options: object) -> dict[tuple[int, int], np.ndarray]:
+    """The pixels of every (image, view) of these picks."""
+    found = {}
+    for batch in data.batches(picks, RULE, options=JpegOptions(**options)):
+        for k, key in enumerate(zip(batch.index.tolist(), batch.view.tolist())):
+            found[key] = batch.images[k].numpy().copy()
+    return found
+
+
+def in_batches(images: np.ndarray, size: int, view: int = 4) -> list[Picks]:
+    parts = [images[a : a + size] for a in range(0, len(images), size)]
+    return [Picks(part, np.full_like(part, view)) for part in parts]
+
+
+def plain(index: Index, source: Path, rule: ViewRule, i: int, view: int) -> tuple[Image.Image, bool]:
+    """The box of a view, cut by PIL, and whether it is flipped."""
+    image = Image.open(source / index.name(i)).convert("RGB")
+    (box,), (flip,) = rule.boxes(np.array([i]), np.array([view]), np.array([image.size]))
+    x, y, w, h = box.tolist()
+    return image.crop((x, y, x + w, y + h)), bool(flip)
+
+
+def test_batches_are_what_pil_cuts_and_torch_resizes(data: JpegSet, tree: Path) -> None:
+    order = shuffled(8)
+    for batch in data.batches(order, RULE, start=2, stop=6):
+        assert batch.images.shape == (8, 3, 48, 48)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.index == order(batch.step).index).all()
+        assert (batch.view == order(batch.step).view).all()
+        assert (batch.labels.numpy() == data.labels[batch.index]).all()
+        for k, (i, view) in enumerate(zip(batch.index.tolist(), batch.view.tolist())):
+            crop, flip = plain(data.index, tree, RULE, i, view)
+            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
+            expected = torch.nn.functional.interpolate(pixels, (48, 48), mode="bilinear", antialias=True)[0]
+            assert torch.equal(batch.images[k], expected.flip(2) if flip else expected)
+            pil = np.asarray(crop.resize((48, 48), Image.Resampling.BILINEAR)).astype(int)
+            pil = pil[:, ::-1] if flip else pil
+            assert np.abs(batch.images[k].permute(1, 2, 0).numpy() - pil).max() <= 1
+    assert batch.step == 5
+
+
+def test_pixels_depend_on_image_and_view_alone(data: JpegSet) -> None:
+    images = np.arange(N)
+    reference = by_image(data, in_batches(images, 36), threads=1)
+    mixed_up = np.random.default_rng(0).permutation(N)
+    others = [
+        by_image(data, in_batches(images, 7), threads=1),
+        by_image(data, in_batches(mixed_up, 64), threads=2, prefetch=3),
+        by_image(data, in_batches(mixed_up, 1), threads=2, prefetch=1),
+    ]
+    for other in others:
+        assert other.keys() == reference.keys()
+        assert all((other[key] == reference[key]).all() for key in reference)
+
+
+def test_a_tar_and_a_tar_of_tars_give_the_tree_s_bits(data: JpegSet, tree: Path, tmp_path: Path) -> None:
+    flat, nested = tmp_path / "flat.tar", tmp_path / "nested.tar"
+    with tarfile.open(flat, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(tree, arcname=".")
+    with tarfile.open(nested, "w", format=tarfile.GNU_FORMAT) as outer:
+        for folder in sorted(tree.iterdir()):
+            inner = tmp_path / f"{folder.name}.tar"
+            with tarfile.open(inner, "w", format=tarfile.GNU_FORMAT) as tar:
+                for file in sorted(folder.iterdir()):
+                    tar.add(file, arcname=file.name)
+            outer.add(inner, arcname=inner.name)
+    reference = by_image(data, in_batches(np.arange(N), 16))
+    for source in (flat, nested):
+        other = opened(source)
+        assert (other.index.sizes == data.index.sizes).all()
+        found = by_image(other, in_batches(np.arange(N), 9))
+        assert all((found[key] == reference[key]).all() for key in reference)
+
+
+def test_a_run_can_start_at_any_step(data: JpegSet) -> None:
+    whole = [b.images.clone() for b in data.batches(shuffled(8), RULE, stop=12)]
+    assert len(whole) == 12
+    late = data.batches(shuffled(8), RULE, start=7, stop=12)
+    for expected, batch in zip(whole[7:], late, strict=True):
+        assert torch.equal(batch.images, expected)
+    far = next(data.batches(shuffled(8), RULE, start=10**6))
+    assert far.step == 10**6
+    assert (far.index == shuffled(8)(10**6).index).all()
+
+
+def test_batches_stay_as_they_are_while_held(data: JpegSet) -> None:
+    held = [(b.images, b.images.clone()) for b in data.batches(shuffled(8), RULE, stop=9)]
+    assert all(torch.equal(images, copy) for images, copy in held)
+
+
+def test_views_from_one_decode_are_the_views_of_many(data: JpegSet) -> None:
+    order = Order(N, 12, seed=2, views_per_image=3)
+    picks = [order(step) for step in range(4)]
+    together = by_image(data, picks, views_per_decode=3)
+    assert len(together) == 48
+    apart = by_image(data, picks)
+    assert all((together[key] == apart[key]).all() for key in apart)
+    with pytest.raises(ValueError, match="views_per_decode 3 needs each image 3 times in a row"):
+        next(data.batches(shuffled(12), RULE, options=JpegOptions(views_per_decode=3)))
+
+
+def test_evaluation_batches_count_every_image_once(data: JpegSet) -> None:
+    seen = []
+    for rank in range(3):
+        picks = evaluation_picks(N, 15, rank, 3)
+        for batch in data.batches(picks, CentreCrop(32, 36)):
+            assert batch.images.shape == (len(batch.index), 3, 32, 32)
+            seen += batch.index.tolist()
+    assert sorted(seen) == list(range(N))
+    assert list(data.batches([], CentreCrop(32, 36))) == []
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_gpu_s_graph_draws_the_same_views(data: JpegSet, views: int) -> None:
+    # run on the CPU: cutting, resizing, flipping and the order of views are the same operators there
+    options = JpegOptions(decode="cpu", threads=1, views_per_decode=views)
+    order = Order(N, 8, seed=2, views_per_image=views)
+    (expected,) = data.batches(order, RULE, stop=1, options=options)
+    run = decoding.Run(data.index, order, RULE, range(1), 8, torch.device("cpu"), options)
+    run._device = torch.device("cuda")
+    graph = decoding._graph(
+        run._source, options, 48, resize=True, batch_size=8, num_threads=1, device_id=None
+    )
+    outputs = [torch.from_dlpack(view.as_tensor()) for view in graph.run()]
+    pixels = torch.stack(outputs, 1).flatten(0, 1).permute(0, 3, 1, 2)
+    difference = (pixels.int() - expected.images.int()).abs()
+    assert difference.float().mean() < 0.5
+    assert difference.float().mean((1, 2, 3)).max() < 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("decode", ["cpu", "mixed"])
+def test_cuda_batches_show_the_same_views(data: JpegSet, decode: str, views: int) -> None:
+    order = Order(N, 8, seed=2, views_per_image=views)
+    options = JpegOptions(decode=decode, views_per_decode=views)
+    on_cpu = data.batches(order, RULE, stop=6, options=JpegOptions(views_per_decode=views))
+    held = list(data.batches(order, RULE, stop=6, device="cuda", options=options))
+    for expected, batch in zip(on_cpu, held, strict=True):
+        assert batch.images.is_cuda
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        difference = (batch.images.cpu().int() - expected.images.int()).abs().float()
+        assert difference.mean((1, 2, 3)).max() < 6
+
+
+def copied(tree: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-r", str(tree), str(tmp_path / "copy")], check=True)
+    return tmp_path / "copy"
+
+
+def test_a_file_cut_after_indexing_is_refused_at_start(tree: Path, tmp_path: Path) -> None:
+    root = copied(tree, tmp_path)
+    data = opened(root)
+    os.truncate(root / "class1" / "010.JPEG", 300)
+    with pytest.raises(ValueError, match=r"class1/010\.JPEG changed from \d+ to 300 bytes .*--refresh"):
+        data.batches(shuffled(8), RULE)
+    (root / "class1" / "010.JPEG").unlink()
+    with pytest.raises(ValueError, match=r"class1/010\.JPEG went missing"):
+        data.batches(shuffled(8), RULE)
+
+
+def test_a_file_cut_during_the_run_is_named(tree: Path, tmp_path: Path) -> None:
+    root = copied(tree, tmp_path)
+    data = opened(root)
+    batches = data.batches(in_batches(np.arange(N), 1), RULE)
+    first = next(batches)
+    victim = data.index.name(N - 1)
+    os.truncate(root / victim, 300)
+    with pytest.raises(RuntimeError, match=rf"step {N - 1}: {victim} changed since it was indexed"):
+        list(batches)
+    assert first.index.tolist() == [0]
+
+
+def test_a_tar_cut_during_the_run_is_named(tree: Path, tmp_path: Path) -> None:
+    source = tmp_path / "flat.tar"
+    with tarfile.open(source, "w") as tar:
+        tar.add(tree, arcname=".")
+    data = opened(source)
+    batches = data.batches(in_batches(np.arange(N), 1), RULE)
+    next(batches)
+    last = max(range(N), key=lambda i: data.index.places([i])[0][1])
+    os.truncate(source, data.index.places([last])[0][1] + 100)
+    with pytest.raises(RuntimeError, match=rf"step {last}: {data.index.name(last)} changed"):
+        list(batches)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_file_that_does_not_decode_is_named(tree: Path, tmp_path: Path, views: int) -> None:
+    root = copied(tree, tmp_path)
+    data = opened(root)
+    order = Order(N, 4 * views, seed=2, views_per_image=views)
+    victim = int(order(5).index[2 * views])
+    path = root / data.index.name(victim)
+    encoded = path.read_bytes()
+    path.write_bytes(encoded[: len(encoded) // 2] + bytes(len(encoded) - len(encoded) // 2))
+    rule = RandomResizedCrop(32, seed=0, scale=(0.99, 1.0))
+    batches = data.batches(order, rule, options=JpegOptions(views_per_decode=views))
+    for _ in range(5):
+        next(batches)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=rf"step 5: {data.index.name(victim)} does not decode: .*--full"):
+        next(batches)
+    assert time.monotonic() - began < 10
+
+
+def test_closing_ends_the_threads(data: JpegSet) -> None:
+    before = threading.active_count()
+    batches = data.batches(shuffled(8), RULE)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_program_may_end_in_mid_run(tree: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fastanc.pipelines.index import build_index\n"
+        "from fastanc.pipelines.jpeg import JpegSet\n"
+        "from fastanc.pipelines.order import Order\n"
+        "from fastanc.pipelines.views import RandomResizedCrop\n"
+        "index = build_index(Path(sys.argv[1]), workers=1, progress=False)\n"
+        "batches = JpegSet('toy', index, (0,), (1,)).batches(Order(36, 8), RandomResizedCrop(48, 0))\n"
+        "next(batches); print('reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tree)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["reached"]), done.stderr
+
+
+def test_the_description_fixes_pixels(data: JpegSet, tree: Path, tmp_path: Path) -> None:
+    described = data.describe()
+    assert described["decoder"] == "cpu"
+    assert described["resize"] == "torch uint8 bilinear"
+    assert described == data.describe("cpu", JpegOptions(threads=3, prefetch=4))
+    on_gpu = [data.describe("cuda", JpegOptions(decode=plan)) for plan in ("cpu", "mixed", "mixed_roi")]
+    on_gpu.append(data.describe("cuda", JpegOptions(decode="mixed", hw_decoder_load=0.0)))
+    assert len({str(other) for other in [described, *on_gpu]}) == 5
+    root = copied(tree, tmp_path)
+    (root / "class0" / "000.JPEG").unlink()
+    assert opened(root).describe()["fingerprint"] != described["fingerprint"]
+
+
+def test_wrong_options_are_refused_in_words(data: JpegSet) -> None:
+    with pytest.raises(ValueError, match="PadCrop is for sets kept as arrays"):
+        data.batches(shuffled(8), PadCrop(48, seed=0))
+    with pytest.raises(ValueError, match="decode 'mixed' needs a CUDA device"):
+        data.batches(shuffled(8), RULE, options=JpegOptions(decode="mixed"))
+    with pytest.raises(ValueError, match="decode 'gpu' is unknown"):
+        JpegOptions(decode="gpu")
+
+
+def test_evaluation_agrees_with_torchvision_on_real_jpegs(real_jpegs: list[Path]) -> None:
+    root = real_jpegs[0].parent.parent
+    index = build_index(root, workers=1, progress=False).subset(np.arange(0, 300, 10))
+    torchvision = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    differences = []
+    for batch in JpegSet("real", index, MEAN, STD).batches(evaluation_picks(30, 16), CentreCrop(224, 256)):
+        for k, i in enumerate(batch.index.tolist()):
+            pil = np.asarray(torchvision(Image.open(root / index.name(i)).convert("RGB"))).astype(int)
+            differences.append(np.abs(batch.images[k].permute(1, 2, 0).numpy() - pil))
+    per_image = np.array([d.mean() for d in differences])
+    print(f"mean {per_image.mean():.2f}, worst image {per_image.max():.2f}")
+    assert per_image.mean() < 2.0
+    assert per_image.max() < 6.0

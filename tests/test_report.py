@@ -1,0 +1,173 @@
+"""The runs' table and the HTML report, read back with the standard library's parser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from fastanc.report import summary_table, write_report
+
+pytest.importorskip("matplotlib")
+
+SUMMARY = {
+    "name": "anc-cached",
+    "method": "anc",
+    "student": "resnet20",
+    "teacher": "resnet56",
+    "dataset": "cifar10",
+    "params": 272_474,
+    "macs": 41_214_464,
+    "epochs": 2,
+    "val": {"top1": 0.9231, "top5": 0.997, "error_pct": 7.69, "agreement_pct": 92.155},
+    "images_per_s": 2310.4,
+    "data_share": 0.031,
+    "teacher_share": 0.02,
+    "wall_s": 3720.0,
+    "teacher_source": "cached",
+    "phases": {"train_s": 3700.5},
+}
+CELLS = ["anc", "resnet20 ← resnet56", "cached", "272 k", "41.2 M", "7.69 %"]
+CELLS += ["92.16 %", "2,310", "3.1%", "2.0%", "1 h 02 min"]
+
+
+def run(folder: Path, summary: dict[str, Any] | None = None, disc: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    lines: list[dict[str, Any]] = []
+    for step in range(4, 20, 5):
+        line = {
+            "kind": "train",
+            "step": step,
+            "epoch": (step + 1) / 10,
+            "lr": 0.1,
+            "student/l2": 9.0 - step / 5,
+        }
+        if disc:
+            line |= {"discriminator/bce": 1.3, "d_teacher": 0.7, "d_student": 0.3, "won": 0.6}
+        lines.append(line)
+    lines.append({"kind": "note", "step": 9, "text": "bound by <teacher>"})
+    lines += [{"kind": "val", "step": s, "epoch": (s + 1) / 10, "error_pct": 30.0 - s} for s in (9, 19)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.yaml").write_text("method:\n  type: anc # <&>\n")
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Page(HTMLParser):
+    """Collects the texts of a page by tag, and what it would load from elsewhere."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.texts.setdefault(tag, []).append("")
+        wanted = [value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "data")]
+        self.loads += [value for value in wanted if not value.startswith("#")]
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+
+def write(tmp_path: Path, *folders: Path) -> tuple[str, Page]:
+    text = write_report(folders, tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_terminal_table_shows_every_number_in_aligned_columns(tmp_path: Path) -> None:
+    short = {"name": "x", "val": {}, "params": 11_689_512, "wall_s": 75.4, "macs": 1.8e9, "student": "s"}
+    table = summary_table([run(tmp_path / "a", SUMMARY), run(tmp_path / "b", short)]).splitlines()
+    assert re.split(r" {2,}", table[2]) == ["anc-cached", *CELLS]
+    assert re.split(r" {2,}", table[3]) == ["x", "–", "s", *"–", "11.7 M", "1.8 G", *"–––––", "1 min 15 s"]
+    assert len(table) == 4
+    assert {len(line) for line in table} == {len(table[0])}
+
+
+def test_page_holds_the_table_and_loads_nothing(tmp_path: Path) -> None:
+    text, page = write(tmp_path, run(tmp_path / "a", SUMMARY))
+    assert page.texts["td"] == ["anc-cached", *CELLS]
+    assert page.loads == []
+    assert "<script" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+    assert "@import" not in text
+
+
+def test_page_shows_every_player_the_discriminators_view_and_the_split(tmp_path: Path) -> None:
+    text, page = write(
+        tmp_path, run(tmp_path / "a", SUMMARY), run(tmp_path / "b", {"name": "plain"}, disc=False)
+    )
+    titles = [title for title in page.texts["h2"] if title not in ("anc-cached", "plain")]
+    assert titles == [
+        "Validation error",
+        "Loss of the student",
+        "Loss of the discriminator",
+        "The discriminator's view: anc-cached",
+        "Where the time goes",
+    ]
+    assert "2,310/s" in text
+    assert page.texts["figcaption"] == ["anc-cachedplain", "anc-cachedplain"]
+    for drawing in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ElementTree.fromstring(drawing)
+
+
+def test_throughput_bars_are_as_long_as_the_shares(tmp_path: Path) -> None:
+    summary = {**SUMMARY, "data_share": 0.25, "teacher_share": 0.5}
+    text, _ = write(tmp_path, run(tmp_path / "a", summary))
+    bars = text[text.index("Where the time goes") :]
+    widths = []
+    for colour in ("#2563eb", "#f5a524", "#98a2b3"):
+        corners = re.search(rf'd="M ([^"]+?)z\s*" clip-path="[^"]*" style="fill: {colour}', bars)
+        assert corners is not None
+        xs = [float(x) for x in re.findall(r"([\d.]+) [\d.]+", corners[1])]
+        widths.append(max(xs) - min(xs))
+    assert [width / sum(widths) for width in widths] == pytest.approx([0.25, 0.25, 0.5], abs=1e-3)
+
+
+def test_notes_facts_and_configuration_are_shown_as_text(tmp_path: Path) -> None:
+    _, page = write(tmp_path, run(tmp_path / "a", {**SUMMARY, "name": "<b>&"}))
+    assert page.texts["li"] == ["step 10 bound by <teacher>"]
+    assert page.texts["pre"] == ["method:\n  type: anc # <&>\n"]
+    assert page.texts["td"][0] == "<b>&"
+    assert dict(zip(page.texts["dt"], page.texts["dd"])) == {
+        "dataset": "cifar10",
+        "epochs": "2",
+        "val.top5": "0.997",
+        "phases.train_s": "3,700.5",
+    }
+
+
+def test_a_run_going_on_is_shown_with_dashes(tmp_path: Path) -> None:
+    folder = run(tmp_path / "going")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    _, page = write(tmp_path, folder)
+    assert page.texts["td"] == ["going", *"–" * 11]
+    assert "Loss of the student" in page.texts["h2"]
+
+
+def test_same_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name / "anc", {"name": "anc"}) for name in ("first", "second")]
+    _, page = write(tmp_path, *folders)
+    assert page.texts["td"][::12] == ["first/anc", "second/anc"]
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} is not a run's folder"):
+        summary_table([tmp_path])
+    with pytest.raises(ValueError, match="name at least one"):
+        summary_table([])

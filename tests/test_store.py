@@ -1,0 +1,435 @@
+"""The cache on disk is trusted like a database: exact, identified, crash-safe, verifiable."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastanc.teacher.identity import differences, identity
+from fastanc.teacher.moving import export_cache, import_cache
+from fastanc.teacher.store import Field, Store
+
+N = 100
+FIELDS = (Field("features", 24), Field("descriptors", 5, "fp32"))
+
+
+def facts(**changes):
+    teacher = {"name": "resnet56", "weights": "abc"} | changes
+    return identity({"name": "digits", "decoder": "cpu"}, {"rule": "PadCrop", "out_px": 32}, 7, teacher)
+
+
+def make(path, fields=FIELDS, rows_per_shard=16, n=N, **changes) -> Store:
+    return Store.open(path, facts(**changes), fields, n, rows_per_shard, create=True)
+
+
+def values(view: int, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows that say which they are; exact in fp16."""
+    index = np.asarray(index)
+    features = (index[:, None] * 3 + np.arange(24) + view) % 512 / 4
+    return {"features": features.astype(np.float32), "descriptors": features[:, :5].astype(np.float32) / 3}
+
+
+def fill(store: Store, view: int, missing: np.ndarray | None = None) -> None:
+    missing = store.missing(view) if missing is None else missing
+    for k in range(0, len(missing), store.rows_per_shard):
+        index = missing[k : k + store.rows_per_shard]
+        store.put(view, index, values(view, index))
+
+
+def assert_right(store: Store, views) -> None:
+    index, view = (a.ravel() for a in np.meshgrid(np.arange(store.num_images), views))
+    shuffled = np.random.default_rng(0).permutation(len(index))
+    index, view = index[shuffled], view[shuffled]
+    reader = store.reader()
+    got = reader.get(index, view)
+    reader.close()
+    for name in ("features", "descriptors"):
+        wanted = np.stack([values(v, [i])[name][0] for i, v in zip(index, view)])
+        np.testing.assert_array_equal(got[name], wanted)
+
+
+def data_files(store: Store, view: int = 0) -> list[Path]:
+    return sorted((store.path / f"view-{view:05d}").glob("*.bin"))
+
+
+def flip_byte(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_reader_against_numpy_indexing(tmp_path):
+    store = make(tmp_path)
+    fill(store, 0)  # contiguous ranges
+    for index in np.array_split(np.random.default_rng(1).permutation(N), 7):  # lists, in an epoch's order
+        store.put(3, index, values(3, index))
+    assert store.views() == [0, 3]
+    assert store.complete(0)
+    assert store.complete(3)
+    assert_right(store, [0, 3])
+    assert_right(Store.at(store.path), [3, 0])
+
+
+def test_ranges_and_lists_mixed_with_duplicates_read_the_first_come(tmp_path):
+    store = make(tmp_path)
+    store.put(0, np.arange(10, 30), values(0, np.arange(10, 30)))
+    store.put(0, np.arange(25, 40), values(9, np.arange(25, 40)))  # overlaps: 25..29 are of the first shard
+    store.put(0, np.array([60, 5, 12]), values(8, np.array([60, 5, 12])))
+    reader = Store.at(store.path).reader()
+    index = np.array([60, 12, 27, 33, 5, 10])
+    wanted = [
+        values(8, [60]),
+        values(0, [12]),
+        values(0, [27]),
+        values(9, [33]),
+        values(8, [5]),
+        values(0, [10]),
+    ]
+    got = reader.get(index, np.zeros(6, int))["features"]
+    reader.close()
+    np.testing.assert_array_equal(got, np.concatenate([w["features"] for w in wanted]))
+    np.testing.assert_array_equal(store.missing(0), sorted({*range(N)} - {*range(10, 40), 60, 5}))
+
+
+def test_a_row_of_2048_fp16_is_one_aligned_page_and_features_lie_apart(tmp_path):
+    store = Store.open(tmp_path, facts(), (Field("features", 2048), Field("logits", 10)), N, create=True)
+    rng = np.random.default_rng(0)
+    rows = {"features": rng.random((9, 2048), np.float32), "logits": rng.random((9, 10), np.float32)}
+    store.put(0, np.arange(9), rows)
+    raw = np.fromfile(data_files(store)[0], np.uint8)
+    assert len(raw) % 4096 == 0
+    pages = raw[: 9 * 4096].view(np.float16).reshape(9, 2048)
+    np.testing.assert_array_equal(pages, rows["features"].astype(np.float16))
+    logits = raw[9 * 4096 : 9 * 4096 + 180].view(np.float16).reshape(9, 10)
+    np.testing.assert_array_equal(logits, rows["logits"].astype(np.float16))
+
+
+@pytest.mark.parametrize("kind", ["relu", "signed", "zero", "constant"])
+def test_uint8_error_is_half_a_step_of_each_row(tmp_path, kind):
+    rng = np.random.default_rng(2)
+    x = {
+        "relu": np.maximum(rng.normal(size=(40, 300)), 0),
+        "signed": rng.normal(size=(40, 300)) * np.exp(rng.normal(size=(40, 1)) * 6),
+        "zero": np.zeros((40, 300)),
+        "constant": np.full((40, 300), -3.25),
+    }[kind].astype(np.float32)
+    store = Store.open(tmp_path, facts(), (Field("features", 300, "uint8"),), N, create=True)
+    index = rng.permutation(N)[:40]
+    store.put(0, index, {"features": x})
+    reader = store.reader()
+    got = reader.get(index[::-1], np.zeros(40, int))["features"][::-1].astype(np.float64)
+    reader.close()
+    exact = x.astype(np.float64)
+    span = np.maximum(exact.max(1), 0) - np.minimum(exact.min(1), 0)
+    error = np.abs(got - exact).max(1)
+    assert (error <= span / 255 / 2 + 1e-6 * span).all()
+    if kind != "signed":
+        np.testing.assert_array_equal(got[exact == 0], 0)
+    if kind == "signed":
+        assert (error > span / 255 / 4).any()  # the bound is not idle
+
+
+def test_missing_row_names_view_image_and_command(tmp_path):
+    store = make(tmp_path)
+    store.put(2, np.arange(50), values(2, np.arange(50)))
+    reader = store.reader()
+    with pytest.raises(FileNotFoundError, match=r"view 2, image 71 .*run `fastanc cache build`"):
+        reader.get(np.array([3, 71]), np.array([2, 2]))
+    with pytest.raises(FileNotFoundError, match="view 4, image 3 "):
+        reader.get(np.array([3]), np.array([4]))
+    reader.close()
+
+
+def test_another_identity_is_refused_with_both_values(tmp_path):
+    make(tmp_path)
+    make(tmp_path, name="resnet110", weights="zzz")
+    with pytest.raises(FileNotFoundError) as error:
+        Store.open(tmp_path, facts(weights="def"), FIELDS, N)
+    assert "resnet56-digits-32px" in str(error.value)
+    assert 'teacher.weights ("abc" there, "def" here)' in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r'fields \(.*"fp16".* there, .*"uint8".* here\)'):
+        Store.open(tmp_path, facts(), (Field("features", 24, "uint8"), FIELDS[1]), N)
+    with pytest.raises(FileNotFoundError, match="holds no teacher cache"):
+        Store.open(tmp_path / "elsewhere", facts(), FIELDS, N)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("part", ["crop", "decoder", "seed", "set", "boxes"])
+def test_every_part_of_the_identity_counts(part):
+    rule, dataset, crc = {"out_px": 224, "seed": 0}, {"fingerprint": "a", "decoder": "cpu"}, 1
+    before = identity(dataset, rule, crc, {"name": "t"})
+    rule |= {"crop": {"out_px": 192}, "seed": {"seed": 1}}.get(part, {})
+    dataset |= {"decoder": {"decoder": "mixed"}, "set": {"fingerprint": "b"}}.get(part, {})
+    after = identity(dataset, rule, crc + (part == "boxes"), {"name": "t"})
+    assert len(differences(before, after)) == 1
+
+
+def test_not_finite_values_are_refused_by_name(tmp_path):
+    store = make(tmp_path)
+    for bad in (np.nan, np.inf, 70000.0):
+        rows = values(1, np.arange(20))
+        rows["features"][[4, 7], 3] = bad
+        with pytest.raises(
+            ValueError, match=r"view 1: the features of 2 images \(4, 7\) are not finite as float16"
+        ):
+            store.put(1, np.arange(20), rows)
+    assert len(store.missing(1)) == N
+    single = Store.open(tmp_path, facts(), (Field("features", 24, "uint8"),), N, create=True)
+    rows = {"features": values(1, np.arange(20))["features"]}
+    rows["features"][5, 0] = np.nan
+    with pytest.raises(ValueError, match=r"of 1 images \(5\)"):
+        single.put(1, np.arange(20), rows)
+
+
+def test_verify_finds_every_kind_of_damage_and_the_rest_stays_right(tmp_path):
+    store = make(tmp_path)
+    fill(store, 0)
+    assert store.verify() == []
+    files = data_files(store)
+    flip_byte(files[0], 1000)
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    files[2].with_suffix(".json").unlink()
+    other = json.loads(files[6].with_suffix(".json").read_text())  # of the last, shorter shard
+    files[3].with_suffix(".json").write_text(json.dumps(other))
+    flip_byte(files[4].with_suffix(".json"), 60)
+    files[5].unlink()
+    damage = {d.shard: d.reason for d in Store.at(store.path).verify()}
+    assert sorted(damage) == [f.name for f in files[:6]]
+    assert "CRC of its features" in damage[files[0].name]
+    assert "bytes where the commit record says" in damage[files[1].name]
+    assert "no commit record" in damage[files[2].name]
+    assert "belongs to another shard" in damage[files[3].name]
+    assert "record" in damage[files[4].name]
+    assert "gone" in damage[files[5].name]
+
+    again = Store.at(store.path, 16)
+    with pytest.raises(FileNotFoundError, match=r"view 0, image 20 .*not trusted: its file has"):
+        again.reader().get(np.array([20]), np.array([0]))
+    np.testing.assert_array_equal(
+        again.missing(0), np.arange(16, 96)
+    )  # the flipped byte shows in verify only
+    again.verify(drop=True)
+    again.prune(stray_age_s=0)
+    np.testing.assert_array_equal(again.missing(0), np.arange(96))
+    fill(again, 0)
+    assert again.verify() == []
+    assert_right(again, [0])
+
+
+@pytest.mark.parametrize("at", range(0, 8192, 731))
+def test_no_flipped_byte_of_a_list_shard_goes_unseen(tmp_path, at):
+    store = make(tmp_path)
+    store.put(0, np.array([5, 3, 77]), values(0, np.array([5, 3, 77])))
+    flip_byte(data_files(store)[0], at)
+    assert len(store.verify()) == 1
+
+
+def test_a_record_of_another_cache_and_of_another_size(tmp_path):
+    one, two = make(tmp_path), make(tmp_path, weights="def")
+    fill(one, 0)
+    target = two.path / "view-00000"
+    target.mkdir()
+    for path in (one.path / "view-00000").iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    assert two.present(0) == 0
+    assert {d.reason for d in two.verify()} == {"its commit record belongs to another shard"}
+    record = data_files(one)[0].with_suffix(".json")
+    forged = json.loads(record.read_text()) | {"rows": 4000}
+    del forged["crc32"]
+    record.write_text(json.dumps(forged | {"crc32": zlib.crc32(json.dumps(forged, sort_keys=True).encode())}))
+    assert [d.reason for d in one.verify()] == [
+        "its commit record is of another size: features is not 192000 bytes"
+    ]
+
+
+def test_export_and_import_move_and_check(tmp_path):
+    store = make(tmp_path / "a")
+    fill(store, 0)
+    fill(store, 5, np.array([4, 2, 9]))
+    tar = export_cache(store, tmp_path / "out" / "cache.tar")
+    assert [p.name for p in tar.parent.iterdir()] == ["cache.tar"]
+    there = import_cache(tar, tmp_path / "b")
+    assert there.path.name == store.path.name
+    assert there.verify() == []
+    assert_right(there, [0])
+    assert there.present(5) == 3
+    export_cache(there, tmp_path / "c")
+    folder = import_cache(tmp_path / "c" / store.path.name, tmp_path / "b")  # everything there already
+    assert folder.info()["bytes"] == store.info()["bytes"]
+
+    flip_byte(data_files(there)[2], 77)
+    with pytest.raises(ValueError, match="damaged, the CRC of its features"):
+        export_cache(there, tmp_path / "bad.tar")
+    assert not (tmp_path / "bad.tar").exists()
+    with pytest.raises(ValueError, match=r"damaged, the CRC"):
+        import_cache(there.path, tmp_path / "d")
+    assert Store.at(tmp_path / "d" / store.path.name).verify() == []
+    tar.write_bytes(tar.read_bytes()[:9000])
+    with pytest.raises(ValueError, match="not a whole tar"):
+        import_cache(tar, tmp_path / "e")
+
+
+def test_prune_drops_views_and_dead_files_but_not_a_living_writers(tmp_path):
+    store = make(tmp_path)
+    fill(store, 0)
+    fill(store, 1)
+    fresh, dead = (store.path / "view-00000" / f"shard-{k}-ff.bin.aa.tmp" for k in (1, 2))
+    for path in (fresh, dead):
+        path.write_bytes(b"half")
+    os.utime(dead, (1, 1))
+    removed = store.prune([1])
+    assert dead in removed
+    assert fresh.exists()
+    assert not (store.path / "view-00001").exists()
+    assert store.views() == [0]
+    assert_right(store, [0])
+
+
+def forked(work) -> int:
+    """Run work() in a child of this process, which imports nothing again; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def test_killed_writers_leave_nothing_that_is_wrong(tmp_path):
+    rng = random.Random(3)
+    make(tmp_path, n=6000)
+
+    def write(rank: int) -> None:
+        store = make(tmp_path, n=6000)
+        for view in (0, 1):
+            fill(store, view, store.todo(view, rank, 4))
+
+    present = 0
+    for _ in range(10):
+        writers = [forked(partial(write, rank)) for rank in range(4)]
+        for writer in writers[:3]:
+            time.sleep(rng.uniform(0, 0.02))
+            os.kill(writer, signal.SIGKILL)
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(writers[3], signal.SIGKILL)
+        for writer in writers:
+            os.waitpid(writer, 0)
+        store = make(tmp_path, n=6000)
+        committed = sum(store.present(view) for view in (0, 1))
+        assert committed >= present
+        present = committed
+        assert not [d for d in store.verify() if "no commit record" not in d.reason]
+    assert 0 < present < 12000
+    for view in (0, 1):
+        fill(store, view)
+    store.prune(stray_age_s=0)
+    assert store.verify() == []
+    assert sum(view["stray_files"] for view in store.info()["views"].values()) == 0
+    assert {p.suffix for p in store.path.rglob("*") if p.is_file()} == {".bin", ".json"}
+    assert_right(store, [0, 1])
+
+
+def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount."""
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-ec", script], capture_output=True, text=True, check=False
+    )
+    if done.returncode and any(word in done.stderr for word in ("unshare", "mount")):
+        pytest.skip(f"this system lets no test mount: {done.stderr.strip()}")
+    return done
+
+
+PUT_ALL = """
+import sys; sys.path.insert(0, {here!r})
+from test_store import *
+store = make({path!r}, n=20000, rows_per_shard=1000)
+try:
+    fill(store, 0)
+except ValueError as error:
+    print(error)
+there = Store.at(store.path)
+assert there.verify() == [], there.verify()
+assert not list(there.path.glob("*/*.tmp"))
+print(there.present(0))
+"""
+
+
+def test_full_disk_is_one_sentence_and_what_was_committed_stays(tmp_path):
+    mount, script = tmp_path / "small", tmp_path / "script.py"
+    mount.mkdir()
+    script.write_text(PUT_ALL.format(here=str(Path(__file__).parent), path=str(mount)))
+    done = in_namespace(f"mount -t tmpfs -o size=400k none {mount}; exec {sys.executable} {script}")
+    assert done.returncode == 0, done.stderr
+    sentence, present = done.stdout.splitlines()
+    assert "no space is left for" in sentence
+    assert "every committed shard is safe" in sentence
+    assert 0 < int(present) < 20000
+
+
+def test_a_file_size_limit_is_the_same_sentence(tmp_path):
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+        store = make(tmp_path, n=5000, rows_per_shard=1000)
+        store.put(0, np.arange(100), values(0, np.arange(100)))
+        with pytest.raises(ValueError, match="no space is left for .* every committed shard is safe"):
+            fill(store, 0)
+
+    assert os.waitpid(forked(write), 0)[1] == 0
+    store = make(tmp_path, n=5000)
+    assert store.present(0) == 100
+    assert store.verify() == []
+    assert not list(store.path.rglob("*.tmp"))
+
+
+READ_ONLY = """
+import sys; sys.path.insert(0, {here!r})
+from test_store import *
+from fastanc.teacher.writer import Writer
+store = Store.at({path!r})
+assert_right(store, [0])
+for write in (lambda: fill(store, 1), lambda: Writer(store), lambda: make(store.path.parent, weights="new")):
+    try:
+        write()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_read_only_folder_can_be_read_and_says_so_when_filled(tmp_path):
+    store = make(tmp_path)
+    fill(store, 0)
+    script = tmp_path / "script.py"
+    script.write_text(READ_ONLY.format(here=str(Path(__file__).parent), path=str(store.path)))
+    done = in_namespace(
+        f"mount --bind {tmp_path} {tmp_path}; mount -o remount,ro,bind {tmp_path};"
+        f" exec {sys.executable} {script}"
+    )
+    assert done.returncode == 0, done.stderr
+    sentences = done.stdout.splitlines()
+    assert len(sentences) == 3
+    assert all("cannot be written" in s and "--teacher.cache read" in s for s in sentences)
+
+
+def test_damaged_identity_is_named(tmp_path):
+    store = make(tmp_path)
+    (store.path / "identity.json").write_text("{")
+    with pytest.raises(ValueError, match=r"identity.json is not readable"):
+        make(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a cache"):
+        Store.at(tmp_path)

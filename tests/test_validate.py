@@ -1,0 +1,163 @@
+"""Exact counts, agreement, and averaged BatchNorm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastanc.batch import Batch, Outputs
+from fastanc.validate import average_buffers, evaluate
+
+
+class Table(nn.Module):
+    """Gives image i the i-th row of a table of logits; an image's only value is its number."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.norm, self.frozen = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+        self.train()
+        self.frozen.eval()
+        self.modes_seen: set[bool] = set()
+
+    def forward(self, images: Tensor) -> Outputs:
+        self.modes_seen |= {self.training, self.norm.training}
+        return Outputs(self.logits[images.flatten().long()])
+
+
+def batches(labels: Tensor | None, numbers: np.ndarray, size: int = 64) -> list[Batch]:
+    made = []
+    for start in range(0, len(numbers), size):
+        index = numbers[start : start + size]
+        images = torch.from_numpy(index).float().view(-1, 1, 1, 1)
+        mine = None if labels is None else labels[torch.from_numpy(index)]
+        made.append(Batch(images=images, index=index, view=np.zeros_like(index), labels=mine, step=0))
+    return made
+
+
+def alone(values: Tensor) -> Tensor:
+    return values
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_counts_equal_a_full_sort(classes: int) -> None:
+    logits, labels = torch.randn(1001, classes), torch.randint(classes, (1001,))
+    other = logits + torch.randn(1001, classes)
+    network, teacher = Table(logits), Table(other)
+    got = evaluate(network, batches(labels, np.arange(1001)), alone, 1001, teacher=teacher)
+    place = (logits.argsort(dim=1, descending=True) == labels[:, None]).int().argmax(dim=1)
+    assert got["top1"] == (place < 1).sum().item() / 1001
+    assert got["top5"] == (place < 5).sum().item() / 1001
+    assert got["error_pct"] == pytest.approx(100 * (1 - got["top1"]), abs=1e-12)
+    assert got["loss"] == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-6)
+    same = (logits.argmax(1) == other.argmax(1)).sum().item()
+    assert got["agreement_pct"] == pytest.approx(100 * same / 1001, abs=1e-12)
+
+
+def test_three_processes_count_1001_images_once() -> None:
+    logits, labels = torch.randn(1001, 10), torch.randint(10, (1001,))
+    network = Table(logits)
+    parts: list[Tensor] = []
+
+    def collect(values: Tensor) -> Tensor:
+        parts.append(values)
+        return values if len(parts) < 3 else torch.stack(parts).sum(0)
+
+    for rank in range(2):
+        mine = np.arange(1001)[rank::3]
+        evaluate(network, batches(labels, mine), collect, len(mine))
+    whole = evaluate(network, batches(labels, np.arange(1001)[2::3]), collect, 1001)
+    single = evaluate(network, batches(labels, np.arange(1001)), alone, 1001)
+    assert whole["top1"] == single["top1"]
+    assert whole["top5"] == single["top5"]
+    assert whole["loss"] == pytest.approx(single["loss"], rel=1e-12)
+
+
+def test_an_image_counted_twice_is_our_mistake() -> None:
+    network, labels = Table(torch.randn(10, 4)), torch.randint(4, (10,))
+    with pytest.raises(AssertionError, match="11 images were counted in a set of 10"):
+        evaluate(network, batches(labels, np.array([*range(10), 3])), alone, 10)
+
+
+def test_a_process_without_batches_takes_part() -> None:
+    network = Table(torch.randn(4, 4))
+
+    def with_the_others(values: Tensor) -> Tensor:
+        return values + torch.tensor([4.0, 4, 2, 3, 0, 8], dtype=torch.float64)
+
+    got = evaluate(network, [], with_the_others, 4)
+    assert got == {"top1": 0.5, "top5": 0.75, "error_pct": 50.0, "loss": 2.0}
+
+
+def test_modes_are_eval_meanwhile_and_restored_one_by_one() -> None:
+    network, labels = Table(torch.randn(10, 4)), torch.randint(4, (10,))
+    before = network.norm.running_mean.clone()
+    evaluate(network, batches(labels, np.arange(10)), alone, 10)
+    assert network.modes_seen == {False}
+    assert network.training
+    assert network.norm.training
+    assert not network.frozen.training
+    assert torch.equal(network.norm.running_mean, before)
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Outputs:
+            raise RuntimeError("the teacher is gone")
+
+    with pytest.raises(RuntimeError):
+        evaluate(network, batches(labels, np.arange(10)), alone, 10, teacher=Broken())
+    assert network.training
+
+
+def test_a_set_without_labels_gives_agreement_only() -> None:
+    network = Table(torch.randn(10, 4))
+    unlabelled = batches(None, np.arange(10))
+    got = evaluate(network, unlabelled, alone, 10, teacher=network)
+    assert got == {"agreement_pct": 100.0}
+    with pytest.raises(ValueError, match="neither labels nor a teacher"):
+        evaluate(network, unlabelled, alone, 10)
+
+
+def test_batchnorm_statistics_are_averaged_in_one_call() -> None:
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.BatchNorm1d(2))
+        net.register_buffer("mean", torch.full((3,), 0.1))
+        for layer in net:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
+        return net
+
+    first, second = network(1), network(2)
+    states = [{k: v.clone() for k, v in net.state_dict().items()} for net in (first, second)]
+    calls = []
+
+    def average(tensors: Sequence[Tensor]) -> None:
+        calls.append(tensors)
+        for mine, other in zip(tensors, theirs):
+            mine.copy_((mine + other) / 2)
+
+    theirs = [second[1].running_mean, second[1].running_var, second[3].running_mean, second[3].running_var]
+    average_buffers(first, average)
+    assert len(calls) == 1
+    for key, value in first.state_dict().items():
+        mine, other = states[0][key], states[1][key]
+        expected = (mine + other) / 2 if "running" in key else mine
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.gpu
+def test_counts_are_the_same_on_the_gpu() -> None:
+    logits, labels = torch.randn(200, 10), torch.randint(10, (200,))
+    on_cpu = evaluate(Table(logits), batches(labels, np.arange(200)), alone, 200)
+    moved = batches(labels, np.arange(200))
+    for batch in moved:
+        batch.images, batch.labels = batch.images.cuda(), labels[batch.index].cuda()
+    on_gpu = evaluate(Table(logits).cuda(), moved, alone, 200)
+    assert on_gpu["top1"] == on_cpu["top1"]
+    assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=1e-6)
