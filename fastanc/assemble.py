@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from fastanc.batch import Batch, Outputs
+from fastanc.batch import Batch
 from fastanc.config import Config, DataConfig, NetworkConfig, TeacherConfig
 from fastanc.methods.base import Method, TeacherSpec
 from fastanc.models import zoo
@@ -20,36 +23,21 @@ from fastanc.models.taps import Tapped
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.datasets import open_dataset
 from fastanc.pipelines.decode_plan import JpegOptions
-from fastanc.pipelines.order import Order, evaluation_picks
+from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule, boxes_crc
+from fastanc.teacher.build import build_cache
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.identity import identity
 from fastanc.teacher.online import Online
 from fastanc.teacher.store import Field, Store
 
+if TYPE_CHECKING:
+    from fastanc.pipelines.jpeg import JpegSet
+
+    DataSet = ArraySet | JpegSet
+
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class DataSet(Protocol):
-    """A split of a data set, as the input gives it (pipelines/jpeg.py, pipelines/arrays.py)."""
-
-    name: str
-    num_images: int
-    num_classes: int
-    channels: int
-    labels: np.ndarray | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def describe(self, device: Any = ..., options: Any = ...) -> dict[str, object]:
-        """Return what fixes the pixels of a view."""
-
-    def sizes(self, index: np.ndarray) -> np.ndarray:
-        """Return the sizes [B, 2] of (w, h)."""
-
-    def batches(self, picks: Any, rule: Any, **options: Any) -> Iterator[Batch]:
-        """Return the batches of some steps."""
 
 
 @dataclass
@@ -73,6 +61,13 @@ class Input:
             self.order, self.rule, start=start, stop=stop, device=self.device, options=self.options
         )
 
+    def picked(self, size: int, view: int, images: np.ndarray) -> Iterator[Batch]:
+        """Return the training input's batches of up to `size` given images [N] of one view."""
+        parts = [images[k : k + size] for k in range(0, len(images), size)]
+        picks = [Picks(part, np.full_like(part, view)) for part in parts]
+        options = replace(self.options, views_per_decode=1)
+        return self.train.batches(picks, self.rule, device=self.device, options=options)
+
     def val_batches(self) -> Iterator[Batch]:
         """Return this process's share of the validation set, every image once over all processes."""
         picks = evaluation_picks(self.val.num_images, self.eval_batch, self.rank, self.world)
@@ -80,10 +75,11 @@ class Input:
         return self.val.batches(picks, self.eval_rule, device=self.device, options=options)
 
 
-def open_input(config: DataConfig, seed: int, device: torch.device, rank: int, world: int) -> Input:
-    """Open the data sets of a configuration for one process."""
+def open_input(config: DataConfig, seed: int, accelerator: Accelerator) -> Input:
+    """Open the data sets of a configuration for one process; all processes decode by one plan."""
     train = open_dataset(config.name, "train", config.root)
     val = open_dataset(config.name, "val", config.root)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     order = Order(
         train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
     )
@@ -93,6 +89,10 @@ def open_input(config: DataConfig, seed: int, device: torch.device, rank: int, w
         decode=config.decode,
         views_per_decode=config.views_per_image,
     )
+    if not isinstance(train, ArraySet):
+        # Pixels depend on the plan, so one process probes for all.
+        agreed = [train.decided(device, options) if accelerator.is_main_process else None]
+        options = broadcast_object_list(agreed)[0]
     return Input(
         train=train,
         val=val,
@@ -187,12 +187,26 @@ def cache_fields(config: TeacherConfig, network: Tapped) -> list[Field]:
     return [Field("features", network.feature_dim, config.rows)]
 
 
-def open_teacher(
-    config: Config, source: Input, method: Method, network: Tapped
-) -> Callable[[Batch], Outputs]:
-    """Return where the teacher's outputs come from: the network, the cache, or both."""
+def open_store(config: Config, source: Input, network: Tapped, *, create: bool) -> Store:
+    """Open the cache of this configuration's teacher on this configuration's views."""
+    return Store.open(
+        Path(config.teacher.cache_dir),
+        cache_identity(config, source, network),
+        cache_fields(config.teacher, network),
+        source.train.num_images,
+        create=create,
+    )
+
+
+def open_online(config: Config, source: Input, network: Tapped) -> Online:
+    """Return the teacher as a network that is run."""
     spec = teacher_spec(network, config.data, source.train.channels)
-    online = Online(network.to(source.device), spec, _DTYPES[config.teacher.precision])
+    return Online(network.to(source.device), spec, _DTYPES[config.teacher.precision])
+
+
+def open_teacher(config: Config, source: Input, method: Method, network: Tapped) -> Online | Cached | Filling:
+    """Return where the teacher's outputs come from: the network, the cache, or both."""
+    online = open_online(config, source, network)
     if config.teacher.cache == "off":
         return online
     beyond = method.needs - {"logits", "features", "descriptors", "labels"}
@@ -200,17 +214,36 @@ def open_teacher(
         raise ValueError(
             f"the method reads the teacher's {', '.join(sorted(beyond))}, which no cache holds: --teacher.cache off"
         )
-    reading = config.teacher.cache == "read"
-    store = Store.open(
-        Path(config.teacher.cache_dir),
-        cache_identity(config, source, network),
-        cache_fields(config.teacher, network),
-        source.train.num_images,
-        create=not reading,
-    )
-    if reading:
-        return Cached(store, network.head, source.order, device=source.device, spec=spec)
+    store = open_store(config, source, network, create=config.teacher.cache == "fill")
+    if config.teacher.cache == "read":
+        return Cached(store, network.head, source.order, device=source.device, spec=online.spec)
     return Filling(online, store, network.head, source.order, device=source.device)
+
+
+def complete_cache(config: Config, source: Input, teacher: Filling, accelerator: Accelerator) -> None:
+    """Add the rows that an epoch's dropped remainder left out, once every view was walked through."""
+    walked = source.order.views
+    if walked is None or config.schedule.epochs * source.order.views_per_image < walked:
+        return
+    teacher.flush()
+    accelerator.wait_for_everyone()
+    build_cache(
+        teacher.store,
+        range(walked),
+        partial(source.picked, config.data.batch // source.world),
+        teacher.online,
+        rank=source.rank,
+        world=source.world,
+        wait=accelerator.wait_for_everyone,
+        say=lambda sentence: None,
+    )
+
+
+def load_student(run_dir: Path) -> Tapped:
+    """Build the student that a run left behind; FileNotFoundError when it is not finished."""
+    if not (run_dir / "student.safetensors").is_file():
+        raise FileNotFoundError(f"{run_dir} has no student.safetensors: name the folder of a finished run")
+    return zoo.load_weights(run_dir / "student.safetensors")
 
 
 def compile_in_place(module: nn.Module, sample: torch.Tensor) -> str | None:

@@ -84,7 +84,7 @@ class Checkpoints:
 
         Raises FileNotFoundError when there is none.
         """
-        refused = []
+        refused: list[str] = []
         for path in reversed(self.complete()):
             reason = damage(path)
             if reason is None:

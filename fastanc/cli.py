@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+# Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -17,7 +20,11 @@ def main(args: Sequence[str] | None = None) -> int:
         from fastanc.train import main as train_main
 
         return train_main(args[1:])
-    options = _parser().parse_args(args)
+    parser = _parser()
+    options, rest = parser.parse_known_args(args)
+    if rest and not getattr(options, "takes_fields", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.fields = rest
     try:
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
@@ -33,33 +40,83 @@ def main(args: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastanc", description="Adversarial network compression.")
     jobs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    jobs.add_parser("train", help="train one student (all options: fastanc train --help)", add_help=False)
+    jobs.add_parser("train", help="train one student; every field of the configuration is an option")
 
-    demo = jobs.add_parser("demo", help="compress a teacher on handwritten digits, on any machine")
+    demo = _job(jobs, "demo", _demo, "compress a teacher on handwritten digits, on any machine")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
-    demo.set_defaults(run=_demo)
 
-    report = jobs.add_parser("report", help="one HTML page and a table about runs")
-    report.add_argument("runs", nargs="+", type=Path)
-    report.add_argument("--out", type=Path, default=None, help="file to write; none prints the table only")
-    report.set_defaults(run=_report)
+    report = _job(jobs, "report", _report, "a table, and one HTML page, about runs")
+    report.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    report.add_argument("--out", type=Path, help="HTML file to write; without it the table only")
 
-    export = jobs.add_parser("export", help="write a run's student for use elsewhere")
-    export.add_argument("run_dir", type=Path)
-    export.add_argument("out", type=Path)
+    export = _job(jobs, "export", _export, "write a run's student for use elsewhere")
+    export.add_argument("run_dir", type=Path, help="folder of a run")
+    export.add_argument("out", type=Path, help="folder to write")
     export.add_argument("--formats", nargs="+", default=["safetensors", "torch_export"])
-    export.set_defaults(run=_export)
 
-    for name, what in (
-        ("datasets", "names of data sets"),
-        ("networks", "names of networks"),
-        ("recipes", "recipes"),
-    ):
-        jobs.add_parser(name, help=f"list the {what}").set_defaults(run=_names, what=name)
+    index = _job(jobs, "index", _index, "index a folder or tar of images, and name the bad files")
+    index.add_argument("source", type=Path)
+    index.add_argument("--full", action="store_true", help="decode every image")
+    index.add_argument("--refresh", action="store_true", help="index again although an index exists")
+    index.add_argument("--workers", type=int, help="processes; all cores by default")
+    index.add_argument("--labels", type=Path, help="file of labels for a flat folder or tar")
+    index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
-    _index_commands(jobs)
-    _cache_commands(jobs)
+    pack = _job(jobs, "pack", _pack, "shrink a set into one plain tar")
+    pack.add_argument("source", type=Path)
+    pack.add_argument("out", type=Path)
+    pack.add_argument("--short_side", type=int, default=256, help="pixels (256)")
+    pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller (90)")
+    pack.add_argument("--workers", type=int, help="processes; all cores by default")
+
+    for name in ("datasets", "networks", "recipes", "methods"):
+        _job(jobs, name, _names, f"list the {name}").set_defaults(what=name)
+    _cache_parsers(jobs)
     return parser
+
+
+def _job(
+    jobs: Any, name: str, run: Callable[[argparse.Namespace], Any], about: str
+) -> argparse.ArgumentParser:
+    job: argparse.ArgumentParser = jobs.add_parser(name, help=about, description=about)
+    job.set_defaults(run=run)
+    return job
+
+
+def _cache_parsers(jobs: Any) -> None:
+    about = "build, look at, verify, prune and move teacher caches"
+    words = jobs.add_parser("cache", help=about, description=about).add_subparsers(
+        required=True, metavar="JOB"
+    )
+
+    def job(name: str, about: str) -> argparse.ArgumentParser:
+        return _job(words, name, lambda options: _cache(name, options), about)
+
+    build = job("build", "run the teacher on every view; options are a recipe's fields (--recipe NAME ...)")
+    build.add_argument("--students", type=int, default=1, help="students to come, for the break-even")
+    build.set_defaults(takes_fields=True)
+    job("info", "what a cache holds").add_argument("path", type=Path, help="a cache, or a folder of caches")
+    verify = job("verify", "check every shard; with --teacher N run the teacher again on N rows")
+    verify.add_argument("path", type=Path, nargs="?", help="a cache; none takes the recipe's")
+    verify.add_argument("--teacher", type=int, default=0, metavar="N", help="rows to compute again")
+    verify.add_argument("--drop", action="store_true", help="remove what is damaged, for the next build")
+    verify.set_defaults(takes_fields=True)
+    prune = job("prune", "drop views, and files of dead writers")
+    prune.add_argument("path", type=Path)
+    prune.add_argument("--views", type=int, nargs="*", default=[], help="views to drop whole")
+    prune.add_argument("--stray_age_s", type=float, default=3600, help="age of a dead writer's file")
+    export = job("export", "write a cache into one tar (or a folder)")
+    export.add_argument("path", type=Path)
+    export.add_argument("out", type=Path)
+    imported = job("import", "add an exported cache to a folder of caches")
+    imported.add_argument("path", type=Path)
+    imported.add_argument("cache_dir", type=Path)
+
+
+def _cache(job: str, options: argparse.Namespace) -> int | None:
+    from fastanc import cache_jobs
+
+    return cache_jobs.JOBS[job](options)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -68,21 +125,64 @@ def _demo(options: argparse.Namespace) -> None:
     demo(options.out)
 
 
-def _index_commands(j):
-    pass
+def _report(options: argparse.Namespace) -> None:
+    from fastanc.report import summary_table, write_report
+
+    print(summary_table(options.runs))
+    if options.out is not None:
+        print(write_report(options.runs, options.out))
 
 
-def _cache_commands(j):
-    pass
+def _export(options: argparse.Namespace) -> None:
+    from fastanc.assemble import load_student
+    from fastanc.export import export
+
+    for kind, path in export(load_student(options.run_dir), options.out, options.formats).items():
+        print(f"{kind}: {path}")
 
 
-def _report(o):
-    pass
+def _index(options: argparse.Namespace) -> None:
+    from fastanc.pipelines.index import build_index, index_path, summary
+
+    out = index_path(options.source)
+    if options.refresh:
+        out.unlink(missing_ok=True)
+    index = build_index(
+        options.source,
+        out=out,
+        workers=options.workers,
+        full=options.full,
+        labels=options.labels,
+        synsets=options.synsets,
+    )
+    print(summary(index, out))
 
 
-def _export(o):
-    pass
+def _pack(options: argparse.Namespace) -> None:
+    from fastanc.pipelines.pack import pack
+
+    print(
+        pack(
+            options.source,
+            options.out,
+            short_side=options.short_side,
+            quality=options.quality,
+            workers=options.workers,
+        )
+    )
 
 
-def _names(o):
-    pass
+def _names(options: argparse.Namespace) -> None:
+    if options.what == "datasets":
+        from fastanc.pipelines.datasets import describe_names
+
+        print(describe_names())
+    elif options.what == "networks":
+        from fastanc.models.zoo import describe_names as networks
+
+        for name, about in networks():
+            print(f"{name:28}{about}")
+    else:
+        from fastanc.config import method_names, recipe_names
+
+        print("\n".join(recipe_names() if options.what == "recipes" else method_names()))

@@ -117,7 +117,7 @@ class ScheduleConfig:
 
     name: str = "cosine"
     """cosine (to zero), step (times gamma at each milestone) or constant."""
-    epochs: int = 8
+    epochs: int = 12
     """Length of the run."""
     warmup_epochs: float = 1.0
     """Linear warm-up from zero."""
@@ -197,6 +197,16 @@ class Config:
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out"}
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with fastanc."""
+    return sorted(p.stem for p in Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
+
+
+def method_names() -> list[str]:
+    """Return the names of the methods that are registered."""
+    return sorted(MethodConfig.get_known_choices())
+
+
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe given by bare name or by path; ValueError names the known ones."""
     if Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
@@ -205,7 +215,7 @@ def recipe_path(name: str) -> Path:
     path = folder / f"{name.removesuffix('.yaml')}.yaml"
     if path.is_file():
         return path
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    known = recipe_names()
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ValueError(
@@ -243,7 +253,7 @@ def decode(tree: dict[str, Any]) -> Config:
     _check_keys(tree, Config, "")
     try:
         return draccus.decode(Config, tree)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise
     except Exception as error:
         raise ValueError(" ".join(str(error).split())) from error
@@ -251,7 +261,7 @@ def decode(tree: dict[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """Return the whole configuration as YAML that `parse` reads back."""
-    return draccus.dump(config)
+    return str(draccus.dump(config))
 
 
 def _check_keys(tree: Any, owner: type, prefix: str) -> None:

@@ -17,7 +17,7 @@ class OptimizerConfig:
 
     name: str = "sgd"
     """sgd, adam or adamw."""
-    lr: float = 0.1
+    lr: float = 0.01
     """Base learning rate; the schedule multiplies it."""
     momentum: float = 0.9
     """SGD's momentum, or Adam's beta1."""

@@ -26,6 +26,7 @@ from fastanc.monitor import Monitor
 from fastanc.players import Players
 from fastanc.processes import average_flat, make_accelerator, mean_over, sum_over
 from fastanc.schedule import factor
+from fastanc.teacher.filling import Filling
 from fastanc.validate import average_buffers, evaluate
 
 # Fields in which a run may differ from the checkpoint that it continues.
@@ -59,9 +60,7 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         self.folder = config.run.folder
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
-        self.input = assemble.open_input(
-            config.data, config.run.seed, self.accelerator.device, self.rank, self.world
-        )
+        self.input = assemble.open_input(config.data, config.run.seed, self.accelerator)
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
@@ -72,8 +71,6 @@ class Run:
         self._played: dict[str, torch.Tensor] = {}
         self._measured: dict[str, torch.Tensor] = {}
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
-
-    # ---- building -------------------------------------------------------------------------------------------
 
     def _build_game(self) -> None:
         config, dataset = self.config, self.input.train
@@ -152,8 +149,6 @@ class Run:
         self.players.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
-
-    # ---- the loop's other half --------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
@@ -240,11 +235,11 @@ class Run:
             self.players["student"].module, lambda tensors: average_flat(self.accelerator, tensors)
         )
 
-    # ---- the end ------------------------------------------------------------------------------------------------
-
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
         self._assert_processes_agree()
+        if isinstance(self.teacher, Filling) and self.total_steps == self.schedule_steps:
+            assemble.complete_cache(self.config, self.input, self.teacher, self.accelerator)
         result = self.evaluate(with_teacher=True)
         self.monitor.validation(self.total_steps, result)
         if self.is_main:

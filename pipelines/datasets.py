@@ -17,6 +17,7 @@ from .workers import locked
 if TYPE_CHECKING:
     from .jpeg import JpegSet
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 SPLITS = ("train", "val")
 
@@ -42,23 +43,19 @@ class _Known:
     read: Callable[[Path, str], small_sets.Arrays]
     holds: str
     """What is looked for, in words."""
-    download: Callable[[Path], object]
+    download: tuple[str, list[dict[str, str]]]
+    """torchvision's class, and the arguments of each call that it takes to get every file."""
 
 
 def _having(marker: str) -> Callable[[Path], Path | None]:
     return lambda root: root if (root / marker).exists() else None
 
 
-def _torchvision(kind: str, *calls: dict[str, object]) -> Callable[[Path], object]:
-    """Return a function that lets torchvision download a set into a folder."""
+def _torchvision_set(kind: str, folder: Path, **arguments: str) -> None:
+    """Let torchvision download a set into a folder."""
+    import torchvision
 
-    def download(folder: Path) -> None:
-        import torchvision
-
-        for arguments in calls or ({},):
-            getattr(torchvision.datasets, kind)(folder, download=True, **arguments)
-
-    return download
+    getattr(torchvision.datasets, kind)(folder, download=True, **arguments)
 
 
 _ARRAYS = {
@@ -69,7 +66,7 @@ _ARRAYS = {
         _having("cifar-10-batches-py"),
         lambda root, split: small_sets.read_cifar(root, split, hundred=False),
         "the folder cifar-10-batches-py",
-        _torchvision("CIFAR10"),
+        ("CIFAR10", [{}]),
     ),
     "cifar100": _Known(
         "CIFAR-100: 50,000 + 10,000 photos of 32 px, 100 classes",
@@ -78,7 +75,7 @@ _ARRAYS = {
         _having("cifar-100-python"),
         lambda root, split: small_sets.read_cifar(root, split, hundred=True),
         "the folder cifar-100-python",
-        _torchvision("CIFAR100"),
+        ("CIFAR100", [{}]),
     ),
     "svhn": _Known(
         "SVHN: 73,257 + 26,032 house numbers of 32 px, 10 classes",
@@ -87,7 +84,7 @@ _ARRAYS = {
         _having("train_32x32.mat"),
         small_sets.read_svhn,
         "train_32x32.mat and test_32x32.mat",
-        _torchvision("SVHN", {"split": "train"}, {"split": "test"}),
+        ("SVHN", [{"split": "train"}, {"split": "test"}]),
     ),
     "fashion_mnist": _Known(
         "Fashion-MNIST: 60,000 + 10,000 grey pictures of 28 px, 10 classes",
@@ -96,7 +93,7 @@ _ARRAYS = {
         small_sets.fashion_folder,
         small_sets.read_fashion,
         "train-images-idx3-ubyte.gz and its three siblings",
-        _torchvision("FashionMNIST"),
+        ("FashionMNIST", [{}]),
     ),
 }
 _IMAGENETTE = (
@@ -145,7 +142,7 @@ def open_dataset(name: str, split: str, root: str | Path | None = None) -> Array
     if name in _ARRAYS:
         return _open_arrays(name, split, roots, may_download=root is None)
     if name == "digits":
-        return _jpeg_set(name, open_index(digits.digits_tar(split)), mean=digits.MEAN, std=digits.STD)
+        return _jpeg_set(name, open_index(digits.digits_tar(split)), digits.MEAN, digits.STD)
     if name in _TREES:
         folder = _find_tree(name, split, roots, may_download=root is None)
     elif os.sep in name or Path(name).exists():
@@ -157,7 +154,7 @@ def open_dataset(name: str, split: str, root: str | Path | None = None) -> Array
             f"data set {name!r} is unknown: use {_names()}, or the path of a folder or tar of images"
         )
     index = _open_split(folder, split)
-    return _jpeg_set(name if name in _TREES else folder.name, index)
+    return _jpeg_set(name if name in _TREES else folder.name, index, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _names() -> str:
@@ -171,11 +168,10 @@ def _roots(root: str | Path | None) -> list[Path]:
     return [*([Path(given).expanduser()] if given else []), cache_dir() / "data"]
 
 
-def _jpeg_set(name: str, index: Index, **statistics: tuple[float, ...]) -> JpegSet:
-    """Return an indexed set; mean and std are ImageNet's unless given."""
+def _jpeg_set(name: str, index: Index, mean: tuple[float, ...], std: tuple[float, ...]) -> JpegSet:
     from .jpeg import JpegSet  # DALI takes seconds to import, and array sets do without
 
-    return JpegSet(name, index, **statistics)
+    return JpegSet(name, index, mean, std)
 
 
 def _open_arrays(name: str, split: str, roots: list[Path], may_download: bool) -> ArraySet:
@@ -199,7 +195,7 @@ def _nowhere(name: str, holds: str, roots: list[Path], tried: str = "") -> FileN
     )
 
 
-def _download(name: str, fetch: Callable[[Path], object], roots: list[Path]) -> Path:
+def _download(name: str, fetch: tuple[str, list[dict[str, str]]], roots: list[Path]) -> Path:
     """Let torchvision fetch a set into the cache folder, whole or not at all; return that folder."""
     folder = cache_dir() / "data"
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +203,8 @@ def _download(name: str, fetch: Callable[[Path], object], roots: list[Path]) -> 
     with locked(folder / f"{name}.lock"):
         try:
             part.mkdir(exist_ok=True)
-            fetch(part)
+            for arguments in fetch[1]:
+                _torchvision_set(fetch[0], part, **arguments)
         except (OSError, RuntimeError) as error:
             holds = _ARRAYS[name].holds if name in _ARRAYS else "train/ and val/"
             raise _nowhere(name, holds, roots, f", and torchvision could not download it ({error})") from None
@@ -237,7 +234,7 @@ def _find_tree(name: str, split: str, roots: list[Path], may_download: bool) -> 
 
     found = find(roots)
     if found is None and may_download and name == "imagenette":
-        fetch = _torchvision("Imagenette", {"split": "train", "size": "320px"})
+        fetch = ("Imagenette", [{"split": "train", "size": "320px"}])
         found = find([_download(name, fetch, roots)])
     if found is None:
         raise _nowhere(name, f"{split}/, {split}.tar or ILSVRC2012_img_{split}.tar", roots)
@@ -261,7 +258,7 @@ def _open_split(folder: Path, split: str) -> Index:
 
 
 def _check_against_train(source: Path, index: Index, train: Path | None) -> None:
-    """Raise ValueError where a val split does not have the classes of its train split (if that is indexed)."""
+    """Raise ValueError where a val split has other classes than its train split, if that is indexed."""
     if train is None or not index_path(train).exists():
         return
     classes = Index.load(index_path(train)).classes
@@ -273,7 +270,7 @@ def _check_against_train(source: Path, index: Index, train: Path | None) -> None
     if classes != index.classes:
         odd = sorted(set(classes) ^ set(index.classes))
         raise ValueError(
-            f"{source} has {len(index.classes)} classes but {train} has {len(classes)} (first difference "
+            f"{source} has {len(index.classes)} classes but {train} has {len(classes)} (difference: "
             f"{odd[0] if odd else 'the order'}): give both the same class folders"
         )
 

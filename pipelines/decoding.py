@@ -134,8 +134,10 @@ class Run:
         self._feeds.append(feed)
         inputs: list[Any] = [feed.encoded, _int32(feed.regions[:, :2]), _int32(feed.regions[:, 2:])]
         if self._device.type == "cuda":
-            for crop, flip in zip(feed.crops.swapaxes(0, 1), feed.flips.T):
-                inputs += [_int32(crop[:, :2]), _int32(crop[:, 2:]), _int32(flip)]
+            inputs += [_int32(flip) for flip in feed.flips.T]
+            if _cuts(self._options):
+                for crop in feed.crops.swapaxes(0, 1):
+                    inputs += [_int32(crop[:, :2]), _int32(crop[:, 2:])]
         return inputs
 
     def _decode(self, stream: torch.cuda.Stream | None = None) -> tuple[_Feed, tuple[Any, ...]]:
@@ -200,6 +202,11 @@ def _dali_device(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def _cuts(options: JpegOptions) -> bool:
+    """Whether a view is only a part of what was decoded."""
+    return options.views_per_decode > 1 or options.decode == "mixed"
+
+
 def _int32(columns: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(columns, np.int32)
 
@@ -226,8 +233,8 @@ def _graph(source: Callable[[], list[Any]], options: JpegOptions, out_px: int, r
     Nothing is rotated by EXIF: boxes count in stored pixels, as torchvision's ImageFolder sees them.
     """
     views = options.views_per_decode if resize else 0
-    kinds = [types.UINT8] + [types.INT32] * (2 + 3 * views)
-    encoded, corner, extent, *crops = fn.external_source(
+    kinds = [types.UINT8] + [types.INT32] * (2 + views * (3 if _cuts(options) else 1))
+    encoded, corner, extent, *rest = fn.external_source(
         source=source, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds
     )
     decoder: dict[str, Any] = {"device": "cpu", "adjust_orientation": False, "output_type": types.RGB}
@@ -249,9 +256,10 @@ def _graph(source: Callable[[], list[Any]], options: JpegOptions, out_px: int, r
         pixels = pixels.gpu()
     finished = []
     for k in range(views):
-        start, shape, flip = crops[3 * k : 3 * k + 3]
-        whole = views == 1 and options.decode != "mixed"
-        view: Any = pixels if whole else fn.slice(pixels, start, shape, axis_names="WH")
+        view: Any = pixels
+        if _cuts(options):
+            start, shape = rest[views + 2 * k : views + 2 * k + 2]
+            view = fn.slice(pixels, start, shape, axis_names="WH")
         view = fn.resize(view, size=[out_px, out_px], interp_type=types.INTERP_LINEAR, antialias=True)
-        finished.append(fn.flip(view, horizontal=flip))
+        finished.append(fn.flip(view, horizontal=rest[k]))
     return tuple(finished)

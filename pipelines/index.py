@@ -12,7 +12,7 @@ What is decided of each kind of file (the words are those of the `.rejected.tsv`
 | too many pixels; broken link; pipe; in a tar a link, a sparse file, a name with `..` | rejected |
 | in a tar an earlier member of the same name; a second image of a WebDataset key | rejected |
 | an image outside of the class folders | rejected |
-| bytes overwritten inside a JPEG | found by `full` where the decoder notices, else only by the CRC |
+| bytes overwritten in a JPEG's tables or scans | found by `full` where the decoder notices, else by the CRC |
 
 DALI 2.4 ends the process on several of these, so an index is mandatory.
 """
@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _CHUNK = 256
+_FEW = 8  # chunks that are done before another process has started
 
 
 def cache_dir() -> Path:
@@ -160,7 +161,7 @@ def _look_at_all(listing: Listing, journal: Journal, workers: int, full: bool, p
     done = sum(len(chunks[k]) for k in journal.done)
     with tqdm(total=len(order), initial=done, unit="img", desc="index", disable=not progress) as bar:
         for k, looks in zip(
-            todo, in_order(partial(look_at, full=full), jobs, workers if len(todo) > 2 else 1)
+            todo, in_order(partial(look_at, full=full), jobs, workers if len(todo) > _FEW else 1)
         ):
             journal.add(k, looks)
             bar.update(len(looks))

@@ -179,7 +179,7 @@ def _resume(part: Path, identity: dict[str, object], names: list[str]) -> int:
 
 
 def _shrink(tasks: list[_Task], short_side: int, quality: int) -> tuple[bytes, int]:
-    """Return the tar members of some images, and how many images those were; undecodable ones are left out."""
+    """Return the tar members of some images, and how many those were; undecodable ones are left out."""
     members = []
     for task in tasks:
         try:

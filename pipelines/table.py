@@ -2,8 +2,8 @@
 
 The file is `MAGIC`, the length of a JSON header, the header, and the columns as raw arrays at multiples of
 64 bytes. Not .npz: NumPy cannot map arrays inside a zip; here all processes of a machine share one copy in
-the page cache, and 1.28 million rows open in milliseconds. Not Arrow: a dependency for nine columns. Nothing in
-the file is code (no pickle).
+the page cache, and 1.28 million rows open in milliseconds. Not Arrow: a dependency for nine columns. Nothing
+in the file is code (no pickle).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def walk(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]
 def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]:
     position, extended, fixed = start, dict[str, str](), dict[str, str]()
     while True:
-        block = os.pread(descriptor, min(BLOCK, end - position), position)
+        block = os.pread(descriptor, max(0, min(BLOCK, end - position)), position)
         if len(block) < BLOCK:
             raise ValueError(
                 f"{path} ends at byte {position} without an end mark: the tar was cut off, get it again"
@@ -111,17 +111,17 @@ def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]
             yield Member(name, offset, 0, "a link inside the tar")
         elif kind == b"S" or any(key.startswith("GNU.sparse") for key in records):
             if kind == b"S":
-                position += _sparse_blocks(descriptor, position, block)
+                position += _sparse_blocks(descriptor, offset, block)
             yield Member(records.get("GNU.sparse.name", name), offset, 0, "a sparse file inside the tar")
         elif kind in b"07\0" and not name.endswith("/"):
             yield Member(name, offset, size)
 
 
-def _sparse_blocks(descriptor: int, position: int, block: bytes) -> int:
+def _sparse_blocks(descriptor: int, offset: int, block: bytes) -> int:
     """Return the bytes of an old GNU sparse member's extra header blocks (they precede its data)."""
     extra, more = 0, block[482]
     while more:
-        more = os.pread(descriptor, BLOCK, position + extra)[504]
+        more = os.pread(descriptor, BLOCK, offset + extra)[504]
         extra += BLOCK
     return extra
 

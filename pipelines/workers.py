@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
-import threading
+import pickle
+import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO, TypeVar
 
 Job = TypeVar("Job")
@@ -24,39 +26,95 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 32)
 
 
-def _end_with_parent() -> None:
-    """Make this worker end when its parent was killed: a pool's workers would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class _Helper:
+    """A clean Python process that answers one job at a time.
 
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
+    Not `multiprocessing`: forking breaks threads and CUDA, its other ways run the user's main script again
+    in every worker, and its workers outlive a parent that was killed. A helper ends when its input does.
+    """
 
-    threading.Thread(target=watch, daemon=True).start()
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    def ask(self, function: Callable[[Job], Result], job: Job) -> Result:
+        """Return function(job), or raise what it raised."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump((function, job), self._process.stdin)
+            self._process.stdin.flush()
+            done, answer = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(
+                f"a worker process ended (exit code {self._process.wait()}): use fewer if memory is short"
+            ) from None
+        if not done:
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve() -> None:
+    """Answer the jobs of a `_Helper`, until its input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    while True:
+        try:
+            function, job = pickle.load(source)
+        except EOFError:
+            return
+        try:
+            answer = (True, function(job))
+        except Exception as error:
+            answer = (False, error)
+        pickle.dump(answer, sink)
+        sink.flush()
 
 
 def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
     """Yield function(job) for every job in order, computed by `workers` processes a few jobs ahead.
 
-    One worker is this process itself. Workers are forked from a clean server process, never from this one,
-    whose threads and CUDA state a fork would break.
+    One worker is this process itself. Raises what `function` raises, RuntimeError where a worker is killed.
     """
     if workers <= 1:
         yield from map(function, jobs)
         return
-    context = multiprocessing.get_context("forkserver")
-    ahead: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    helpers = [_Helper() for _ in range(workers)]
+    idle: SimpleQueue[_Helper] = SimpleQueue()
+    for helper in helpers:
+        idle.put(helper)
+
+    def run(job: Job) -> Result:
+        helper = idle.get()
         try:
-            for job in jobs:
-                ahead.append(pool.submit(function, job))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            return helper.ask(function, job)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            idle.put(helper)
+
+    ahead: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for job in jobs:
+            ahead.append(pool.submit(run, job))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for helper in helpers:
+            helper.close()
+        pool.shutdown()
 
 
 def _open_locked(path: Path) -> BinaryIO:

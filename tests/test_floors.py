@@ -17,13 +17,13 @@ FLOORS = {
     "kernels": 1,
     **dict.fromkeys(("losses", "pipelines"), 2),
     "models": 3,
-    **dict.fromkeys(("methods", "teacher"), 4),
-    **dict.fromkeys(("players", "schedule"), 5),
+    "methods": 4,
+    **dict.fromkeys(("teacher", "players", "schedule"), 5),
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
     **dict.fromkeys(("assemble", "report", "export"), 7),
     "run": 8,
     "train": 9,
-    **dict.fromkeys(("demo", "study"), 10),
+    **dict.fromkeys(("demo", "study", "cache_jobs"), 10),
     "cli": 11,
 }
 TAKEN = {"torch", "torchvision", "accelerate", "deepspeed", "transformers", "numpy", "timm", "datasets"}

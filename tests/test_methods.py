@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+import draccus
 import pytest
 import torch
 from tiny_game import Game, make_game, tapped
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from fastanc.methods.anc import AncConfig
 from fastanc.methods.base import MethodConfig, TeacherSpec
+from fastanc.methods.can import CanDiscriminatorOptimizer
+from fastanc.methods.datafree import GeneratorOptimizer
 from fastanc.methods.ksanc import SqueezeConfig
+from fastanc.optimizers import OptimizerConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(MethodConfig.get_known_choices())
@@ -119,7 +123,11 @@ def test_losses_of_five_steps_are_as_they_were(name: str) -> None:
             assert ours == pytest.approx(golden, rel=tolerance, abs=1e-12), f"step {step}, play {play}"
 
 
-@pytest.mark.parametrize("config", [MethodConfig.get_choice_class(n) for n in NAMES] + [SqueezeConfig])
+@pytest.mark.parametrize(
+    "config",
+    [MethodConfig.get_choice_class(name) for name in NAMES]
+    + [SqueezeConfig, CanDiscriminatorOptimizer, GeneratorOptimizer],
+)
 def test_every_field_is_documented(config: type) -> None:
     body = ast.parse(inspect.getsource(config)).body[0].body
     documented = {
@@ -127,7 +135,8 @@ def test_every_field_is_documented(config: type) -> None:
         for field, text in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    assert {field.name for field in dataclasses.fields(config)} <= documented
+    inherited = set(OptimizerConfig.__dataclass_fields__) if issubclass(config, OptimizerConfig) else set()
+    assert {field.name for field in dataclasses.fields(config)} - inherited <= documented
     assert config.__doc__
     assert not config.__doc__.startswith(config.__name__)  # dataclass's own
 
@@ -166,11 +175,26 @@ def test_networks_that_do_not_fit_are_one_sentence() -> None:
         AncConfig().build(TeacherSpec(num_classes=5))
 
 
-@pytest.mark.parametrize("name", ["anc", "can", "ksanc", "datafree"])
+@pytest.mark.parametrize("name", ["anc", "ksanc", "datafree"])
 def test_the_discriminator_takes_its_own_optimizer_or_the_students(name: str) -> None:
-    optimizers = make_game(name, discriminator_optimizer=None).method.optimizers()
-    assert "discriminator" not in optimizers
-    assert ("discriminator" in make_game(name).method.optimizers()) == (name == "can")
+    own = OptimizerConfig(name="adam", lr=0.1)
+    assert "discriminator" not in make_game(name).method.optimizers()
+    game = make_game(name, discriminator_optimizer=own)
+    assert game.method.optimizers()["discriminator"] == own
+    assert isinstance(game.players["discriminator"].optimizer, torch.optim.Adam)
+
+
+def test_setting_one_field_of_an_optimizer_keeps_the_papers_others() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Only:
+        method: MethodConfig
+
+    args = ["--method.type", "datafree", "--method.generator_optimizer.lr", "0.02"]
+    parsed = draccus.parse(Only, args=args).method.generator_optimizer
+    assert (parsed.name, parsed.lr, parsed.weight_decay) == ("adam", 0.02, 0.0)
+    args = ["--method.type", "can", "--method.discriminator_optimizer.momentum", "0.5"]
+    parsed = draccus.parse(Only, args=args).method.discriminator_optimizer
+    assert (parsed.lr, parsed.momentum, parsed.weight_decay) == (1e-3, 0.5, 1e-4)
 
 
 def test_frozen_parts_of_the_ksanc_teacher_stay() -> None:

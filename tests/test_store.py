@@ -35,11 +35,11 @@ def make(path, fields=FIELDS, rows_per_shard=16, n=N, **changes) -> Store:
     return Store.open(path, facts(**changes), fields, n, rows_per_shard, create=True)
 
 
-def values(view: int, index: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows that say which they are; exact in fp16."""
-    index = np.asarray(index)
-    features = (index[:, None] * 3 + np.arange(24) + view) % 512 / 4
-    return {"features": features.astype(np.float32), "descriptors": features[:, :5].astype(np.float32) / 3}
+def values(view, index) -> dict[str, np.ndarray]:
+    """Rows [B, width] that say which view and image they are of; features are exact in fp16."""
+    index, view = np.broadcast_arrays(index, view)
+    features = ((index[:, None] * 3 + np.arange(24) + view[:, None]) % 512 / 4).astype(np.float32)
+    return {"features": features, "descriptors": features[:, :5] / 3}
 
 
 def fill(store: Store, view: int, missing: np.ndarray | None = None) -> None:
@@ -56,8 +56,7 @@ def assert_right(store: Store, views) -> None:
     reader = store.reader()
     got = reader.get(index, view)
     reader.close()
-    for name in ("features", "descriptors"):
-        wanted = np.stack([values(v, [i])[name][0] for i, v in zip(index, view)])
+    for name, wanted in values(view, index).items():
         np.testing.assert_array_equal(got[name], wanted)
 
 

@@ -46,8 +46,8 @@ def discriminator_move_reference(
     drop: float = 0.0,
 ) -> Move:
     """`discriminator_move` in plain PyTorch, for a discriminator of any depth."""
-    samples = torch.cat([teacher.to(student.dtype), student, adversarial_sample(student, keep, drop)])
-    judged = judge(samples.detach().to(parameters[0].dtype), parameters).view(3, -1)
+    t, s = (sample.detach().to(parameters[0].dtype) for sample in (teacher, student))
+    judged = judge(torch.cat([t, s, adversarial_sample(s, keep, drop)]), parameters).view(3, -1)
     terms = F.softplus(torch.stack([-judged[0], judged[1], -judged[2]])).mean(1)
     return Move(terms.sum(), terms.detach(), judged.detach())
 
@@ -177,7 +177,7 @@ def _weights_kernel(
     teacher, teacher_b, teacher_d, student, student_b, student_d, keep, keep_b, keep_d, gain,
     acts, acts_b, slopes, slopes_b, partial, parts,
     flat,  # the gradient of all parameters, in their order, fp32, written
-    losses,  # [4] fp32, written: the three terms and their sum
+    loss, terms,  # scalar and [3], fp32, written
     B, D, H1, H2, H3,
     PARTS: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
@@ -202,28 +202,17 @@ def _weights_kernel(
             acts + H1, acts_b, slopes + H1 + H2, slopes_b, flat3, tile - third, rows, H3, H2, BO, BI, BM
         )
     elif tile < last:
-        _layer_gradient(
-            acts + H1 + H2,
-            acts_b,
-            slopes + H1 + H2 + H3,
-            slopes_b,
-            flat4,
-            tile - fourth,
-            rows,
-            1,
-            H3,
-            16,
-            BI,
-            BM,
-        )
+        at = H1 + H2
+        slopes += at + H3
+        _layer_gradient(acts + at, acts_b, slopes, slopes_b, flat4, tile - fourth, rows, 1, H3, 16, BI, BM)
     else:
         part = tl.arange(0, PARTS)
         total = 0.0
         for which in range(3):
             term = tl.sum(tl.load(partial + which * parts + part, mask=part < parts, other=0), 0)
-            tl.store(losses + which, term)
+            tl.store(terms + which, term)
             total += term
-        tl.store(losses + 3, total)
+        tl.store(loss, total)
 
 
 def _launch(
@@ -233,32 +222,30 @@ def _launch(
     drop: float,
     parameters: Sequence[Tensor],
     hidden: Widths,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return losses [4], judged [3, B] and the gradient of all parameters, flat."""
+) -> tuple[Move, Tensor]:
+    """Return the move and the gradient of all parameters, flat."""
     batch, depth = student.shape
     pieces, wide = hidden.pieces(depth, batch), sum(hidden)
     stride = 16 * blocks(wide + 1, 16)
-    scratch = student.new_empty((2, 3 * batch, stride), dtype=OPERAND)
-    acts, slopes = scratch[0], scratch[1]
+    acts, slopes = student.new_empty((2, 3 * batch, stride), dtype=OPERAND).unbind()
     parts = blocks(batch, pieces["BB"])
-    losses, partial, judged = student.new_empty(4 + 3 * (parts + batch), dtype=torch.float32).split(
-        [4, 3 * parts, 3 * batch]
-    )
+    move = Move(*(student.new_empty(shape, dtype=torch.float32) for shape in ((), (3,), (3, batch))))
+    partial = student.new_empty(3 * parts, dtype=torch.float32)
     flat = student.new_empty(sum(p.numel() for p in parameters), dtype=torch.float32)
     mask = (None, 0, 0) if keep is None else (keep.view(torch.uint8), *keep.stride())
     samples = (teacher, *teacher.stride(), student, *student.stride(), *mask, 1 / (1 - drop))
     sizes = (batch, depth, *hidden)
     weights = [p.contiguous() for p in parameters]
     _judge_kernel[parts, 3](
-        *samples, *weights, acts, stride, slopes, stride, judged, partial, *sizes, **pieces
+        *samples, *weights, acts, stride, slopes, stride, move.judged, partial, *sizes, **pieces
     )
     outs, ins = (*hidden, 1), (depth, *hidden)
     tiles = sum(blocks(o, _TILE["BO"]) * blocks(i, _TILE["BI"]) for o, i in zip(outs, ins))
     _weights_kernel[tiles + 1,](
-        *samples, acts, stride, slopes, stride, partial, parts, flat, losses, *sizes,
-        PARTS=power_of_two(parts, 1), **_TILE, num_warps=4, num_stages=3,
+        *samples, acts, stride, slopes, stride, partial, parts, flat, move.loss, move.terms, *sizes,
+        PARTS=power_of_two(parts, least=1), **_TILE, num_warps=4, num_stages=3,
     )  # fmt: skip
-    return losses, judged.view(3, batch), flat
+    return move, flat
 
 
 class _DiscriminatorMove(torch.autograd.Function):
@@ -271,21 +258,18 @@ class _DiscriminatorMove(torch.autograd.Function):
         drop: float,
         hidden: Widths,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, judged, flat = _launch(teacher, student, keep, drop, parameters, hidden)
+    ) -> tuple[Tensor, ...]:
+        move, flat = _launch(teacher, student, keep, drop, parameters, hidden)
         ctx.save_for_backward(flat)
-        ctx.shapes = [p.shape for p in parameters]
-        ctx.dtypes = [p.dtype for p in parameters]
-        loss, terms = losses[3].clone(), losses[:3]
-        ctx.mark_non_differentiable(terms, judged)
-        return loss, terms, judged
+        ctx.like = [(p.shape, p.dtype) for p in parameters]
+        ctx.mark_non_differentiable(move.terms, move.judged)
+        return tuple(move)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (flat,) = ctx.saved_tensors
-        pieces = (flat * outer).split([shape.numel() for shape in ctx.shapes])
-        gradients = [p.view(shape).to(dtype) for p, shape, dtype in zip(pieces, ctx.shapes, ctx.dtypes)]
-        return None, None, None, None, None, *gradients
+        pieces = (flat * outer).split([shape.numel() for shape, _ in ctx.like])
+        return *[None] * 5, *(piece.view(shape).to(dtype) for piece, (shape, dtype) in zip(pieces, ctx.like))
 
 
 def discriminator_move(

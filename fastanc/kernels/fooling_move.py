@@ -38,7 +38,7 @@ def fooling_move_reference(
 ) -> Move:
     """`fooling_move` in plain PyTorch, for a discriminator of any depth."""
     frozen = [p.detach() for p in parameters]
-    judged = judge(adversarial_sample(student, keep, drop).to(frozen[0].dtype), frozen)
+    judged = judge(adversarial_sample(student.to(frozen[0].dtype), keep, drop), frozen)
     loss = F.softplus(-judged).mean()
     return Move(loss, loss.detach()[None], judged.detach()[None])
 

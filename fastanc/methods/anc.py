@@ -54,7 +54,7 @@ class AncConfig(MethodConfig):
     discriminator: str = "128-256-128"
     """Layout of the discriminator's hidden layers (Table 1 of the paper)."""
     discriminator_optimizer: OptimizerConfig | None = None
-    """The discriminator's optimizer; empty takes the student's settings."""
+    """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
 
     def __post_init__(self) -> None:
         one_of("method.on", self.on, ("features", "logits"))

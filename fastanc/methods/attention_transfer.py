@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -30,8 +29,6 @@ class AttentionTransferConfig(MethodConfig):
     """Spatial attentions of every stage beside the task."""
 
     reads_stages = True
-
-    reads_stages: ClassVar[bool] = True
 
     beta: float = 1000.0
     """Factor of each stage's mean squared error of the unit-length attentions."""

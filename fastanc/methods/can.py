@@ -27,6 +27,16 @@ from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class CanDiscriminatorOptimizer(OptimizerConfig):
+    """The paper's: SGD with a hundredth of the student's 0.1; a class, so that setting one field keeps the others."""
+
+    lr: float = 1e-3
+    """Base learning rate."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+
+
 @MethodConfig.register_subclass("can")
 @dataclass(frozen=True, kw_only=True)
 class CanConfig(MethodConfig):
@@ -48,8 +58,8 @@ class CanConfig(MethodConfig):
     """Width of the residual layers; none: as wide as K, which is tiny for ten classes."""
     dropout: float = 0.3
     """Dropout inside the discriminator, also active while the student moves."""
-    discriminator_optimizer: OptimizerConfig | None = OptimizerConfig(lr=1e-3, weight_decay=1e-4)
-    """The discriminator's optimizer (paper: SGD 1e-3, student 0.1); empty takes the student's."""
+    discriminator_optimizer: CanDiscriminatorOptimizer = CanDiscriminatorOptimizer()
+    """The discriminator's optimizer."""
 
     def __post_init__(self) -> None:
         one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
@@ -80,9 +90,8 @@ class Can(Method):
         return {"student": student, "discriminator": judge}
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
-        """Return the discriminator's optimizer unless it is the student's."""
-        own = self.config.discriminator_optimizer
-        return {} if own is None else {"discriminator": own}
+        """Return the discriminator's optimizer."""
+        return {"discriminator": self.config.discriminator_optimizer}
 
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise -1/2 (L_A + L_DS)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -29,8 +28,6 @@ class FitNetsConfig(MethodConfig):
     """Hint, then (or beside) distillation."""
 
     reads_stages = True
-
-    reads_stages: ClassVar[bool] = True
 
     hint_stage: int = 1
     """Number of the stage whose map is the hint, 0 is the shallowest, -1 the deepest."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -31,8 +30,6 @@ class FspConfig(MethodConfig):
     """FSP matrices of consecutive stages, beside the task or before it."""
 
     reads_stages = True
-
-    reads_stages: ClassVar[bool] = True
 
     weight: float = 50.0
     """Factor of each matrix's mean squared error."""

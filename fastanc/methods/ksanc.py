@@ -8,7 +8,6 @@ student matches them, and the logits, and plays a conditional game on the logits
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -125,8 +124,6 @@ class KsancTeacherConfig(MethodConfig):
 
     reads_stages = True
 
-    reads_stages: ClassVar[bool] = True
-
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor."""
     labels: str = "data"
@@ -170,8 +167,6 @@ class KsancConfig(MethodConfig):
 
     reads_stages = True
 
-    reads_stages: ClassVar[bool] = True
-
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor; as the teacher's estimators were trained."""
     labels: str = "data"
@@ -193,7 +188,7 @@ class KsancConfig(MethodConfig):
     discriminator: str = "batchnorm"
     """batchnorm: the paper's figure, 128 and 256 wide; or a layout such as 128-256-128; 1 + K outputs."""
     discriminator_optimizer: OptimizerConfig | None = None
-    """The discriminator's optimizer; empty takes the student's settings."""
+    """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
 
     def __post_init__(self) -> None:
         one_of("method.labels", self.labels, _LABELS)

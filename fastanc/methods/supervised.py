@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fastanc.batch import Batch, Outputs
 from fastanc.losses import cross_entropy
@@ -15,7 +14,7 @@ from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, Teach
 class SupervisedConfig(MethodConfig):
     """Cross entropy with the labels."""
 
-    needs_teacher: ClassVar[bool] = False
+    needs_teacher = False
 
     label_smoothing: float = 0.0
     """Share of the label's weight that is spread over all classes, 0..1."""

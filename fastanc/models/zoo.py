@@ -127,7 +127,7 @@ def build(
     neither here nor to be fetched.
     """
     shape = Shape(num_classes, in_channels, image_px)
-    library, _, rest = name.rpartition(":")
+    library, _, rest = name.partition(":")
     if library == "torchvision":
         bare = from_torchvision(rest, shape, new_head=new_head)
     elif library == "timm":

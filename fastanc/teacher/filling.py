@@ -54,7 +54,7 @@ class Filling:
         device = torch.device(device)
         self.spec = online.spec
         self.rows_read = 0
-        self._online, self._store, self._fields = online, store, store.fields
+        self.online, self.store, self._fields = online, store, store.fields
         self._head = None if head is None else head.to(device)
         self._writer = Writer(store)
         self._reader = store.reader()
@@ -65,7 +65,7 @@ class Filling:
     @property
     def rows_computed(self) -> int:
         """Images the teacher was run on."""
-        return self._online.rows_computed
+        return self.online.rows_computed
 
     @property
     def waited_s(self) -> float:
@@ -95,13 +95,13 @@ class Filling:
             return fetched
         self._looked_s = time.monotonic()
         for number in views:
-            self._store.table(number).refresh()
-        found = any((self._store.table(v).find(index[view == v])[0] >= 0).any() for v in views)
+            self.store.table(number).refresh()
+        found = any((self.store.table(v).find(index[view == v])[0] >= 0).any() for v in views)
         return self._ahead.read_now(batch) if found else fetched
 
     def _noted(self, view: int) -> np.ndarray:
         if view not in self._taken:
-            self._taken[view] = np.zeros(self._store.num_images, bool)
+            self._taken[view] = np.zeros(self.store.num_images, bool)
         return self._taken[view]
 
     def _completed(self, batch: Batch, rows: dict[str, Tensor], absent: np.ndarray) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class Filling:
         return {name: value.index_copy(0, where, fresh[name]) for name, value in rows.items()}
 
     def _computed(self, batch: Batch) -> dict[str, Tensor]:
-        return encode(values_of(self._online(batch), self._fields), self._fields)
+        return encode(values_of(self.online(batch), self._fields), self._fields)
 
     def flush(self) -> None:
         """Commit every row computed so far; returns when they are on disk."""

@@ -1,0 +1,201 @@
+"""Packing: small files keep their bytes, large ones get the short side, and a killed pack goes on."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastanc.pipelines import pack as pack_module
+from fastanc.pipelines.index import Index, build_index, index_path, rejected_path
+from fastanc.pipelines.pack import Packed, pack
+from PIL import Image
+
+
+def _jpeg(
+    size: tuple[int, int], seed: int = 0, mode: str = "RGB", kind: str = "JPEG", **options: object
+) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _put(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+
+
+def _pack(source: Path, out: Path, **options: object) -> Packed:
+    return pack(source, out, progress=False, workers=1, **options)  # type: ignore[arg-type]
+
+
+def test_small_files_keep_their_bytes_and_large_ones_get_the_short_side(
+    tmp_path: Path, real_jpegs: list[Path]
+) -> None:
+    files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in real_jpegs[:40]}
+    source = _put(tmp_path / "set", files)
+    packed = _pack(source, tmp_path / "packed.tar", short_side=256)
+    found = _contents(tmp_path / "packed.tar")
+    assert list(found) == [packed.index.name(i) for i in range(len(packed.index))] == sorted(files)
+    shrunk = 0
+    for name, data in files.items():
+        before, after = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(found[name]))
+        if min(before.size) <= 256:
+            assert found[name] == data
+            continue
+        shrunk += 1
+        assert min(after.size) == 256
+        assert after.width / after.height == pytest.approx(before.width / before.height, rel=0.5 / 256)
+        exact = np.asarray(before.convert("RGB").resize(after.size, Image.Resampling.LANCZOS), float)
+        assert (
+            np.abs(np.asarray(after.convert("RGB"), float) - exact).mean() < 6
+        )  # quality 90 is not lossless
+    assert packed.shrunk == shrunk > 20
+    assert packed.bytes_before == sum(map(len, files.values()))
+    assert packed.bytes_after == (tmp_path / "packed.tar").stat().st_size < packed.bytes_before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "packed.tar",
+        "packed.tar.index",
+        "set",
+        "set.index",
+    ]
+
+
+def test_without_shrinking_a_pack_is_the_same_set(tmp_path: Path) -> None:
+    files = {f"c{k % 3}/{k}.jpg": _jpeg((60 + k, 50), k) for k in range(9)}
+    source = _put(tmp_path / "set", files)
+    packed = _pack(source, tmp_path / "out" / "p.tar", short_side=1000)
+    assert packed.index.fingerprint == build_index(source, progress=False).fingerprint
+    assert packed.shrunk == 0
+    assert Index.load(index_path(tmp_path / "out" / "p.tar")).fingerprint == packed.index.fingerprint
+
+
+def test_labels_of_other_kinds_become_class_folders_in_the_same_order(tmp_path: Path) -> None:
+    members = {}
+    for k in range(12):
+        members |= {f"k{k:02d}.jpg": _jpeg((50, 40), k), f"k{k:02d}.cls": b"%d" % (11 - k)}
+    source = tmp_path / "shard.tar"
+    with tarfile.open(source, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index = _pack(source, tmp_path / "p.tar", short_side=32).index
+    assert index.classes == [f"{k:02d}" for k in range(12)]
+    assert index.labels is not None
+    assert [index.name(i) for i in range(12)] == [f"{k:02d}/k{11 - k:02d}.jpg" for k in range(12)]
+    assert index.labels.tolist() == list(range(12))
+    again = build_index(tmp_path / "p.tar", out=tmp_path / "again.index", progress=False)
+    assert again.fingerprint == index.fingerprint  # the tar says its labels itself
+
+
+def test_modes_and_rotation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "grey.jpg": _jpeg((90, 60), mode="L"),
+        "cmyk.jpg": _jpeg((90, 60), mode="CMYK"),
+        "alpha.png": _jpeg((90, 60), mode="RGBA", kind="PNG"),
+        "turned.jpg": _jpeg((90, 60), exif=exif),
+    }
+    index = _pack(_put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30).index
+    assert index.sizes.tolist() == [[45, 30]] * 4
+    assert [index.note(i) for i in range(4)] == [""] * 4
+    assert Image.open(io.BytesIO(_contents(tmp_path / "p.tar")["grey.jpg"])).mode == "L"
+
+
+def test_what_does_not_decode_is_left_out_and_named(tmp_path: Path) -> None:
+    bad = bytearray(_jpeg((90, 60), 5))
+    table = bad.index(b"\xff\xc4") + 5
+    bad[table : table + 16] = b"\xff" * 16
+    files = {f"c/{k}.jpg": _jpeg((90, 60), k) for k in range(5)} | {"c/2.jpg": bytes(bad)}
+    packed = _pack(_put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30)
+    assert (len(packed.index), packed.lost, packed.shrunk) == (4, 1, 4)
+    assert (
+        rejected_path(index_path(tmp_path / "p.tar")).read_text()
+        == "name\treason\nc/2.jpg\tdoes not decode\n"
+    )
+
+
+def test_refuses_an_existing_tar_and_a_changed_source(tmp_path: Path) -> None:
+    source = _put(tmp_path / "set", {f"c/{k}.jpg": _jpeg((90, 60), k) for k in range(3)})
+    _pack(source, tmp_path / "p.tar")
+    with pytest.raises(FileExistsError, match=r"p\.tar exists: remove it"):
+        _pack(source, tmp_path / "p.tar")
+    (source / "c" / "1.jpg").write_bytes(_jpeg((90, 60), 9))
+    with pytest.raises(ValueError, match=r"1\.jpg changed since it was indexed"):
+        _pack(source, tmp_path / "q.tar")
+
+
+_PACK = """
+import sys
+from pathlib import Path
+from fastanc.pipelines.pack import pack
+pack(Path(sys.argv[1]), Path(sys.argv[2]), short_side=200, workers=2, progress=False)
+"""
+
+
+def test_killed_in_mid_pack_it_goes_on_and_gives_the_same(
+    tmp_path: Path, real_jpegs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in real_jpegs}
+    source = _put(tmp_path / "set", files)
+    build_index(source, progress=False)
+    out, part = tmp_path / "p.tar", tmp_path / "p.tar.part"
+    process = subprocess.Popen([sys.executable, "-c", _PACK, source, out])
+    deadline = time.monotonic() + 60
+    while not part.exists() or part.stat().st_size < 500_000:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    with open(part, "ab") as file:
+        file.truncate(part.stat().st_size - 700)  # a write that the kill tore
+
+    smaller = []
+    genuine = pack_module._smaller
+    monkeypatch.setattr(pack_module, "_smaller", lambda *a: smaller.append(1) or genuine(*a))
+    resumed = _pack(source, out, short_side=200)
+    fresh = len(smaller)
+    whole = _pack(source, tmp_path / "whole.tar", short_side=200)
+    assert 0 < fresh < len(smaller) - fresh  # only what was missing was done again
+    assert out.read_bytes() == (tmp_path / "whole.tar").read_bytes()
+    assert resumed.index.fingerprint == whole.index.fingerprint
+    assert (
+        not list(tmp_path.glob("*.part*")) + list(tmp_path.glob("*.lock")) + list(tmp_path.glob("*.journal"))
+    )
+
+
+def test_a_part_of_other_settings_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _put(tmp_path / "set", {f"c/{k:03d}.jpg": _jpeg((90, 60), k) for k in range(70)})
+    calls = iter(range(1000))
+
+    def full_disk(tasks: list, short_side: int, quality: int) -> tuple[bytes, int]:
+        if next(calls) == 1:
+            raise OSError("disk full")
+        return genuine(tasks, short_side=short_side, quality=quality)
+
+    genuine = pack_module._shrink
+    monkeypatch.setattr(pack_module, "_shrink", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        _pack(source, tmp_path / "p.tar", short_side=40)
+    assert (tmp_path / "p.tar.part").stat().st_size > 0
+    index = _pack(source, tmp_path / "p.tar", short_side=30).index
+    assert index.sizes.tolist() == [[45, 30]] * 70

@@ -1,0 +1,143 @@
+"""Tars are walked by their headers: names, offsets and lengths against the standard library's tarfile."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from fastanc.pipelines.tars import END_MARK, Member, member_bytes, walk, walk_nested
+
+FILES = {
+    "a/one.jpg": b"1" * 700,
+    "a/empty.jpg": b"",
+    "b/" + "long" * 60 + ".jpg": b"x" * 512,
+    "b/ümläut.jpg": b"y" * 513,
+    ("deep/" * 30) + "end.jpg": b"z",
+}
+
+
+def _write(path: Path, files: dict[str, bytes], form: int = tarfile.GNU_FORMAT, **header: object) -> Path:
+    with tarfile.open(path, "w", format=form, **header) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _contents(path: Path, members: list[Member]) -> dict[str, bytes]:
+    data = path.read_bytes()
+    return {m.name: data[m.offset : m.offset + m.length] for m in members}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_gives_the_bytes_that_were_put_in(tmp_path: Path, form: int) -> None:
+    path = _write(tmp_path / "t.tar", FILES, form)
+    assert _contents(path, list(walk(path))) == FILES
+
+
+def test_ustar_prefix_and_pax_global_header(tmp_path: Path) -> None:
+    name = "p" * 120 + "/" + "n" * 90 + ".jpg"
+    path = _write(tmp_path / "u.tar", {name: b"ustar"}, tarfile.USTAR_FORMAT)
+    assert _contents(path, list(walk(path))) == {name: b"ustar"}
+    path = _write(tmp_path / "g.tar", FILES, tarfile.PAX_FORMAT, pax_headers={"comment": "all of them"})
+    assert _contents(path, list(walk(path))) == FILES
+
+
+def test_gnu_tar_itself_agrees(tmp_path: Path) -> None:
+    for name, data in FILES.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    path = tmp_path / "t.tar"
+    for form in ("gnu", "posix", "oldgnu"):
+        subprocess.run(["tar", f"--format={form}", "-cf", path, "-C", tmp_path / "in", "."], check=True)
+        found = {name.removeprefix("./"): data for name, data in _contents(path, list(walk(path))).items()}
+        assert found == FILES
+
+
+def test_sizes_above_8_gib_are_read_as_base_256(tmp_path: Path) -> None:
+    size = (9 << 30) + 3
+    info = tarfile.TarInfo("huge.bin")
+    info.size = size
+    path = tmp_path / "huge.tar"
+    after = 512 + -(-size // 512) * 512
+    with open(path, "wb") as file:  # a sparse file: nothing is written between the two members
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.seek(after)
+        file.write(member_bytes("b.jpg", b"after") + END_MARK)
+    assert list(walk(path)) == [Member("huge.bin", 512, size), Member("b.jpg", after + 512, 5)]
+
+
+def test_links_are_named_not_followed_and_sparse_files_too(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"a" * 1000)
+    os.link(folder / "a.jpg", folder / "b.jpg")
+    (folder / "c.jpg").symlink_to("a.jpg")
+    with open(folder / "s.jpg", "wb") as file:
+        for k in range(12):  # more than four pieces: the map does not fit into the old format's first header
+            file.seek(k << 20)
+            file.write(b"s" * 4096)
+    (folder / "z.jpg").write_bytes(b"z" * 100)
+    for form in ("gnu", "posix"):
+        path = tmp_path / f"{form}.tar"
+        names = sorted(os.listdir(folder))
+        subprocess.run(["tar", f"--format={form}", "-Scf", path, "-C", folder, *names], check=True)
+        members = {m.name: m for m in walk(path)}
+        assert sorted(members) == names
+        assert members["b.jpg"].problem == members["c.jpg"].problem == "a link inside the tar"
+        assert members["s.jpg"].problem == "a sparse file inside the tar"
+        assert _contents(path, [members["z.jpg"]]) == {"z.jpg": b"z" * 100}
+
+
+def test_inner_tars_are_ranges_of_the_outer_file(tmp_path: Path) -> None:
+    inner = {
+        c: _write(tmp_path / f"{c}.tar", {f"{c}_{k}.JPEG": os.urandom(600) for k in range(5)}) for c in "ab"
+    }
+    outer = _write(tmp_path / "outer.tar", {path.name: path.read_bytes() for path in inner.values()})
+    expected = {}
+    for c, path in inner.items():
+        with tarfile.open(path) as tar:
+            expected |= {f"{c}/{m.name}": tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    assert _contents(outer, walk_nested(outer)) == expected
+
+
+def test_member_bytes_is_read_by_tarfile(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    path.write_bytes(b"".join(member_bytes(name, data) for name, data in FILES.items()) + END_MARK)
+    with tarfile.open(path) as tar:
+        assert {m.name: tar.extractfile(m).read() for m in tar} == FILES  # type: ignore[union-attr]
+
+
+def test_a_cut_damaged_or_compressed_tar_is_one_sentence(tmp_path: Path) -> None:
+    whole = _write(tmp_path / "t.tar", FILES).read_bytes()
+    bad = tmp_path / "bad.tar"
+    for length in range(0, len(whole.rstrip(b"\0")), 500):  # cut in a header, in data, between two members
+        bad.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cut off"):
+            list(walk(bad))
+    flipped = bytearray(whole)
+    flipped[1024 + 512] ^= 1
+    bad.write_bytes(flipped)
+    with pytest.raises(ValueError, match="no header at byte 1536"):
+        list(walk(bad))
+    for data, word in ((gzip.compress(whole), "gzip"), (lzma.compress(whole), "xz")):
+        bad.write_bytes(data.ljust(2048, b"\1"))
+        with pytest.raises(ValueError, match=f"compressed .{word}."):
+            list(walk(bad))
+
+
+def test_members_before_the_cut_have_been_seen(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    data = member_bytes("a", b"1") + member_bytes("b", b"2" * 600)
+    path.write_bytes(data[:-512])
+    members = walk(path, end=len(data) - 1000)
+    assert next(members).name == "a"
+    with pytest.raises(ValueError, match="inside member 'b'"):
+        next(members)
