@@ -101,7 +101,8 @@ def _move_cases(function: Callable[..., Any], reference: Callable[..., Any], sam
     shapes = [(256, 64), (1024, 64), (512, 512), (256, 2048), (1024, 2048)]
     for batch, depth in [(8, 16)] if INTERPRETED else shapes:
         sizes = ((depth, 128), (128, 256), (256, 128), (128, 1))
-        parameters = [p for pair in sizes for p in nn.Linear(*pair, device=DEVICE).parameters()]
+        layers = [nn.Linear(*pair, device=DEVICE) for pair in sizes]
+        parameters: list[Tensor] = [p for layer in layers for p in layer.parameters()]
         teacher, student = (
             _randn(batch, depth, dtype=torch.float16),
             _randn(batch, depth, dtype=torch.bfloat16),
@@ -120,8 +121,10 @@ def _crop_cases() -> Iterator[Case]:
     )
     mean, std = torch.rand(3, device=DEVICE), torch.rand(3, device=DEVICE) + 0.2
 
-    def exact(*operands: Any) -> Tensor:
-        return crop_flip_normalise_reference(*operands[:4], 32, *operands[4:], torch.float64)
+    def normalise(function: Function, *settings: torch.dtype) -> Function:
+        return lambda images, index, boxes, flips, mean, std: function(
+            images, index, boxes, flips, 32, mean, std, *settings
+        )
 
     for batch in (4,) if INTERPRETED else (256, 1024):
         index = torch.randint(0, len(images), (batch,), device=DEVICE)
@@ -131,15 +134,15 @@ def _crop_cases() -> Iterator[Case]:
         yield Case(
             f"B {batch}, 32 px, uint8",
             picks,
-            lambda *operands: crop_flip_reference(*operands, 32),
-            lambda *operands: crop_flip(*operands, 32),
+            lambda images, index, boxes, flips: crop_flip_reference(images, index, boxes, flips, 32),
+            lambda images, index, boxes, flips: crop_flip(images, index, boxes, flips, 32),
         )
         yield Case(
             f"B {batch}, 32 px, bf16",
             (*picks, mean, std),
-            lambda *operands: crop_flip_normalise_reference(*operands[:4], 32, *operands[4:]),
-            lambda *operands: crop_flip_normalise(*operands[:4], 32, *operands[4:]),
-            exact,
+            normalise(crop_flip_normalise_reference),
+            normalise(crop_flip_normalise),
+            normalise(crop_flip_normalise_reference, torch.float64),
         )
 
 

@@ -33,7 +33,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import record, table
+from benchmarks.harness import ROOT, record, table
 from benchmarks.kernel_cases import CASES, DEVICE, Case
 from fastanc.kernels.backend import INTERPRETED
 
@@ -143,7 +143,7 @@ class Worker:
         command = [sys.executable, "-m", "benchmarks.kernels", "--worker", kernel, *arguments]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=ROOT
         )
         self.alarm = threading.Timer(LIMIT_S, self.process.kill)
         self.alarm.start()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     DataSet = ArraySet | JpegSet
 
-_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass

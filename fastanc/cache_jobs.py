@@ -22,7 +22,7 @@ class _Bench:
     """Teacher, input and store of a configuration, without a student."""
 
     def __init__(self, config: Config, create: bool):
-        self.accelerator = make_accelerator(precision="no", batch=config.data.batch)
+        self.accelerator = make_accelerator(batch=config.data.batch)
         self.config = config
         self.input = assemble.open_input(config.data, config.run.seed, self.accelerator)
         network = assemble.build_teacher_network(config, self.input.train)

@@ -100,15 +100,15 @@ class TeacherConfig(NetworkConfig):
     """Folder that holds caches side by side, each named by its identity."""
     rows: str = "fp16"
     """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
-    precision: str = "no"
-    """Autocast of the teacher's pass: no, bf16 or fp16."""
+    precision: str = "fp32"
+    """Arithmetic of the teacher's pass: fp32, or autocast to bf16 or fp16."""
     fold: bool = False
     """Fold BatchNorm into the convolutions before the teacher's pass."""
 
     def __post_init__(self) -> None:
         _choice("teacher.cache", self.cache, ("off", "fill", "read"))
         _choice("teacher.rows", self.rows, ("fp16", "fp32", "uint8"))
-        _choice("teacher.precision", self.precision, ("no", "bf16", "fp16"))
+        _choice("teacher.precision", self.precision, ("fp32", "bf16", "fp16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +141,8 @@ class RunConfig:
     """Folder that holds the runs."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and dropout."""
-    precision: str = "no"
-    """Autocast of the student's pass: no, bf16 or fp16."""
+    precision: str = "fp32"
+    """Arithmetic of the student's pass: fp32, or autocast to bf16 or fp16."""
     compile: bool = False
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
     max_steps: int = 0
@@ -155,11 +155,11 @@ class RunConfig:
     """Steps between two checkpoints; 0 writes one at the end of every epoch."""
     keep: int = 2
     """Checkpoints kept."""
-    resume: str = "no"
-    """no refuses a folder that has checkpoints, latest continues, anew starts over, or a checkpoint's path."""
+    resume: str = "never"
+    """never refuses a folder that has checkpoints, latest continues, anew starts over, or a checkpoint's path."""
 
     def __post_init__(self) -> None:
-        _choice("run.precision", self.precision, ("no", "bf16", "fp16"))
+        _choice("run.precision", self.precision, ("fp32", "bf16", "fp16"))
         for name in ("log_every", "keep"):
             _require(getattr(self, name) > 0, f"run.{name} must be positive, not {getattr(self, name)}")
 
@@ -194,6 +194,7 @@ class Config:
 
 
 # Short spellings of what is typed most.
+_NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out"}
 
 
@@ -239,7 +240,7 @@ def parse(args: Sequence[str]) -> Config:
             tree = cfgparsing.load_config(file, file=str(path)) or {}
     for key, value in overrides:
         if key not in ("recipe", "config_path"):
-            _assign(tree, key, cfgparsing.parse_string(value))
+            _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))
     return decode(tree)
 
 
@@ -256,7 +257,10 @@ def decode(tree: dict[str, Any]) -> Config:
     except (ValueError, TypeError):
         raise
     except Exception as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        sentence: BaseException = error
+        while str(sentence).startswith("Couldn't instantiate") and sentence.__cause__ is not None:
+            sentence = sentence.__cause__  # the checks of __post_init__, which name the field
+        raise ValueError(" ".join(str(sentence).split())) from error
 
 
 def dump(config: Config) -> str:

@@ -11,11 +11,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch import Tensor
 
 
-def make_accelerator(*, precision: str = "no", batch: int = 1, clip: float = 0.0) -> Accelerator:
+def make_accelerator(*, precision: str = "fp32", batch: int = 1, clip: float = 0.0) -> Accelerator:
     """Return the Accelerator of this process; RuntimeError when the launcher started something else than it said.
 
     Works for one process, DDP (gloo on a CPU, NCCL on GPUs) and DeepSpeed ZeRO 0, 1, 2. `precision` is the
-    student's autocast ("no", "bf16", "fp16"); DeepSpeed also wants to know the global `batch` and the student's
+    student's arithmetic ("fp32", "bf16", "fp16"); DeepSpeed also wants to know the global `batch` and the student's
     largest gradient norm `clip`.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -25,7 +25,7 @@ def make_accelerator(*, precision: str = "no", batch: int = 1, clip: float = 0.0
     else:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=precision,
+            mixed_precision="no" if precision == "fp32" else precision,
             kwargs_handlers=[
                 # BatchNorm's statistics are averaged before they are used (validate.average_buffers), the same
                 # way under every backend, instead of being overwritten by process 0's in every forward pass.
@@ -88,7 +88,7 @@ def _deepspeed(precision: str, batch_per_process: int, clip: float) -> Accelerat
         train_micro_batch_size_per_gpu=batch_per_process,
         zero_allow_untested_optimizer=True,
     )
-    if precision != "no":
+    if precision != "fp32":
         # DeepSpeed's own bf16 section would cast BatchNorm; autocast keeps weights and statistics in fp32.
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
         plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": dtype}

@@ -132,12 +132,12 @@ class Run:
     def _resume(self) -> int:
         wish = self.config.run.resume
         present = self.checkpoints.complete()
-        if wish == "no" and present:
+        if wish == "never" and present:
             raise ValueError(
                 f"{self.folder} holds checkpoints of an earlier run: --run.resume latest continues it,"
                 " --run.resume anew starts over, another --run.name leaves it alone"
             )
-        if wish == "anew" or (wish in ("no", "latest") and not present):
+        if wish == "anew" or (wish in ("never", "latest") and not present):
             return 0
         if wish == "latest":
             path, refused = self.checkpoints.latest()

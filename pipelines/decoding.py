@@ -101,9 +101,8 @@ class Run:
             self._prepared.close()
             self._resizers.shutdown(cancel_futures=True)
             self._reader.close()
-            self._pipeline = (
-                None  # it refers to our callback: without this, DALI's memory waits for the collector
-            )
+            # It refers to our callback, which refers to it: DALI's memory would wait for the garbage collector.
+            self._pipeline = None
 
     def _prepare(self, step: int) -> _Feed:
         """All that can be done before decoding: images, boxes, bytes."""
@@ -174,7 +173,7 @@ class Run:
     def _cuda_batches(self) -> Generator[Batch, None, None]:
         # DALI may use a tensor's memory again as soon as it dies, whatever torch's stream has yet to read of
         # it: each is held until the stream has passed all work that was queued while the caller had it.
-        held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        held: deque[tuple[list[Tensor], torch.cuda.Event]] = deque()
         for _ in self._steps:
             feed, outputs = self._decode(torch.cuda.current_stream(self._device))
             views = [torch.from_dlpack(view.as_tensor()) for view in outputs]
@@ -182,7 +181,7 @@ class Run:
             yield self._batch(feed, pixels.permute(0, 3, 1, 2))
             passed = torch.cuda.Event()
             passed.record(torch.cuda.current_stream(self._device))
-            held.append((pixels, passed))
+            held.append((views, passed))
             while held and held[0][1].query():
                 held.popleft()
 

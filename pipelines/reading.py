@@ -21,11 +21,21 @@ _ADVICE = "run `fastanc index --refresh` on the set"
 class Indexed(Protocol):
     """What the readers and decoders use of an index."""
 
-    sizes: np.ndarray
-    """[N, 2] (w, h) in pixels of the stored images, unrotated."""
-    labels: np.ndarray | None
-    classes: list[str]
-    fingerprint: str
+    @property
+    def sizes(self) -> np.ndarray:
+        """[N, 2] (w, h) in pixels of the stored images, unrotated."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[N] int64, or None."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the set is, in a few hex digits."""
 
     def __len__(self) -> int: ...
 

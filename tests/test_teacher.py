@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from fastanc.teacher.store import Field, Store
 
 N, D, K = 103, 40, 7
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 class Small(nn.Module):
@@ -182,7 +185,7 @@ def test_few_missing_rows_do_not_cost_a_whole_batch(tmp_path):
     assert filling.rows_computed == 4  # an eighth of the batch
     assert filling.rows_read == 94
     for step, out in enumerate(outs):
-        torch.testing.assert_close(out.logits, whole(batch_of(order(step))).logits)
+        assert torch.allclose(out.logits, whole(batch_of(order(step))).logits, atol=1e-6)
     filling.close()
     assert store.complete(0)
 
@@ -234,11 +237,9 @@ def test_two_runs_at_once_on_one_cache_are_harmless(tmp_path):
         run(filling, order, 0, 3 * order.steps_per_epoch)
         filling.close()
 
-    runs = [threading.Thread(target=student, args=(seed,)) for seed in (1, 2)]
-    for thread in runs:
-        thread.start()
-    for thread in runs:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(student, seed) for seed in (1, 2)]:
+            job.result(60)
     store = make(tmp_path)
     build(store, [0])
     assert store.verify() == []
@@ -256,7 +257,7 @@ def test_batches_that_were_not_foreseen_are_read_all_the_same(tmp_path):
     steps.append(Picks(np.array([5, 5, 60]), np.array([1, 0, 1])))  # views mixed in one batch
     for step, picks in zip((0, 1, 1, 2, 9, 3, 3, 4), steps):
         out = cached(batch_of(picks, step))
-        torch.testing.assert_close(out.logits, online()(batch_of(picks)).logits)
+        assert torch.allclose(out.logits, online()(batch_of(picks)).logits, atol=1e-6)
     cached.close()
 
 
@@ -371,11 +372,9 @@ def test_the_barrier_lets_processes_deal_exactly(tmp_path):
             )
         )
 
-    processes = [threading.Thread(target=process, args=(rank,)) for rank in range(3)]
-    for thread in processes:
-        thread.start()
-    for thread in processes:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        for job in [pool.submit(process, rank) for rank in range(3)]:
+            job.result(60)
     assert sum(built.images for built in results) == 2 * N
     assert {built.missing for built in results} == {0}
     assert verify_teacher(make(tmp_path), online(), batches_for, 2 * N)[0].relative < 1e-5

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,45 +22,57 @@ _SPARE_FILES = 256
 _READS_A_THREAD = 16
 
 
-class _OpenView:
-    """The opened shards of a view, as arrays over the shard number."""
+class _Opened(NamedTuple):
+    """The opened shards of a view, as arrays over the shard number; replaced whole when shards come."""
 
-    def __init__(self, table: ViewTable, parts: Sequence[Part]) -> None:
-        self.table = table
-        self.files: list[int] = []
-        self.offsets = {part.name: np.empty(0, np.int64) for part in parts if not part.resident}
-        self.resident = {
-            part.name: np.empty((0, part.width), part.disk_dtype) for part in parts if part.resident
-        }
+    files: np.ndarray
+    offsets: dict[str, np.ndarray]
+    """Part name -> where its section begins in each file."""
+    resident: dict[str, np.ndarray]
+    """Part name -> [rows of all shards, width]."""
 
-    def open_new(self, parts: Sequence[Part]) -> None:
-        shards = self.table.shards[len(self.files) :]
+
+def _with(opened: _Opened, shards: Sequence[Shard], parts: Sequence[Part]) -> _Opened:
+    """Return what is opened with more shards opened behind it; on an error nothing has changed."""
+    handles: list[int] = []
+    try:
         for shard in shards:
-            try:
-                handle = os.open(shard.path, os.O_RDONLY)
-            except OSError as error:
-                raise ValueError(
-                    f"{shard.path} cannot be opened ({error.strerror}): run `fastanc cache verify`"
-                ) from error
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-            self.files.append(handle)
-        for part in parts:
-            if part.resident:
-                blocks = [self._resident_rows(shard, part) for shard in shards]
-                self.resident[part.name] = np.concatenate([self.resident[part.name], *blocks])
-            else:
-                offsets = [shard.sections[part.name].offset for shard in shards]
-                self.offsets[part.name] = np.concatenate(
-                    [self.offsets[part.name], np.asarray(offsets, np.int64)]
-                )
+            handles.append(_open(shard))
+        offsets = {
+            name: np.append(known, [shard.sections[name].offset for shard in shards])
+            for name, known in opened.offsets.items()
+        }
+        resident = {
+            part.name: np.concatenate(
+                [opened.resident[part.name], *(_resident_rows(shard, part) for shard in shards)]
+            )
+            for part in parts
+            if part.resident
+        }
+    except BaseException:
+        for handle in handles:
+            os.close(handle)
+        raise
+    return _Opened(np.append(opened.files, handles).astype(np.int64), offsets, resident)
 
-    @staticmethod
-    def _resident_rows(shard: Shard, part: Part) -> np.ndarray:
-        try:
-            data = shard.section(part.name)
-        except Damaged as error:
-            raise ValueError(f"{shard.path}: {error}: run `fastanc cache verify --drop`") from error
-        return data[: shard.rows * part.row_bytes].view(part.disk_dtype).reshape(shard.rows, part.width)
+
+def _open(shard: Shard) -> int:
+    try:
+        handle = os.open(shard.path, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"{shard.path} cannot be opened ({error.strerror}): run `fastanc cache verify`"
+        ) from error
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+    return handle
+
+
+def _resident_rows(shard: Shard, part: Part) -> np.ndarray:
+    try:
+        data = shard.section(part.name)
+    except Damaged as error:
+        raise ValueError(f"{shard.path}: {error}: run `fastanc cache verify --drop`") from error
+    return data[: shard.rows * part.row_bytes].view(part.disk_dtype).reshape(shard.rows, part.width)
 
 
 class Reader:
@@ -78,7 +91,7 @@ class Reader:
         self.fields = tuple(fields)
         self._folder, self._tables, self._threads = folder, tables, threads
         self._parts = [part for field in fields for part in field.parts()]
-        self._views: dict[int, _OpenView] = {}
+        self._views: dict[int, _Opened] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cache-read")
 
@@ -105,28 +118,34 @@ class Reader:
         index, view = np.asarray(index, np.int64), np.asarray(view, np.int64)
         rows = {p.name: torch.empty(len(index), p.width, dtype=p.dtype, pin_memory=pin) for p in self._parts}
         present = np.zeros(len(index), bool)
-        for number in np.unique(view).tolist():
-            at = np.flatnonzero(view == number)
-            opened = self._opened(number)
-            shard, row = opened.table.find(index[at])
+        for number, at in by_view(view):
+            table = self._tables(number)
+            # Look up first, open then: a shard committed in between is opened in vain, never missed.
+            shard, row = table.find(index[at])
+            opened = self._opened(number, table)
             present[at] = shard >= 0
             if not present[at].all():
                 if not partial:
-                    raise self._absent(opened.table, number, index[at][shard < 0])
+                    raise self._absent(table, number, index[at][shard < 0])
                 at, shard, row = at[shard >= 0], shard[shard >= 0], row[shard >= 0]
             if len(at):
-                self._fill(rows, opened, at, shard, row)
+                self._fill(rows, table, opened, at, shard, row)
         return rows, present
 
-    def _opened(self, view: int) -> _OpenView:
+    def _opened(self, view: int, table: ViewTable) -> _Opened:
         with self._lock:
             opened = self._views.get(view)
             if opened is None:
-                opened = self._views[view] = _OpenView(self._tables(view), self._parts)
-            fresh = len(opened.table.shards) - len(opened.files)
+                opened = _Opened(
+                    np.empty(0, np.int64),
+                    {part.name: np.empty(0, np.int64) for part in self._parts if not part.resident},
+                    {p.name: np.empty((0, p.width), p.disk_dtype) for p in self._parts if p.resident},
+                )
+            fresh = table.shards[len(opened.files) :]
             if fresh:
-                _allow_files(sum(len(v.files) for v in self._views.values()) + fresh)
-                opened.open_new(self._parts)
+                _allow_files(sum(len(known.files) for known in self._views.values()) + len(fresh))
+                opened = _with(opened, fresh, self._parts)
+            self._views[view] = opened
             return opened
 
     def _absent(self, table: ViewTable, view: int, images: np.ndarray) -> FileNotFoundError:
@@ -137,18 +156,24 @@ class Reader:
         )
 
     def _fill(
-        self, rows: dict[str, Tensor], opened: _OpenView, at: np.ndarray, shard: np.ndarray, row: np.ndarray
+        self,
+        rows: dict[str, Tensor],
+        table: ViewTable,
+        opened: _Opened,
+        at: np.ndarray,
+        shard: np.ndarray,
+        row: np.ndarray,
     ) -> None:
         jobs = []
         for part in self._parts:
             out = rows[part.name]
             if part.resident:
-                place = np.asarray(opened.table.bases)[shard] + row
+                place = np.asarray(table.bases)[shard] + row
                 out.numpy()[at] = opened.resident[part.name][place]
                 continue
             buffer = out.view(torch.uint8).numpy().data.cast("B")
             offset = opened.offsets[part.name][shard] + row * part.row_bytes
-            reads = _runs(np.asarray(opened.files)[shard], offset, at, part.row_bytes)
+            reads = _runs(opened.files[shard], offset, at, part.row_bytes)
             parts = max(1, min(self._threads, len(reads[0]) // _READS_A_THREAD))
             jobs += [(buffer, [column[k::parts] for column in reads]) for k in range(parts)]
         if len(jobs) == 1:
@@ -157,7 +182,7 @@ class Reader:
             short = list(self._pool.map(_pread, jobs))
         if any(short):
             raise ValueError(
-                f"a shard of {opened.table.folder} ends before its rows do: run `fastanc cache verify"
+                f"a shard of {table.folder} ends before its rows do: run `fastanc cache verify"
                 " --drop`, then `fastanc cache build`"
             )
 
@@ -166,14 +191,24 @@ class Reader:
         self._pool.shutdown()
         with self._lock:
             for opened in self._views.values():
-                for handle in opened.files:
+                for handle in opened.files.tolist():
                     os.close(handle)
             self._views.clear()
 
 
+def by_view(view: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Return every view number of [B] with the places where it stands; nearly always there is one."""
+    if len(view) and (view == view[0]).all():
+        return [(int(view[0]), np.arange(len(view)))]
+    return [(number, np.flatnonzero(view == number)) for number in np.unique(view).tolist()]
+
+
 def _runs(file: np.ndarray, offset: np.ndarray, at: np.ndarray, row_bytes: int) -> list[list[int]]:
     """Join neighbouring rows that go to neighbouring places; yield files, offsets, places, sizes."""
-    broken = (np.diff(file) != 0) | (np.diff(offset) != row_bytes) | (np.diff(at) != 1)
+    follows = offset[1:] - offset[:-1] == row_bytes
+    if not follows.any():  # rows of a training batch: nothing to join
+        return [file.tolist(), offset.tolist(), (at * row_bytes).tolist(), [row_bytes] * len(at)]
+    broken = ~follows | (np.diff(file) != 0) | (np.diff(at) != 1)
     starts = np.concatenate(([0], np.flatnonzero(broken) + 1))
     lengths = np.diff(np.concatenate((starts, [len(at)])))
     columns = (file[starts], offset[starts], at[starts] * row_bytes, lengths * row_bytes)

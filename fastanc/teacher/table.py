@@ -29,6 +29,9 @@ class ViewTable:
         self._identity, self._parts, self._num_images = identity, parts, num_images
         self._known: set[Path] = set()
         self._ranges = np.empty((0, 3), np.int64)  # first, end, shard; sorted
+        self._columns: list[
+            np.ndarray
+        ] = []  # of the ranges, each contiguous: they are searched in every step
         self._dense: np.ndarray | None = None  # image number -> row counted over all shards, or -1
         self._lock = threading.Lock()
         self.refresh()
@@ -50,6 +53,7 @@ class ViewTable:
                     continue
                 self._add(shard, index)
                 self._known.add(record)
+            self._columns = [np.ascontiguousarray(column) for column in self._ranges.T]
 
     def _inside(self, shard: Shard, index: np.ndarray | None) -> bool:
         if index is None:
@@ -100,9 +104,10 @@ class ViewTable:
                 return shard, place - np.asarray(self.bases)[shard]
             if not len(self._ranges):
                 return np.full(len(index), -1), np.zeros(len(index), np.int64)
-            at = np.maximum(np.searchsorted(self._ranges[:, 0], index, side="right") - 1, 0)
-            first, end, number = self._ranges[at].T
-            return np.where((first <= index) & (index < end), number, -1), index - first
+            starts, ends, numbers = self._columns
+            at = np.maximum(np.searchsorted(starts, index, side="right") - 1, 0)
+            first = starts[at]
+            return np.where((first <= index) & (index < ends[at]), numbers[at], -1), index - first
 
     def missing(self) -> np.ndarray:
         """Return the image numbers that no committed shard holds, ascending."""
