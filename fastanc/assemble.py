@@ -216,7 +216,16 @@ def open_teacher(config: Config, source: Input, method: Method, network: Tapped)
         )
     store = open_store(config, source, network, create=config.teacher.cache == "fill")
     if config.teacher.cache == "read":
-        return Cached(store, network.head, source.order, device=source.device, spec=online.spec)
+        budget = int(config.teacher.memory_gib * 2**30)
+        return Cached(
+            store,
+            network.head,
+            source.order,
+            device=source.device,
+            spec=online.spec,
+            host_budget_bytes=budget,
+            device_budget_bytes=budget if source.device.type == "cuda" else 0,
+        )
     return Filling(online, store, network.head, source.order, device=source.device)
 
 

@@ -100,6 +100,8 @@ class TeacherConfig(NetworkConfig):
     """Folder that holds caches side by side, each named by its identity."""
     rows: str = "fp16"
     """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
+    memory_gib: float = 2.0
+    """Complete cached views are held in memory, the device's if it is CUDA, when they fit into so much (read)."""
     precision: str = "fp32"
     """Arithmetic of the teacher's pass: fp32, or autocast to bf16 or fp16."""
     fold: bool = False

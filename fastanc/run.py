@@ -43,7 +43,7 @@ _FREE = {
         "resume",
     },
     "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
-    "teacher": {"weights", "recipe", "cache", "cache_dir"},
+    "teacher": {"weights", "recipe", "cache", "cache_dir", "memory_gib"},
 }
 
 
@@ -213,6 +213,7 @@ class Run:
         self._average_buffers()
         if self.teacher is not None:
             self.teacher.flush()
+            self.accelerator.wait_for_everyone()  # else processes may compute rows that others have just written
         if self.is_main:
             meta = {"config": draccus.encode(self.config), "world": self.world}
             self.checkpoints.save(done, self.players.state(), meta)
