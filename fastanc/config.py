@@ -119,7 +119,7 @@ class ScheduleConfig:
 
     name: str = "cosine"
     """cosine (to zero), step (times gamma at each milestone) or constant."""
-    epochs: int = 12
+    epochs: int = 10
     """Length of the run."""
     warmup_epochs: float = 1.0
     """Linear warm-up from zero."""
@@ -195,6 +195,7 @@ class Config:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
 
 
+DEFAULT_RECIPE = "digits_anc"
 # Short spellings of what is typed most.
 _NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out"}
@@ -227,19 +228,20 @@ def recipe_path(name: str) -> Path:
 
 
 def parse(args: Sequence[str]) -> Config:
-    """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
+    """Read `--recipe NAME | --config_path FILE` (digits_anc without either) and `--group.field value` overrides into a Config.
 
     Raises ValueError with one sentence that names the field for a wrong key, type or value.
     """
-    tree: dict[str, Any] = {}
     overrides = _pairs(list(args))
     files = [value for key, value in overrides if key in ("recipe", "config_path")]
     if len(files) > 1:
         raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
-    if files:
-        path = recipe_path(files[0])
-        with path.open(encoding="utf-8") as file:
-            tree = cfgparsing.load_config(file, file=str(path)) or {}
+    path = recipe_path(files[0] if files else DEFAULT_RECIPE)
+    with path.open(encoding="utf-8") as file:
+        tree: dict[str, Any] = cfgparsing.load_config(file, file=str(path)) or {}
+    kinds = [value for key, value in overrides if key == "method.type"]
+    if kinds and kinds[-1] != tree.get("method", {}).get("type"):
+        tree["method"] = {}  # the recipe's knobs belong to the recipe's method
     for key, value in overrides:
         if key not in ("recipe", "config_path"):
             _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))

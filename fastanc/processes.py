@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
@@ -38,6 +42,55 @@ def make_accelerator(*, precision: str = "fp32", batch: int = 1, clip: float = 0
             " use one of fastanc/recipes/launch/*.yaml"
         )
     return accelerator
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop and has saved itself."""
+
+    exit_code = os.EX_TEMPFAIL
+    """75: try again later."""
+
+
+class Interruption:
+    """SIGTERM or SIGUSR1 at any process, noticed by all of them at the same step.
+
+    Alone it is a flag. Several processes sum their flags by an all-reduce on the host that runs beside the next
+    step and is read after it, so nothing waits and the device is not asked.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self._work: Any = None
+        self._sum = torch.zeros(1)
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Catch the signals from here on; only a main thread can, elsewhere they keep their meaning."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        """Give the signals their former meaning back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def agreed(self) -> bool:
+        """Return whether the run ends after this step: the same answer on every process; called once a step."""
+        if self._group is None:
+            return self._asked
+        if self._work is not None:
+            self._work.wait()
+            if self._sum.item() > 0:
+                return True
+        self._sum = torch.full((1,), float(self._asked))
+        self._work = torch.distributed.all_reduce(self._sum, group=self._group, async_op=True)
+        return False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
 
 
 def average_flat(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:

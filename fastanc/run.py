@@ -24,7 +24,7 @@ from fastanc.models.counting import count
 from fastanc.models.taps import Tapped
 from fastanc.monitor import Monitor
 from fastanc.players import Players
-from fastanc.processes import average_flat, make_accelerator, mean_over, sum_over
+from fastanc.processes import Interrupted, Interruption, average_flat, make_accelerator, mean_over, sum_over
 from fastanc.schedule import factor
 from fastanc.teacher.filling import Filling
 from fastanc.validate import average_buffers, evaluate
@@ -58,6 +58,7 @@ class Run:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
+        self.interruption = Interruption(self.accelerator)
         self.folder = config.run.folder
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
         self.input = assemble.open_input(config.data, config.run.seed, self.accelerator)
@@ -187,7 +188,7 @@ class Run:
         self._measured.update(played.measures)
 
     def after(self, step: int) -> None:
-        """Close a step: log, and at its time evaluate and write a checkpoint."""
+        """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop."""
         self.monitor.step(
             step,
             self._played,
@@ -201,12 +202,23 @@ class Run:
         saves = done % every == 0 if every else epoch_ends
         epoch, period = done // self.steps_per_epoch, self.config.run.eval_every
         evaluates = epoch_ends and done < self.total_steps and period > 0 and epoch % period == 0
-        if saves or evaluates:
+        stops = self.interruption.agreed() and done < self.total_steps
+        if saves or evaluates or stops:
             with self.monitor.pause():
-                if saves:
+                if saves or stops:
                     self.save(done)
+                if stops:
+                    self._stop(done)
                 if evaluates:
                     self.monitor.validation(done, self.evaluate())
+
+    def _stop(self, done: int) -> None:
+        self.checkpoints.wait()
+        self.accelerator.wait_for_everyone()  # the launcher kills the others soon after the first has ended
+        raise Interrupted(
+            f"interrupted after step {done} of {self.total_steps}, all of it saved: the same command with"
+            " --run.resume latest goes on"
+        )
 
     def save(self, done: int) -> None:
         """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
@@ -288,6 +300,7 @@ class Run:
         }
 
     def __enter__(self) -> Run:
+        self.interruption.listen()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -296,6 +309,7 @@ class Run:
         self.monitor.close()
         self.checkpoints.wait()
         self.accelerator.free_memory()
+        self.interruption.release()
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

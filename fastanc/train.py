@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastanc.config import Config, parse
-from fastanc.processes import seed_step
+from fastanc.processes import Interrupted, seed_step
 from fastanc.run import Run
 
 
@@ -44,12 +44,18 @@ def train(config: Config) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2 (FASTANC_DEBUG=1 shows where)."""
+    """Run the command line; a user's mistake ends in one sentence and exit code 2 (FASTANC_DEBUG=1 shows where).
+
+    A run that SIGTERM or SIGUSR1 ended after saving itself has exit code 75.
+    """
     args = sys.argv[1:] if args is None else list(args)
     try:
         config = parse(args)
         for part in with_teacher(config):
             train(part)
+    except Interrupted as stopped:
+        print(f"fastanc: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FASTANC_DEBUG"):
             raise

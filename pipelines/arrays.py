@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastanc.batch import Batch
 
+from .drawing import draw
 from .order import Picks
 from .views import CentreCrop, PadCrop, ViewRule
 
@@ -96,11 +98,9 @@ class ArraySet:
     def _stream(
         self, picks: Callable[[int], Picks], rule: ViewRule, start: int, stop: int | None, windows: Tensor
     ) -> Iterator[Batch]:
-        device, step = windows.device, start
+        device, steps = windows.device, range(start, sys.maxsize if stop is None else stop)
         labels = None if self.labels is None else torch.from_numpy(self.labels).to(device)
-        while stop is None or step < stop:
-            index, view = picks(step)
-            boxes, flips = rule.boxes(index, view, self.sizes(index))
+        for step, (index, view), boxes, flips in draw(picks, rule, self.sizes, steps):
             where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
             image, y, x, flip = where.to(device, non_blocking=True)
             pixels = windows[image, y, x]
@@ -112,7 +112,6 @@ class ArraySet:
                 labels=None if labels is None else labels[image],
                 step=step,
             )
-            step += 1
 
     def _padded(self, device: torch.device, pad: int, fill: str) -> Tensor:
         """All images with their border, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""

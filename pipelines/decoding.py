@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -18,9 +18,10 @@ from torch import Tensor
 from fastanc.batch import Batch
 
 from .decode_plan import JpegOptions, cores_per_process
+from .drawing import Drawn, draw
 from .order import Picks
 from .reading import ChangedImage, Indexed, Reader
-from .views import ViewRule
+from .views import CentreCrop, ViewRule
 
 T = TypeVar("T")
 types: Any = dali_types  # its constants are made at import, where mypy does not see them
@@ -37,7 +38,9 @@ class _Feed(NamedTuple):
     regions: np.ndarray
     """[G, 4] int32 (x, y, w, h): what is decoded of each image."""
     crops: np.ndarray
-    """[G, K, 4] int32: the views' boxes within their region."""
+    """[G, K, 4] int32: what is resized for each view, within its region."""
+    scaled: np.ndarray
+    """[G, K, 4] int32 (x, y, w, h): to w x h px, of which the square of out_px from (x, y) on is the view."""
     flips: np.ndarray
     """[G, K] int32."""
 
@@ -70,19 +73,20 @@ class Run:
         device: torch.device,
         options: JpegOptions,
     ) -> None:
-        self._index, self._picks, self._rule, self._steps = index, picks, rule, steps
+        self._index, self._rule, self._steps = index, rule, steps
         self._device, self._options = device, options
         self._threads = options.threads or cores_per_process()
         self._reader = Reader(index)
         self._resizers = ThreadPoolExecutor(self._threads, "resize")
         # Order, boxes and reading have a thread of their own: they cost the training thread nothing.
-        self._prepared = ahead(self._prepare, steps, _PREPARED)
+        drawn = draw(picks, rule, index.sizes.__getitem__, steps)
+        self._prepared = ahead(lambda step: self._prepare(next(drawn)), steps, _PREPARED)
         self._feeds: deque[_Feed] = deque()
         self._failed = False
         self._pipeline: Any = _graph(
             self._source,
             options,
-            rule.out_px,
+            rule,
             resize=device.type == "cuda",
             batch_size=largest // options.views_per_decode,
             num_threads=self._threads,
@@ -104,16 +108,19 @@ class Run:
             # It refers to our callback, which refers to it: DALI's memory would wait for the garbage collector.
             self._pipeline = None
 
-    def _prepare(self, step: int) -> _Feed:
-        """All that can be done before decoding: images, boxes, bytes."""
-        picks, k = self._picks(step), self._options.views_per_decode
+    def _prepare(self, drawn: Drawn) -> _Feed:
+        """All that can be done before decoding: regions, bytes."""
+        (step, picks, boxes, flips), k = drawn, self._options.views_per_decode
         images = picks.index[::k]
         if len(picks.index) != k * len(images) or (picks.index != np.repeat(images, k)).any():
             raise ValueError(
                 f"views_per_decode {k} needs each image {k} times in a row: set Order's views_per_image"
             )
         sizes = self._index.sizes[picks.index]
-        boxes, flips = self._rule.boxes(picks.index, picks.view, sizes)
+        scaled = np.full_like(boxes, self._rule.out_px)
+        scaled[:, :2] = 0
+        if isinstance(self._rule, CentreCrop):
+            boxes, scaled = self._rule.exactly(sizes)
         crops = boxes.reshape(-1, k, 4).copy()
         if self._options.decode == "mixed":
             corner, far = np.zeros((len(images), 2), np.int32), sizes[::k]
@@ -125,18 +132,20 @@ class Run:
             encoded = self._reader.read(images)
         except ChangedImage as error:
             raise ChangedImage(f"step {step}: {error}") from error
-        return _Feed(step, picks, encoded, regions, crops, flips.reshape(-1, k))
+        return _Feed(step, picks, encoded, regions, crops, scaled.reshape(-1, k, 4), flips.reshape(-1, k))
 
     def _source(self) -> list[Any]:
         """DALI's callback: the next step's inputs as _graph takes them; StopIteration ends the pipeline."""
         feed = next(self._prepared)
         self._feeds.append(feed)
-        inputs: list[Any] = [feed.encoded, _int32(feed.regions[:, :2]), _int32(feed.regions[:, 2:])]
+        inputs: list[Any] = [feed.encoded, *_corner_and_extent(feed.regions)]
         if self._device.type == "cuda":
-            inputs += [_int32(flip) for flip in feed.flips.T]
-            if _cuts(self._options):
-                for crop in feed.crops.swapaxes(0, 1):
-                    inputs += [_int32(crop[:, :2]), _int32(crop[:, 2:])]
+            for k in range(feed.flips.shape[1]):
+                inputs.append(_int32(feed.flips[:, k]))
+                if _cuts(self._options):
+                    inputs += _corner_and_extent(feed.crops[:, k])
+                if isinstance(self._rule, CentreCrop):
+                    inputs += _corner_and_extent(feed.scaled[:, k])
         return inputs
 
     def _decode(self, stream: torch.cuda.Stream | None = None) -> tuple[_Feed, tuple[Any, ...]]:
@@ -210,29 +219,35 @@ def _int32(columns: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(columns, np.int32)
 
 
+def _corner_and_extent(boxes: np.ndarray) -> list[np.ndarray]:
+    return [_int32(boxes[:, :2]), _int32(boxes[:, 2:])]
+
+
 def _resize(regions: Any, feed: _Feed, images: Tensor, part: range) -> None:
     """Crop, resize and flip all views of these decoded regions into images [B, 3, S, S].
 
     torch's uint8 resize is integer arithmetic, the same bits on every CPU, and much faster than DALI's.
     """
-    views, size = feed.flips.shape[1], tuple(images.shape[2:])
+    views, side = feed.flips.shape[1], images.shape[3]
     for g in part:
         region = torch.from_dlpack(regions[g]).permute(2, 0, 1)[None]
         for k in range(views):
             x, y, w, h = feed.crops[g, k].tolist()
             crop = region[:, :, y : y + h, x : x + w]
-            view = torch.nn.functional.interpolate(crop, size, mode="bilinear", antialias=True)
+            left, top, w, h = feed.scaled[g, k].tolist()
+            view = torch.nn.functional.interpolate(crop, (h, w), mode="bilinear", antialias=True)
+            view = view[:, :, top : top + side, left : left + side]
             images[g * views + k] = (view.flip(3) if feed.flips[g, k] else view)[0]
 
 
 @pipeline_def
-def _graph(source: Callable[[], list[Any]], options: JpegOptions, out_px: int, resize: bool) -> Any:
+def _graph(source: Callable[[], list[Any]], options: JpegOptions, rule: ViewRule, resize: bool) -> Any:
     """DALI's graph: decoded regions on the CPU, or K finished views [G, S, S, 3] uint8 where it resizes.
 
     Nothing is rotated by EXIF: boxes count in stored pixels, as torchvision's ImageFolder sees them.
     """
-    views = options.views_per_decode if resize else 0
-    kinds = [types.UINT8] + [types.INT32] * (2 + views * (3 if _cuts(options) else 1))
+    views, exact = options.views_per_decode if resize else 0, isinstance(rule, CentreCrop)
+    kinds = [types.UINT8] + [types.INT32] * (2 + views * (1 + 2 * _cuts(options) + 2 * exact))
     encoded, corner, extent, *rest = fn.external_source(
         source=source, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds
     )
@@ -253,12 +268,20 @@ def _graph(source: Callable[[], list[Any]], options: JpegOptions, out_px: int, r
         return pixels
     if Pipeline.current().device_id is not None:
         pixels = pixels.gpu()
+    side: list[int] = [rule.out_px, rule.out_px]
+    given: Iterator[Any] = iter(rest)
     finished = []
-    for k in range(views):
+    for _ in range(views):
+        flip = next(given)
         view: Any = pixels
         if _cuts(options):
-            start, shape = rest[views + 2 * k : views + 2 * k + 2]
-            view = fn.slice(pixels, start, shape, axis_names="WH")
-        view = fn.resize(view, size=[out_px, out_px], interp_type=types.INTERP_LINEAR, antialias=True)
-        finished.append(fn.flip(view, horizontal=rest[k]))
+            view = fn.slice(view, next(given), next(given), axis_names="WH")
+        if exact:
+            corner, extent = next(given), next(given)
+            height_width = fn.cast(fn.stack(extent[1], extent[0]), dtype=types.FLOAT)
+            view = fn.resize(view, size=height_width, interp_type=types.INTERP_LINEAR, antialias=True)
+            view = fn.slice(view, corner, side, axis_names="WH")
+        else:
+            view = fn.resize(view, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
+        finished.append(fn.flip(view, horizontal=flip))
     return tuple(finished)

@@ -18,6 +18,7 @@ _WEYL, _ROUNDS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64), np.arange(10, dt
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _TRIES = 10
 _CRC_ROWS = 1 << 16
+_STRIP = 8
 
 Boxes = tuple[np.ndarray, np.ndarray]
 
@@ -192,10 +193,9 @@ class PadCrop:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """What torchvision's Resize(resize_px) + CenterCrop(out_px) sees, as one box; never flipped.
+    """torchvision's Resize(resize_px) + CenterCrop(out_px); never flipped.
 
-    The crop is mapped back into the stored image with each side's own scale and rounded to whole pixels: its
-    edges are off by less than one stored pixel, and the resize does not see beyond the box.
+    `exactly` is that in its two moves, `boxes` the box that comes nearest in one.
     """
 
     out_px: int
@@ -206,13 +206,34 @@ class CentreCrop:
             raise ValueError(f"resize_px {self.resize_px} must be at least out_px {self.out_px}")
 
     def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
-        """Return boxes [B, 4] int32 of (x, y, w, h) in stored pixels, and flips [B] uint8, all 0."""
+        """Return boxes [B, 4] int32 of (x, y, w, h) in stored pixels, and flips [B] uint8, all 0.
+
+        The crop is mapped back into the stored image with each side's own scale and rounded to whole pixels: its
+        edges are off by less than one stored pixel, and a resize does not see beyond the box.
+        """
         sizes = np.asarray(sizes, np.int64)
-        resized = self.resize_px * sizes // sizes.min(1, keepdims=True)
-        corner = np.rint((resized - self.out_px) / 2)
+        resized, corner = self._resized(sizes)
         near, far = (edge * sizes / resized for edge in (corner, corner + self.out_px))
         xy, end = _nearest_edges(near, far, sizes)
         return np.concatenate([xy, end - xy], 1).astype(np.int32), np.zeros(len(sizes), np.uint8)
+
+    def exactly(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is resized, [B, 4] int32 of (x, y, w, h) in stored pixels, and what is kept of it.
+
+        The second is [B, 4] int32 of (x, y, w, h): the first is resized to w x h, and the square of out_px from
+        (x, y) on is the picture. Strips longer than 8 times their width would become huge: they keep their box.
+        """
+        sizes = np.asarray(sizes, np.int64)
+        resized, corner = self._resized(sizes)
+        strip = (sizes.max(1) > _STRIP * sizes.min(1))[:, None]
+        taken = np.where(strip, self.boxes(sizes, sizes, sizes)[0], np.concatenate([0 * sizes, sizes], 1))
+        kept = np.concatenate([np.where(strip, 0, corner), np.where(strip, self.out_px, resized)], 1)
+        return taken.astype(np.int32), kept.astype(np.int32)
+
+    def _resized(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sizes [B, 2] after the resize, and the corners [B, 2] of the crop in them."""
+        resized = self.resize_px * sizes // sizes.min(1, keepdims=True)
+        return resized, np.rint((resized - self.out_px) / 2)
 
     def describe(self) -> dict[str, object]:
         """Return the rule's name and knobs, ready for JSON."""

@@ -18,7 +18,6 @@ from fastanc.pipelines.jpeg import JpegSet
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from PIL import Image
-from torchvision import transforms
 
 N = 36
 RULE = RandomResizedCrop(48, seed=11)
@@ -172,16 +171,16 @@ def test_evaluation_batches_count_every_image_once(data: JpegSet) -> None:
     assert list(data.batches([], CentreCrop(32, 36))) == []
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_the_gpu_s_graph_draws_the_same_views(data: JpegSet, views: int) -> None:
+@pytest.mark.parametrize(("rule", "views"), [(RULE, 1), (RULE, 2), (CentreCrop(48, 56), 1)])
+def test_the_gpu_s_graph_draws_the_same_views(data: JpegSet, rule: ViewRule, views: int) -> None:
     # run on the CPU: cutting, resizing, flipping and the order of views are the same operators there
     options = JpegOptions(decode="cpu", threads=1, views_per_decode=views)
     order = Order(N, 8, seed=2, views_per_image=views)
-    (expected,) = data.batches(order, RULE, stop=1, options=options)
-    run = decoding.Run(data.index, order, RULE, range(1), 8, torch.device("cpu"), options)
+    (expected,) = data.batches(order, rule, stop=1, options=options)
+    run = decoding.Run(data.index, order, rule, range(1), 8, torch.device("cpu"), options)
     run._device = torch.device("cuda")
     graph = decoding._graph(
-        run._source, options, 48, resize=True, batch_size=8, num_threads=1, device_id=None
+        run._source, options, rule, resize=True, batch_size=8, num_threads=1, device_id=None
     )
     outputs = [torch.from_dlpack(view.as_tensor()) for view in graph.run()]
     pixels = torch.stack(outputs, 1).flatten(0, 1).permute(0, 3, 1, 2)
@@ -310,19 +309,3 @@ def test_wrong_options_are_refused_in_words(data: JpegSet) -> None:
         data.batches(shuffled(8), RULE, options=JpegOptions(decode="mixed"))
     with pytest.raises(ValueError, match="decode 'gpu' is unknown"):
         JpegOptions(decode="gpu")
-
-
-def test_evaluation_agrees_with_torchvision_on_real_jpegs(real_jpegs: list[Path], tmp_path: Path) -> None:
-    root = real_jpegs[0].parent.parent
-    index = build_index(root, out=tmp_path / "real.index", workers=1, progress=False)
-    index = index.subset(np.arange(0, 300, 10))
-    torchvision = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
-    differences = []
-    for batch in JpegSet("real", index, MEAN, STD).batches(evaluation_picks(30, 16), CentreCrop(224, 256)):
-        for k, i in enumerate(batch.index.tolist()):
-            pil = np.asarray(torchvision(Image.open(root / index.name(i)).convert("RGB"))).astype(int)
-            differences.append(np.abs(batch.images[k].permute(1, 2, 0).numpy() - pil))
-    per_image = np.array([d.mean() for d in differences])
-    print(f"mean {per_image.mean():.2f}, worst image {per_image.max():.2f}")
-    assert per_image.mean() < 2.0
-    assert per_image.max() < 9.0  # single sharp pictures, moved by a part of a pixel

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import draccus
+import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
@@ -112,6 +114,13 @@ class Method:
         """Run the student once; every play of the step reads this result."""
         return nets["student"](batch.images)
 
+    def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
+        """Return what is evaluated: the student, without what the game has put around it."""
+        return student
+
+    def save(self, nets: Nets, folder: Path, device: torch.device) -> None:
+        """Write into a finished run's folder what the method leaves beside the student."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
@@ -121,6 +130,8 @@ class MethodConfig(draccus.PluginRegistry, discover_packages_path="fastanc.metho
     """Whether a run of this method has a teacher at all."""
     reads_stages: ClassVar[bool] = False
     """Whether the method reads stage maps, so that both networks are tapped there."""
+    latent_dim: ClassVar[int | None] = None
+    """Width of the latent vectors that a batch holds in the place of images; None for images."""
 
     @property
     def kind(self) -> str:

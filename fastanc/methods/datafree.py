@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,11 @@ from fastanc.losses import (
 )
 from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, seen
 from fastanc.models.discriminators import discriminator
-from fastanc.models.generators import dafl_generator, dfad_generator
+from fastanc.models.generators import dafl_generator, dfad_generator, save_sheet
 from fastanc.models.taps import Adapted, Tapped
 from fastanc.optimizers import OptimizerConfig
+
+_SHOWN = 96  # images of the sample sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class DataFreeConfig(MethodConfig):
     """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
     generator_optimizer: GeneratorOptimizer = GeneratorOptimizer()
     """The generator's optimizer."""
-    latent_dim: int = 256
+    latent_dim: int = 256  # type: ignore[misc]
     """Width of a latent vector (DFAD 256; DAFL 1000)."""
     generator: str = "dfad"
     """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
@@ -197,6 +200,12 @@ class DataFree(Method):
                 student = nets["student"](images)
             terms["disagreement"] = c.disagreement * disagreement(student.logits, teacher.logits)
         return Played(terms)
+
+    def save(self, nets: Nets, folder: Path, device: torch.device) -> None:
+        """Write samples.png: what the generator makes of latent vectors that are the same in every run."""
+        draw = torch.Generator().manual_seed(0)
+        latents = torch.randn(_SHOWN, self.config.latent_dim, generator=draw)
+        save_sheet(nets["generator"], latents.to(device), folder / "samples.png")
 
     def latents(self, batch: Batch) -> Tensor:
         """Return latent vectors [B, Z]: the batch's, or new ones (the step's seed makes them repeatable)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -73,3 +75,25 @@ def dfad_generator(
 ) -> Generator:
     """Return DFAD's generator: DAFL's with PyTorch's default eps (Fang et al. 2019)."""
     return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=1e-5)
+
+
+@torch.no_grad()
+def save_sheet(generator: nn.Module, latents: Tensor, path: Path, columns: int = 16) -> None:
+    """Write the images of latent vectors [N, Z] as one PNG, row by row, clamped to 0..1.
+
+    The generator is in eval mode meanwhile, so that a picture does not depend on its neighbours.
+    """
+    mode = generator.training
+    images = generator.eval()(latents).float().clamp(0, 1).mul(255).round().byte().cpu()
+    generator.train(mode)
+    n, channels, side = images.shape[:3]
+    rows = -(-n // columns)
+    gap = 1  # white pixel between two images
+    sheet = torch.full(
+        (channels, rows * (side + gap) - gap, columns * (side + gap) - gap), 255, dtype=torch.uint8
+    )
+    for number, image in enumerate(images):
+        y, x = (number // columns) * (side + gap), (number % columns) * (side + gap)
+        sheet[:, y : y + side, x : x + side] = image
+    pixels = sheet.permute(1, 2, 0).squeeze(2).numpy()
+    Image.fromarray(pixels).save(path)
