@@ -12,45 +12,30 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
+from fastanc.pipelines.order import Order
 
 from benchmarks.harness import measure, record, table
 from benchmarks.roofline import Ceilings, least_s, measure_ceilings, passes
-from fastanc.assemble import compile_in_place
-from fastanc.batch import Batch, Outputs
-from fastanc.kernels.discriminator_move import discriminator_move
-from fastanc.kernels.fooling_move import fooling_move
-from fastanc.losses import squared_error
-from fastanc.methods.anc import Anc, AncConfig
-from fastanc.methods.base import Method, Nets, Played, TeacherSpec, sides
-from fastanc.methods.l2 import L2Config
-from fastanc.methods.supervised import SupervisedConfig
-from fastanc.models import zoo
-from fastanc.models.folding import fold_batchnorm
+from benchmarks.step_game import PARTS, Game, Setting, frozen_teacher, make_method
+from fastanc.batch import Batch
+from fastanc.methods.base import TeacherSpec
 from fastanc.models.taps import Tapped
-from fastanc.optimizers import OptimizerConfig
-from fastanc.pipelines.order import Order
-from fastanc.players import Players
-from fastanc.processes import make_accelerator, seed_step
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
 from fastanc.teacher.rows import Field
 from fastanc.teacher.store import Store
 
-PARTS = ("data", "teacher", "student_forward", "discriminator_play", "student_play", "optimizer")
 VARIANTS = {  # name -> method, source of the teacher's outputs
     "supervised": ("supervised", None),
     "l2 cached": ("l2", "cached"),
@@ -59,178 +44,59 @@ VARIANTS = {  # name -> method, source of the teacher's outputs
     "anc cached": ("anc", "cached"),
     "anc cached, kernels": ("anc kernels", "cached"),
 }
-SGD = OptimizerConfig(lr=1e-4, momentum=0.9, weight_decay=1e-4)
 _STEPS_PER_EPOCH = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Networks and sizes of one comparison."""
+class Contestant(NamedTuple):
+    """One row of a comparison."""
 
-    student: str
-    teacher: str
-    image_px: int
-    num_classes: int
-    batch: int
-    precision: str
-    steps: int = 1
-    """Steps of a variant's turn."""
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The dtype of both networks' passes; None is fp32."""
-        return {"fp32": None, "bf16": torch.bfloat16}[self.precision]
-
-    def network(self, name: str) -> Tapped:
-        """Build an untrained network of this comparison."""
-        network = zoo.build(name, num_classes=self.num_classes, image_px=self.image_px)
-        return network.to(memory_format=torch.channels_last)
+    variant: str
+    mode: str
+    game: Game
 
 
-class KernelAnc(Anc):
-    """ANC with its two moves by the Triton kernels; the same losses, for the default configuration alone."""
-
-    def _keep(self, sample: Tensor) -> Tensor:
-        return torch.rand(sample.shape, device=sample.device) >= self.config.dropout
-
-    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
-        """The discriminator's move in two launches."""
-        teacher, student = sides(batch, out)
-        assert teacher.features is not None
-        assert student.features is not None
-        features = student.features.detach()
-        weights = list(nets["discriminator"].parameters())
-        move = discriminator_move(
-            teacher.features, features, weights, self._keep(features), self.config.dropout
-        )
-        return Played({"discriminate": move.loss})
-
-    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
-        """The fooling loss in one launch, and the squared error."""
-        teacher, student = sides(batch, out)
-        assert student.features is not None
-        weights = list(nets["discriminator"].parameters())
-        move = fooling_move(student.features, weights, self._keep(student.features), self.config.dropout)
-        return Played({"fool": move.loss, "data": squared_error(student.logits, teacher.logits)})
+def synthetic(setting: Setting, order: Order, device: torch.device) -> Iterator[Batch]:
+    """Yield batches of the same random images and labels, which lie on the device, under the order's numbers."""
+    shape = (setting.batch, 3, setting.image_px, setting.image_px)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    images = images.to(device, memory_format=torch.channels_last)
+    labels = torch.randint(0, setting.num_classes, (setting.batch,), device=device)
+    for step in count():
+        picks = order(step)
+        yield Batch(images, picks.index, picks.view, labels, step)
 
 
-class Clock:
-    """Where the time of a turn goes; on CUDA by events, which wait for nothing."""
-
-    def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
-
-    def __call__(self, part: str) -> None:
-        """Say that what happened since the last mark was `part`; "" begins."""
-        if self._cuda:
-            mark: Any = torch.cuda.Event(enable_timing=True)
-            mark.record()
-        else:
-            mark = time.perf_counter()
-        self._marks.append((part, mark))
-
-    def taken(self) -> dict[str, float]:
-        """Return the milliseconds of every part since the last call, and "step", all of them together."""
-        marks, self._marks = self._marks, []
-        spent = dict.fromkeys(PARTS, 0.0)
-        for (_, before), (part, after) in zip(marks, marks[1:]):
-            spent[part] += before.elapsed_time(after) if self._cuda else 1e3 * (after - before)
-        first, last = marks[0][1], marks[-1][1]
-        spent["step"] = first.elapsed_time(last) if self._cuda else 1e3 * (last - first)
-        return spent
-
-
-class Game:
-    """One variant: a student and its players, and the method's step with a clock in it."""
-
-    def __init__(
-        self, variant: str, setting: Setting, teacher: Tapped, device: torch.device, folder: Path, mode: str
-    ):
-        self.variant, self.setting, self.device, self.mode = variant, setting, device, mode
-        self.source = VARIANTS[variant][1]
-        size = setting.batch
-        self.order = Order(
-            _STEPS_PER_EPOCH * size, size, seed=0, views=None if self.source == "filling" else 1
-        )
-        images = torch.randint(0, 256, (size, 3, setting.image_px, setting.image_px), dtype=torch.uint8)
-        self.images = images.to(device, memory_format=torch.channels_last)
-        self.labels = torch.randint(0, setting.num_classes, (size,), device=device)
-        spec = TeacherSpec(setting.num_classes, teacher.feature_dim, (), teacher)
-        self.method = make_method(VARIANTS[variant][0], spec)
-        networks = self.method.networks(setting.network(setting.student).to(device))
-        networks["student"].to(device, memory_format=torch.channels_last)
-        if mode == "compiled" and (problem := compile_in_place(networks["student"], self.images)):
-            print(problem)
-        self.players = Players(make_accelerator(precision=setting.precision), networks, {"student": SGD})
-        self.teacher = self._open_teacher(teacher, spec, folder)
-        self.clock = Clock(device)
-        self._steps_done = 0
-
-    def _open_teacher(
-        self, network: Tapped, spec: TeacherSpec, folder: Path
-    ) -> Online | Filling | Cached | None:
-        online = Online(network, spec, self.setting.autocast)
-        if self.source in (None, "online"):
-            return online if self.source else None
+def enter(
+    variant: str, setting: Setting, network: Tapped, device: torch.device, folder: Path, mode: str
+) -> Contestant:
+    """Make the game of a variant; a cache gets a folder of its own."""
+    method, source = VARIANTS[variant]
+    order = Order(_STEPS_PER_EPOCH * setting.batch, setting.batch, views=None if source == "filling" else 1)
+    spec = TeacherSpec(setting.num_classes, network.feature_dim, (), network)
+    teacher: Online | Filling | Cached | None = None
+    if source is not None:
+        teacher = Online(network, spec, setting.autocast)
+    if source in ("filling", "cached"):
+        assert isinstance(teacher, Online)
         assert network.feature_dim is not None
         field = Field("features", network.feature_dim)
-        facts = {"teacher": {"name": self.setting.teacher}}
-        store = Store.open(folder / f"{self.variant}-{self.mode}", facts, [field], self.order.n, create=True)
-        if self.source == "filling":
-            return Filling(online, store, network.head, self.order, device=self.device)
-        rows = torch.randn(self.order.n, network.feature_dim)
-        store.put(0, np.arange(self.order.n), {"features": rows})
-        return Cached(store, network.head, self.order, device=self.device, spec=spec)
-
-    def step(self) -> None:
-        """Play one step as train.py does, and tell the clock of its parts."""
-        clock, number = self.clock, self._steps_done
-        self._steps_done += 1
-        seed_step(0, number, 0)
-        picks = self.order(number)
-        batch = Batch(self.images, picks.index, picks.view, self.labels, number)
-        clock("data")
-        if self.teacher is not None:
-            batch.target = self.teacher(batch)
-        clock("teacher")
-        with self.players.turn("student") as nets:
-            out = self.method.forward(nets, batch)
-        clock("student_forward")
-        for play in self.method.plays:
-            with self.players.turn(play.player) as nets, self._optimizer_apart(play.player):
-                self.players.update(play.player, play.loss(nets, batch, out).terms)
-            clock(f"{play.player}_play")
-
-    @contextmanager
-    def _optimizer_apart(self, player: str) -> Iterator[None]:
-        prepared = self.players[player].optimizer
-        optimizer = getattr(prepared, "optimizer", prepared)  # Accelerate's wrapper has no hooks
-        hooks: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(lambda *_: self.clock(f"{player}_play")),
-            optimizer.register_step_post_hook(lambda *_: self.clock("optimizer")),
-        ]
-        yield
-        for hook in hooks:
-            hook.remove()
-
-    def turn(self, steps: int) -> dict[str, float]:
-        """Play some steps; return the milliseconds of one, its parts, and processor milliseconds `cpu`."""
-        _wait(self.device)
-        cpu_s = time.process_time()
-        self.clock("")
-        for _ in range(steps):
-            self.step()
-        _wait(self.device)
-        cpu_s = time.process_time() - cpu_s
-        return {key: ms / steps for key, ms in {**self.clock.taken(), "cpu": 1e3 * cpu_s}.items()}
-
-
-def make_method(name: str, spec: TeacherSpec) -> Method:
-    """Return a method with its default options."""
-    if name == "anc kernels":
-        return KernelAnc(AncConfig(), spec)
-    return {"supervised": SupervisedConfig, "l2": L2Config, "anc": AncConfig}[name]().build(spec)
+        facts = {"teacher": {"name": setting.teacher}}
+        store = Store.open(folder / f"{variant}-{mode}", facts, [field], order.n, create=True)
+        if source == "filling":
+            teacher = Filling(teacher, store, network.head, order, device=device)
+        else:
+            store.put(0, np.arange(order.n), {"features": torch.randn(order.n, network.feature_dim)})
+            teacher = Cached(store, network.head, order, device=device, spec=spec)
+    game = Game(
+        make_method(method, spec),
+        setting.network(setting.student),
+        teacher,
+        synthetic(setting, order, device),
+        device,
+        precision=setting.precision,
+        mode=mode,
+    )
+    return Contestant(variant, mode, game)
 
 
 def compare(
@@ -244,27 +110,30 @@ def compare(
     """Let the variants take turns and return a row for each; the first one must be supervised."""
     assert variants[0] == "supervised"
     with tempfile.TemporaryDirectory() as folder:
-        games, resident = [], []
+        contestants: list[Contestant] = []
+        resident = []
         for mode in modes:
             teacher = frozen_teacher(setting, device, mode)
             for variant in variants:
                 before = _allocated(device)
-                games.append(Game(variant, setting, teacher, device, Path(folder), mode))
-                games[-1].turn(3 if mode == "compiled" or device.type == "cuda" else 1)
+                contestants.append(enter(variant, setting, teacher, device, Path(folder), mode))
+                contestants[-1].game.turn(3 if mode == "compiled" or device.type == "cuda" else 1)
                 resident.append(_allocated(device) - before)
-        turns: list[list[dict[str, float]]] = [[] for _ in games]
-        peaks = [0.0] * len(games)
+        turns: list[list[dict[str, float]]] = [[] for _ in contestants]
+        peaks = [0.0] * len(contestants)
         for number in range(rounds):
-            for k in range(len(games))[:: -1 if number % 2 else 1]:
+            for k in range(len(contestants))[:: -1 if number % 2 else 1]:
                 _forget_peak(device)
                 before = _allocated(device)
-                turns[k].append(games[k].turn(setting.steps))
+                turns[k].append(contestants[k].game.turn(setting.steps))
                 peaks[k] = max(peaks[k], resident[k] + _peak(device) - before)
-        for game in games:
-            if game.teacher is not None:
-                game.teacher.close()
-    supervised = [turns[k - k % len(variants)] for k in range(len(games))]  # of the same mode
-    rows = [_row(game, own, others, ceilings) for game, own, others in zip(games, turns, supervised)]
+        for contestant in contestants:
+            if contestant.game.teacher is not None:
+                contestant.game.teacher.close()
+    supervised = [turns[k - k % len(variants)] for k in range(len(contestants))]  # of the same mode
+    rows = [
+        _row(setting, who, own, others, ceilings) for who, own, others in zip(contestants, turns, supervised)
+    ]
     if device.type == "cuda":
         for row, peak in zip(rows, peaks):
             row["peak_GiB"] = peak
@@ -272,64 +141,51 @@ def compare(
 
 
 def _row(
-    game: Game,
+    setting: Setting,
+    who: Contestant,
     turns: Sequence[Mapping[str, float]],
     supervised: Sequence[Mapping[str, float]],
     ceilings: Ceilings,
 ) -> dict[str, Any]:
-    setting = game.setting
     step_ms = median(turn["step"] for turn in turns)
     row = {
         "student": setting.student.removeprefix("torchvision:"),
         "px": setting.image_px,
         "batch": setting.batch,
-        "variant": game.variant,
-        "mode": f"{game.mode}, {setting.precision}",
+        "variant": who.variant,
+        "mode": f"{who.mode}, {setting.precision}",
         "images_per_s": 1e3 * setting.batch / step_ms,
         "step_ms": step_ms,
         "time_of_supervised": median(a["step"] / b["step"] for a, b in zip(turns, supervised)),
     }
-    if game.device.type == "cpu":
+    if who.game.device.type == "cpu":
         row["images_per_cpu_s"] = 1e3 * setting.batch / median(turn["cpu"] for turn in turns)
         row["cpu_of_supervised"] = median(a["cpu"] / b["cpu"] for a, b in zip(turns, supervised))
     row |= {f"{part}_ms": median(turn[part] for turn in turns) for part in PARTS}
-    row["of_roofline"] = 1e3 * _least_s(game, ceilings) / step_ms
+    row["of_roofline"] = 1e3 * _least_s(setting, who.variant, ceilings) / step_ms
     return row
 
 
-def _least_s(game: Game, ceilings: Ceilings) -> float:
-    setting, itemsize = game.setting, 2 if game.setting.autocast else 4
+def _least_s(setting: Setting, variant: str, ceilings: Ceilings) -> float:
     work = passes(setting.network(setting.student), 3, setting.image_px, trained=True)
-    if game.source in ("online", "filling"):
+    if VARIANTS[variant][1] in ("online", "filling"):
         work += passes(setting.network(setting.teacher), 3, setting.image_px, trained=False)
-    return least_s(work, setting.batch, itemsize, ceilings)
-
-
-def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:
-    """Return the comparison's teacher as a run has it: folded, frozen, channels_last, compiled if wanted."""
-    network = setting.network(setting.teacher).eval()
-    network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
-    sample = torch.zeros(setting.batch, 3, setting.image_px, setting.image_px, dtype=torch.uint8)
-    if mode == "compiled" and (
-        problem := compile_in_place(network, sample.to(device, memory_format=torch.channels_last))
-    ):
-        print(problem)
-    return network
+    return least_s(work, setting.batch, setting.itemsize, ceilings)
 
 
 def teacher_rates(
     setting: Setting, modes: Sequence[str], rounds: int, device: torch.device, ceilings: Ceilings
 ) -> list[dict[str, Any]]:
-    """Return a row for the frozen teacher alone: as it comes and folded, in every mode."""
+    """Return a row for the frozen teacher alone: as it comes, folded, and folded in the other modes."""
     images = torch.randint(0, 256, (setting.batch, 3, setting.image_px, setting.image_px), dtype=torch.uint8)
     images = images.to(device, memory_format=torch.channels_last)
     nowhere = np.zeros(setting.batch, np.int64)
     batch = Batch(images, nowhere, nowhere, None, 0)
     work = passes(setting.network(setting.teacher), 3, setting.image_px, trained=False)
-    least = least_s(work, setting.batch, 2 if setting.autocast else 4, ceilings)
+    least = least_s(work, setting.batch, setting.itemsize, ceilings)
     rows = []
     for mode in modes:
-        for fold in (False, True):
+        for fold in (False, True) if mode == "eager" else (True,):
             network = frozen_teacher(setting, device, mode, fold)
             online = Online(network, TeacherSpec(setting.num_classes, network.feature_dim), setting.autocast)
             found = measure(partial(online, batch), warmup=2, runs=rounds, cuda=device.type == "cuda")
@@ -346,11 +202,6 @@ def teacher_rates(
                 }
             )
     return rows
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _allocated(device: torch.device) -> float:
@@ -409,7 +260,7 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=1000, help="beside --student")
     parser.add_argument("--batch", type=int, help="images of a step")
     parser.add_argument("--steps", type=int, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every variant")
+    parser.add_argument("--rounds", type=int, default=5 if cuda else 3, help="turns of every variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="beside supervised")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="bf16 on CUDA, else fp32")
     parser.add_argument("--compile", action="store_true", help="every variant also compiled")

@@ -17,12 +17,15 @@ from torch import nn
 from fastanc.batch import Batch
 from fastanc.config import Config, DataConfig, NetworkConfig, TeacherConfig
 from fastanc.methods.base import Method, TeacherSpec
+from fastanc.methods.ksanc import load_estimators
 from fastanc.models import zoo
+from fastanc.models.attention import Squeezed
 from fastanc.models.folding import fold_batchnorm
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, unwrapped
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.datasets import open_dataset
 from fastanc.pipelines.decode_plan import JpegOptions
+from fastanc.pipelines.noise import latent_batches
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule, boxes_crc
 from fastanc.teacher.build import build_cache
@@ -54,9 +57,22 @@ class Input:
     device: torch.device
     rank: int
     world: int
+    latent_dim: int | None = None
+    """Width of the latent vectors of a method without images; `train` is then the validation set."""
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
+        if self.latent_dim is not None:
+            size, seed = self.order.batch // self.world, self.order.seed
+            return latent_batches(
+                size,
+                self.latent_dim,
+                seed=seed,
+                rank=self.rank,
+                start=start,
+                stop=stop,
+                device=self.device,
+            )
         return self.train.batches(
             self.order, self.rule, start=start, stop=stop, device=self.device, options=self.options
         )
@@ -75,14 +91,22 @@ class Input:
         return self.val.batches(picks, self.eval_rule, device=self.device, options=options)
 
 
-def open_input(config: DataConfig, seed: int, accelerator: Accelerator) -> Input:
-    """Open the data sets of a configuration for one process; all processes decode by one plan."""
-    train = open_dataset(config.name, "train", config.root)
+def open_input(
+    config: DataConfig, seed: int, accelerator: Accelerator, latent_dim: int | None = None
+) -> Input:
+    """Open the data sets of a configuration for one process; all processes decode by one plan.
+
+    With a `latent_dim` the training set is not opened: its batches hold latent vectors of that width.
+    """
     val = open_dataset(config.name, "val", config.root)
+    train = val if latent_dim is not None else open_dataset(config.name, "train", config.root)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    order = Order(
-        train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
-    )
+    if latent_dim is not None:
+        order = Order(config.steps_per_epoch * config.batch, config.batch, rank, world, seed)
+    else:
+        order = Order(
+            train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
+        )
     options = JpegOptions(
         threads=config.threads or None,
         prefetch=config.prefetch,
@@ -104,6 +128,7 @@ def open_input(config: DataConfig, seed: int, accelerator: Accelerator) -> Input
         device=device,
         rank=rank,
         world=world,
+        latent_dim=latent_dim,
     )
 
 
@@ -135,7 +160,7 @@ def build_network(
     )
 
 
-def build_teacher_network(config: Config, dataset: DataSet) -> Tapped:
+def build_teacher_network(config: Config, dataset: DataSet) -> Tapped | Squeezed:
     """Build the frozen teacher; ValueError when it would be an untrained one that nobody asked for."""
     weights = config.teacher.weights
     published = "@" in config.teacher.name
@@ -149,10 +174,13 @@ def build_teacher_network(config: Config, dataset: DataSet) -> Tapped:
     network = build_network(config.teacher, config.data, dataset, file, config.method.reads_stages)
     if config.teacher.fold:
         network = fold_batchnorm(network)
-    return network.eval().requires_grad_(False)
+    whole: Tapped | Squeezed = network
+    if config.teacher.estimators is not None and config.method.reads_stages:
+        whole = load_estimators(network, config.teacher.estimators).squeezed
+    return whole.eval().requires_grad_(False)
 
 
-def teacher_spec(network: Tapped, data: DataConfig, channels: int) -> TeacherSpec:
+def teacher_spec(network: Tapped | Squeezed, data: DataConfig, channels: int) -> TeacherSpec:
     """Return what a method may know of the teacher before the first batch."""
     return TeacherSpec(
         num_classes=network.num_classes,
@@ -162,7 +190,7 @@ def teacher_spec(network: Tapped, data: DataConfig, channels: int) -> TeacherSpe
     )
 
 
-def cache_identity(config: Config, source: Input, network: Tapped) -> dict[str, Any]:
+def cache_identity(config: Config, source: Input, network: Tapped | Squeezed) -> dict[str, Any]:
     """Return everything that the cached rows depend on."""
     every = np.arange(source.train.num_images)
     return identity(
@@ -171,23 +199,32 @@ def cache_identity(config: Config, source: Input, network: Tapped) -> dict[str, 
         boxes_crc=boxes_crc(source.rule, source.train.sizes(every), 0),
         teacher={
             "name": config.teacher.name,
-            "weights": zoo.weights_digest(network),
+            "weights": zoo.weights_digest(unwrapped(network)),
             "precision": config.teacher.precision,
-            "head": zoo.head_digest(network),
+            "head": zoo.head_digest(unwrapped(network)),
             "folded": config.teacher.fold,
+            **_estimators_fact(network),
         },
     )
 
 
-def cache_fields(config: TeacherConfig, network: Tapped) -> list[Field]:
-    """Return the columns of the cache: features, or logits of a teacher without a linear head."""
+def _estimators_fact(network: Tapped | Squeezed) -> dict[str, str]:
+    return {"estimators": zoo.weights_digest(network.estimators)} if isinstance(network, Squeezed) else {}
+
+
+def cache_fields(config: TeacherConfig, network: Tapped | Squeezed) -> list[Field]:
+    """Return the columns: features (logits of a teacher without a linear head), and KSANC's descriptors."""
     if network.head is None:
-        return [Field("logits", network.num_classes, config.rows)]
-    assert network.feature_dim is not None
-    return [Field("features", network.feature_dim, config.rows)]
+        fields = [Field("logits", network.num_classes, config.rows)]
+    else:
+        assert network.feature_dim is not None
+        fields = [Field("features", network.feature_dim, config.rows)]
+    if isinstance(network, Squeezed):
+        fields.append(Field("descriptors", network.estimators.descriptor_dim, config.rows))
+    return fields
 
 
-def open_store(config: Config, source: Input, network: Tapped, *, create: bool) -> Store:
+def open_store(config: Config, source: Input, network: Tapped | Squeezed, *, create: bool) -> Store:
     """Open the cache of this configuration's teacher on this configuration's views."""
     return Store.open(
         Path(config.teacher.cache_dir),
@@ -198,15 +235,24 @@ def open_store(config: Config, source: Input, network: Tapped, *, create: bool) 
     )
 
 
-def open_online(config: Config, source: Input, network: Tapped) -> Online:
+def open_online(config: Config, source: Input, network: Tapped | Squeezed) -> Online:
     """Return the teacher as a network that is run."""
     spec = teacher_spec(network, config.data, source.train.channels)
-    return Online(network.to(source.device), spec, _DTYPES[config.teacher.precision])
+    network.to(source.device)
+    # Of the network Online asks for its outputs and its head, which a squeezed one has as well.
+    return Online(network, spec, _DTYPES[config.teacher.precision])  # type: ignore[arg-type]
 
 
-def open_teacher(config: Config, source: Input, method: Method, network: Tapped) -> Online | Cached | Filling:
+def open_teacher(
+    config: Config, source: Input, method: Method, network: Tapped | Squeezed
+) -> Online | Cached | Filling:
     """Return where the teacher's outputs come from: the network, the cache, or both."""
     online = open_online(config, source, network)
+    if "descriptors" in method.needs and not isinstance(network, Squeezed):
+        raise ValueError(
+            "teacher.estimators is missing: train them with --method.type ksanc_teacher, then name that run's"
+            " estimators.safetensors"
+        )
     if config.teacher.cache == "off":
         return online
     beyond = method.needs - {"logits", "features", "descriptors", "labels"}

@@ -69,7 +69,37 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller (90)")
     pack.add_argument("--workers", type=int, help="processes; all cores by default")
 
-    for name in ("datasets", "networks", "recipes", "methods"):
+    plan = _job(jobs, "plan", _plan, "what a recipe asks of a cluster: bytes, cores, and what bounds it")
+    plan.add_argument("--gpus", type=int, default=8)
+    plan.add_argument("--gpus_per_node", type=int, default=8)
+    plan.add_argument("--cores_per_node", type=int, default=128)
+    plan.add_argument(
+        "--tflops", type=float, default=100, help="10^12 operations/s a GPU sustains in training (100)"
+    )
+    plan.add_argument(
+        "--decoded_per_s", type=float, default=1000, help="images a core decodes in a second (1000)"
+    )
+    plan.add_argument(
+        "--storage_gb_per_s", type=float, default=5, help="10^9 bytes/s of a node's storage (5)"
+    )
+    plan.add_argument(
+        "--network_gb_per_s", type=float, default=25, help="10^9 bytes/s of a node's network (25)"
+    )
+    plan.add_argument(
+        "--image_bytes", type=int, default=110_000, help="of a stored image; 0 decodes none (110000)"
+    )
+    plan.add_argument("--classes", type=int, default=1000)
+    plan.add_argument("--channels", type=int, default=3)
+    plan.set_defaults(takes_fields=True)
+
+    about = "run a table of a paper: rows x seeds over one cache; run it again to go on"
+    study = _job(jobs, "study", _study, about)
+    study.add_argument("study", help="a name (`fastanc studies` lists them) or a YAML file")
+    study.add_argument("--scale", type=float, default=1.0, help="share of the full schedule (1)")
+    study.add_argument("--out", type=Path, help="folder of the study; runs/study-NAME by default")
+    study.set_defaults(takes_fields=True)
+
+    for name in ("datasets", "networks", "recipes", "methods", "studies"):
         _job(jobs, name, _names, f"list the {name}").set_defaults(what=name)
     _cache_parsers(jobs)
     return parser
@@ -125,12 +155,38 @@ def _demo(options: argparse.Namespace) -> None:
     demo(options.out)
 
 
+def _plan(options: argparse.Namespace) -> None:
+    from fastanc.config import parse
+    from fastanc.plan import Cluster, describe, load_of
+
+    cluster = Cluster(
+        gpus=options.gpus,
+        gpus_per_node=options.gpus_per_node,
+        cores_per_node=options.cores_per_node,
+        flop_per_s=options.tflops * 1e12,
+        decoded_per_s=options.decoded_per_s,
+        storage_bytes_per_s=options.storage_gb_per_s * 1e9,
+        network_bytes_per_s=options.network_gb_per_s * 1e9,
+    )
+    config = parse(options.fields)
+    sizes = {"classes": options.classes, "channels": options.channels, "image_bytes": options.image_bytes}
+    print(describe(load_of(config, **sizes), cluster))
+
+
 def _report(options: argparse.Namespace) -> None:
     from fastanc.report import summary_table, write_report
 
     print(summary_table(options.runs))
     if options.out is not None:
         print(write_report(options.runs, options.out))
+
+
+def _study(options: argparse.Namespace) -> None:
+    from fastanc.study import load, run_study
+
+    scaled = "" if options.scale == 1 else f"-scale{options.scale:g}"
+    out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
+    print(run_study(load(options.study), out, options.scale, options.fields))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -182,6 +238,10 @@ def _names(options: argparse.Namespace) -> None:
 
         for name, about in networks():
             print(f"{name:28}{about}")
+    elif options.what == "studies":
+        from fastanc.study import study_names
+
+        print("\n".join(study_names()))
     else:
         from fastanc.config import method_names, recipe_names
 

@@ -6,6 +6,9 @@ Only the entry points read a Config; everything else gets plain values.
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
@@ -42,6 +45,8 @@ class DataConfig:
     """Number of different views of every image; epochs repeat them. 0 draws new ones in every epoch."""
     view_seed: int = 0
     """Seed of the views; apart from run.seed, so that students of all seeds share one cache."""
+    steps_per_epoch: int = 50
+    """Steps of an epoch where no data set says it: methods that train on latent vectors (datafree)."""
     views_per_image: int = 1
     """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
     batch: int = 64
@@ -56,7 +61,8 @@ class DataConfig:
     """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
 
     def __post_init__(self) -> None:
-        for name in ("image_px", "resize_px", "batch", "eval_batch", "prefetch", "views_per_image"):
+        positive = ("image_px", "resize_px", "batch", "eval_batch", "prefetch", "views_per_image")
+        for name in (*positive, "steps_per_epoch"):
             _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
         _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
         _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
@@ -92,6 +98,8 @@ class TeacherConfig(NetworkConfig):
     """As of every network."""
     weights: str | None = "runs/digits-teacher/student.safetensors"
     """File of weights; the word random allows an untrained teacher (speed tests only)."""
+    estimators: str | None = None
+    """estimators.safetensors of a ksanc_teacher run on these weights; ksanc students need it."""
     recipe: str | None = "digits_teacher"
     """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
     cache: str = "fill"
@@ -141,10 +149,14 @@ class RunConfig:
     """Name of the run's folder."""
     out: str = "runs"
     """Folder that holds the runs."""
+    plugin: str | None = None
+    """Python file that is imported before the configuration is read: it registers a method of its own."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and dropout."""
     precision: str = "fp32"
     """Arithmetic of the student's pass: fp32, or autocast to bf16 or fp16."""
+    ema: float = 0.0
+    """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
     compile: bool = False
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
     max_steps: int = 0
@@ -162,6 +174,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _choice("run.precision", self.precision, ("fp32", "bf16", "fp16"))
+        _require(0 <= self.ema < 1, f"run.ema must lie in [0, 1), not {self.ema}: 0.999 is usual")
         for name in ("log_every", "keep"):
             _require(getattr(self, name) > 0, f"run.{name} must be positive, not {getattr(self, name)}")
 
@@ -198,7 +211,7 @@ class Config:
 DEFAULT_RECIPE = "digits_anc"
 # Short spellings of what is typed most.
 _NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
-_SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out"}
+_SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out", "plugin": "run.plugin"}
 
 
 def recipe_names() -> list[str]:
@@ -255,6 +268,8 @@ def decode(tree: dict[str, Any]) -> Config:
         raise ValueError(f"method is a group: write `method: {{type: {method}}}` or --method.type {method}")
     if isinstance(method, dict) and "type" not in method:
         tree = {**tree, "method": {"type": "anc", **method}}
+    if isinstance(tree.get("run"), dict) and tree["run"].get("plugin"):
+        _import_plugin(str(tree["run"]["plugin"]))
     _check_keys(tree, Config, "")
     try:
         return draccus.decode(Config, tree)
@@ -265,6 +280,25 @@ def decode(tree: dict[str, Any]) -> Config:
         while str(sentence).startswith("Couldn't instantiate") and sentence.__cause__ is not None:
             sentence = sentence.__cause__  # the checks of __post_init__, which name the field
         raise ValueError(" ".join(str(sentence).split())) from error
+
+
+def _import_plugin(file: str) -> None:
+    """Import a user's Python file, once per process; ValueError says what is wrong with it."""
+    path = Path(file).resolve()
+    name = f"fastanc_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return
+    if not path.is_file() or path.suffix != ".py":
+        raise FileNotFoundError(f"run.plugin: there is no Python file {file}: name the one with your method")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"run.plugin {file} cannot be imported ({type(error).__name__}: {error})") from error
 
 
 def dump(config: Config) -> str:

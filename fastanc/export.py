@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastanc.models.taps import Adapted, Tapped
+from fastanc.models.taps import unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
 
 FORMATS = ("safetensors", "torch_export", "onnx")
@@ -17,15 +17,14 @@ _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "
 
 
 class Classifier(nn.Module):
-    """A student without taps and adapter: images [B, C, H, W] float -> logits [B, K]."""
+    """A student without taps, adapter and the like: images [B, C, H, W] float -> logits [B, K]."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, student: Tapped | Adapted, normalise: bool) -> None:
+    def __init__(self, student: nn.Module, normalise: bool) -> None:
         super().__init__()
-        tapped = student.network if isinstance(student, Adapted) else student
-        own = copy.deepcopy(tapped).cpu().eval().requires_grad_(False)
+        own = copy.deepcopy(unwrapped(student)).cpu().eval().requires_grad_(False)
         own.to(memory_format=torch.contiguous_format)
         self.network = own.network
         self.normalise = normalise
@@ -40,7 +39,7 @@ class Classifier(nn.Module):
 
 
 def export(
-    student: Tapped | Adapted,
+    student: nn.Module,
     out_dir: Path,
     formats: Sequence[str] = FORMATS,
     *,
@@ -49,7 +48,7 @@ def export(
     """Write the bare network in each format, read every file back and compare its logits.
 
     Args:
-        student: its adapter, if any, is left out; it is not changed.
+        student: a tapped network; what a method has put around it is left out. It is not changed.
         out_dir: the folder of the files; made if missing.
         formats: of "safetensors" (weights, with mean and std beside them), "torch_export" (student.pt2) and
             "onnx"; the last two take any number of images of the student's size.
@@ -70,7 +69,8 @@ def export(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     classifier = Classifier(student, normalise)
-    shape = (student.in_channels, student.image_px, student.image_px)
+    tapped = unwrapped(student)
+    shape = (tapped.in_channels, tapped.image_px, tapped.image_px)
     # Another number of images than the one traced, so that a batch size frozen into a file is found.
     probe = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     expected = classifier(probe)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-_WON, _WON_WINDOWS = 0.98, 3
+_WON = _IDLE = 0.98
+_WINDOWS = 3  # log windows in a row before the discriminator is spoken of
 _BOTTLENECK_AFTER_STEPS = 100
 _PLAIN_LINE_EVERY_S = 10.0
 
@@ -85,6 +86,20 @@ class _Clock:
         }
 
 
+class _Watch:
+    """Says once that a column stayed above a bound over some log windows in a row."""
+
+    def __init__(self, column: str, bound: float) -> None:
+        self._column, self._bound, self._windows = column, bound, 0
+
+    def due(self, means: Mapping[str, float]) -> bool:
+        """Take one window's means; return whether now is the time to speak."""
+        if self._windows >= _WINDOWS or self._column not in means:
+            return False
+        self._windows = self._windows + 1 if means[self._column] > self._bound else 0
+        return self._windows == _WINDOWS
+
+
 class Monitor:
     """Collects a run's terms on the device, reads them every `log_every` steps, and writes what it read.
 
@@ -123,7 +138,8 @@ class Monitor:
         self._is_main, self._path = is_main, Path(run_dir) / "metrics.jsonl"
         self._rows: list[tuple[int, tuple[str, ...], int, Tensor]] = []
         self._step = start_step - 1
-        self._won_windows = 0
+        self._won = _Watch("won", _WON)
+        self._idle = _Watch("d_adversarial", _IDLE)
         self._bottleneck_said = False
         self._said_s = -math.inf
         self._wall_before_s = self._keep_lines_before(start_step) if is_main else 0.0
@@ -237,14 +253,17 @@ class Monitor:
         return {name: sum(seen) / len(seen) for name, seen in sums.items()}
 
     def _watch_discriminator(self, means: Mapping[str, float]) -> None:
-        if self._won_windows >= _WON_WINDOWS or "won" not in means:
-            return
-        self._won_windows = self._won_windows + 1 if means["won"] > _WON else 0
-        if self._won_windows == _WON_WINDOWS:
+        if self._won.due(means):
             self.note(
                 f"the discriminator has won: it told teacher and student apart in {means['won']:.1%} of the "
-                f"cases over {_WON_WINDOWS} windows, so the student learns little from it; lower its "
+                f"cases over {_WINDOWS} windows, so the student learns little from it; lower its "
                 "learning rate, regularise it more, or give the adversarial term less weight"
+            )
+        if self._idle.due(means):
+            self.note(
+                f"the game is idle: the discriminator took the adversarial sample for the teacher's "
+                f"({means['d_adversarial']:.3f}) over {_WINDOWS} windows, so the student's adversarial term has "
+                "nothing left to teach; in anc set method.regulariser_sample to clean"
             )
 
     def _epoch(self, done: int) -> float:

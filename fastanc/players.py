@@ -7,6 +7,7 @@ code gives the same weights plain, under DDP and under DeepSpeed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fastanc.methods.base import Nets
 from fastanc.optimizers import OptimizerConfig
 from fastanc.processes import average_flat
+from fastanc.zero import take_whole_state, whole_state
 
 
 class Player:
@@ -36,10 +38,51 @@ class Player:
         for parameter in self.parameters:
             parameter.requires_grad_(not frozen)
 
+    @property
+    def zero(self) -> Any | None:
+        """The optimizer of ZeRO 1 or 2, which has only a part of the state; None with a whole one."""
+        inner = getattr(self.optimizer, "optimizer", None)
+        return inner if hasattr(inner, "single_partition_of_fp32_groups") else None
+
+    def state(self) -> dict[str, Any]:
+        """Return weights and optimizer as one process alone would have them; every process calls it."""
+        whole = self.optimizer.state_dict() if self.zero is None else whole_state(self.zero)
+        return {"module": self.module.state_dict(), "optimizer": whole}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take weights and optimizer, whatever number of processes they come from."""
+        self.module.load_state_dict(state["module"])
+        if self.zero is None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            take_whole_state(self.zero, state["optimizer"])
+
     def set_lr(self, factor: float) -> None:
         """Set every learning rate to its base times `factor`."""
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
+
+
+class Average:
+    """The exponential moving average of a network: of its weights and of BatchNorm's statistics."""
+
+    def __init__(self, network: nn.Module, decay: float, device: torch.device):
+        self.network = copy.deepcopy(network).to(device).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present weights by 1 - decay; whole numbers are copied."""
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 class Players(Mapping[str, Player]):
@@ -115,11 +158,8 @@ class Players(Mapping[str, Player]):
             player.set_lr(factor)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Return weights and optimizer of every player, for a checkpoint."""
-        return {
-            name: {"module": player.module.state_dict(), "optimizer": player.optimizer.state_dict()}
-            for name, player in self._players.items()
-        }
+        """Return weights and optimizer of every player, for a checkpoint; every process calls it."""
+        return {name: player.state() for name, player in self._players.items()}
 
     def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take weights and optimizers from a checkpoint; ValueError names a player that does not fit."""
@@ -127,11 +167,18 @@ class Players(Mapping[str, Player]):
             raise ValueError(f"the checkpoint holds the players {sorted(state)}, this run has {sorted(self)}")
         for name, player in self._players.items():
             try:
-                player.module.load_state_dict(state[name]["module"])
-                player.optimizer.load_state_dict(state[name]["optimizer"])
+                player.load_state(state[name])
             except (RuntimeError, ValueError) as error:
                 first = str(error).strip().splitlines()[-1].strip()
                 raise ValueError(f"the checkpoint is of another {name}: {first}") from error
+
+    @torch.no_grad()
+    def spoiled(self) -> str | None:
+        """Return the name of a player whose weights are not all finite, or None; the host waits for the device."""
+        for name, player in self._players.items():
+            if not torch.stack([p.sum() for p in player.parameters]).isfinite().all():
+                return name
+        return None
 
     def modules(self) -> dict[str, nn.Module]:
         """Return every player's bare network by name."""

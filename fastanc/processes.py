@@ -59,7 +59,8 @@ class Interruption:
     """
 
     def __init__(self, accelerator: Accelerator):
-        self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        several = accelerator.num_processes > 1
+        self._group: Any = torch.distributed.new_group(backend="gloo") if several else None
         self._work: Any = None
         self._sum = torch.zeros(1)
         self._asked = False

@@ -33,19 +33,20 @@ def summary_table(run_dirs: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def write_report(run_dirs: Sequence[Path], out_path: Path) -> Path:
+def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Path:
     """Write one HTML file with no external part: head table, curves, throughput, notes, configurations.
 
     Args:
         run_dirs: folders with any of config.yaml, metrics.jsonl and summary.json; a run may still go on.
         out_path: the file to write; its folder is made.
+        lead: HTML that stands above the runs, such as a study's table.
 
     Raises:
         FileNotFoundError: one of the folders is not a run's.
         ValueError: matplotlib is not installed.
     """
     runs = _read(run_dirs)
-    html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS)
+    html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
     out_path = Path(out_path)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     out_path.write_text(html, encoding="utf-8")
@@ -72,6 +73,7 @@ def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
             summary=summary,
             metrics=read_metrics(metrics) if (metrics := folder / "metrics.jsonl").is_file() else [],
             config=config.read_text() if (config := folder / "config.yaml").is_file() else "",
+            samples=sheet.read_bytes() if (sheet := folder / "samples.png").is_file() else b"",
         )
         for folder, name, summary in zip(folders, names, summaries)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,6 +36,8 @@ class RunFolder:
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     config: str
+    samples: bytes = b""
+    """The sample sheet of generated images, a PNG."""
 
     def series(self, kind: str, column: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of one column over the lines of one kind."""
@@ -55,7 +58,11 @@ Shown = Sequence[tuple[RunFolder, str]]
 
 
 def page(
-    runs: Sequence[RunFolder], header: Sequence[str], cells: Sequence[Sequence[str]], num_words: int
+    runs: Sequence[RunFolder],
+    header: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    num_words: int,
+    lead: str = "",
 ) -> str:
     """Return the whole page.
 
@@ -64,6 +71,7 @@ def page(
         header: titles of the head table's columns, the run's first.
         cells: per run the texts of the other columns.
         num_words: how many columns hold words; the others hold numbers and are aligned right.
+        lead: HTML that stands above the head table.
     """
     shown = [(run, _COLOURS[i % len(_COLOURS)]) for i, run in enumerate(runs)]
     with _style():
@@ -73,7 +81,7 @@ def page(
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>fastanc: {count}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_CSS}</style></head><body>"
         f"<header><h1>fastanc</h1><p>{count} · {datetime.now():%Y-%m-%d %H:%M}</p></header>"
-        f"{_table(shown, header, cells, num_words)}<div class='figures'>{''.join(figures)}</div>"
+        f"{lead}{_table(shown, header, cells, num_words)}<div class='figures'>{''.join(figures)}</div>"
         f"{''.join(_details(run, colour) for run, colour in shown)}</body></html>\n"
     )
 
@@ -196,6 +204,10 @@ def _details(run: RunFolder, colour: str) -> str:
     if notes := [line for line in run.metrics if line["kind"] == "note"]:
         items = (f"<li><em>step {x['step'] + 1}</em> {escape(x['text'])}</li>" for x in notes)
         parts += f"<ul>{''.join(items)}</ul>"
+    if run.samples:
+        sheet = base64.b64encode(run.samples).decode()
+        says = f"images of the generator of {escape(run.label)}"
+        parts += f"<img class='sheet' alt='{says}' src='data:image/png;base64,{sheet}'>"
     if run.config:
         parts += f"<details><summary>configuration</summary><pre>{escape(run.config)}</pre></details>"
     return f"<section><h2>{_name(run, colour)}</h2>{parts}</section>"
@@ -277,6 +289,7 @@ dt {{ color: {_MUTED}; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 ul {{ margin: 14px 0 0; padding: 0; list-style: none; font-size: 13px; }}
 li {{ padding: 6px 12px; margin-bottom: 6px; background: #f9fafb; border-left: 3px solid {_LINE}; }}
 li em {{ color: {_MUTED}; font-style: normal; margin-right: 8px; }}
+.sheet {{ width: 100%; max-width: 760px; margin-top: 14px; image-rendering: pixelated; }}
 details {{ margin-top: 12px; }} summary {{ cursor: pointer; color: {_MUTED}; font-size: 13px; }}
 pre {{ background: #f9fafb; padding: 14px 16px; border-radius: 8px; font-size: 12px; overflow-x: auto; }}
 @media print {{ body {{ padding: 0; }} .figures {{ grid-template-columns: 1fr 1fr; }}

@@ -20,10 +20,11 @@ from fastanc.checkpoint import Checkpoints
 from fastanc.config import Config, dump
 from fastanc.methods.base import Played, TeacherSpec
 from fastanc.models import zoo
+from fastanc.models.attention import Squeezed
 from fastanc.models.counting import count
 from fastanc.models.taps import Tapped
 from fastanc.monitor import Monitor
-from fastanc.players import Players
+from fastanc.players import Average, Players
 from fastanc.processes import Interrupted, Interruption, average_flat, make_accelerator, mean_over, sum_over
 from fastanc.schedule import factor
 from fastanc.teacher.filling import Filling
@@ -43,7 +44,7 @@ _FREE = {
         "resume",
     },
     "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
-    "teacher": {"weights", "recipe", "cache", "cache_dir", "memory_gib"},
+    "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
 }
 
 
@@ -61,7 +62,9 @@ class Run:
         self.interruption = Interruption(self.accelerator)
         self.folder = config.run.folder
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
-        self.input = assemble.open_input(config.data, config.run.seed, self.accelerator)
+        self.input = assemble.open_input(
+            config.data, config.run.seed, self.accelerator, config.method.latent_dim
+        )
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
@@ -79,7 +82,7 @@ class Run:
         self.student: Tapped = assemble.build_network(
             config.student, config.data, dataset, config.student.weights, config.method.reads_stages
         )
-        self.teacher_network: Tapped | None = None
+        self.teacher_network: Tapped | Squeezed | None = None
         spec = TeacherSpec(num_classes=dataset.num_classes)
         if config.method.needs_teacher:
             self.teacher_network = assemble.build_teacher_network(config, dataset)
@@ -96,14 +99,21 @@ class Run:
         if config.run.compile:
             self._compile(networks)
         optimizers = {"student": config.optimizer, **self.method.optimizers()}
+        self.average: Average | None = None
+        if config.run.ema:  # copied before the student is wrapped
+            self.average = Average(self.student, config.run.ema, self.accelerator.device)
         self.players = Players(self.accelerator, networks, optimizers)
         self.teacher = None
         if self.teacher_network is not None:
-            self.teacher = assemble.open_teacher(config, self.input, self.method, self.teacher_network)
+            self.teacher_network.to(self.accelerator.device)
+            if config.method.latent_dim is None:
+                self.teacher = assemble.open_teacher(config, self.input, self.method, self.teacher_network)
 
     def _compile(self, networks: dict[str, torch.nn.Module]) -> None:
         device = self.accelerator.device
-        shape = (2, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
+        # The real batch: a sample of another size would make the compiler think that sizes vary.
+        size = self.config.data.batch // self.world
+        shape = (size, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
         sample = torch.zeros(shape, dtype=torch.uint8, device=device)
         for module in (networks["student"], self.teacher_network):
             if module is not None:
@@ -147,7 +157,11 @@ class Run:
             path = Path(wish)
         state, meta = checkpoint.load(path)
         _check_same(path, meta["config"], draccus.encode(self.config))
-        self.players.load_state(state)
+        self.players.load_state(state["players"])
+        if self.average is not None:
+            self.average.network.load_state_dict(state["average"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
 
@@ -189,14 +203,19 @@ class Run:
 
     def after(self, step: int) -> None:
         """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop."""
-        self.monitor.step(
-            step,
-            self._played,
-            self._measured,
-            data_s=self._step_s["data_s"],
-            teacher_s=self._step_s["teacher_s"],
-            lr=self.config.optimizer.lr * self.lr_factor(step),
-        )
+        if self.average is not None:
+            self.average.update(self.student)
+        try:
+            self.monitor.step(
+                step,
+                self._played,
+                self._measured,
+                data_s=self._step_s["data_s"],
+                teacher_s=self._step_s["teacher_s"],
+                lr=self.config.optimizer.lr * self.lr_factor(step),
+            )
+        except ValueError as error:  # a term was not finite
+            raise ValueError(f"{error}; {self._last_good()}") from error
         done, epoch_ends = step + 1, (step + 1) % self.steps_per_epoch == 0
         every = self.config.run.checkpoint_every
         saves = done % every == 0 if every else epoch_ends
@@ -220,33 +239,55 @@ class Run:
             " --run.resume latest goes on"
         )
 
+    def _last_good(self) -> str:
+        self.checkpoints.wait()
+        present = self.checkpoints.complete()
+        return f"the last good checkpoint is {present[-1]}" if present else "there is no checkpoint yet"
+
     def save(self, done: int) -> None:
         """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
         self._average_buffers()
         if self.teacher is not None:
             self.teacher.flush()
             self.accelerator.wait_for_everyone()  # else processes may compute rows that others have just written
+        spoiled = self.players.spoiled()
+        if spoiled is not None:
+            raise ValueError(
+                f"the weights of the {spoiled} are not finite after step {done - 1}: lower its learning rate or"
+                f" clip its gradients, and resume; {self._last_good()}"
+            )
+        state: dict[str, Any] = {"players": self.players.state()}
+        if self.average is not None:
+            state["average"] = self.average.network.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         if self.is_main:
             meta = {"config": draccus.encode(self.config), "world": self.world}
-            self.checkpoints.save(done, self.players.state(), meta)
+            self.checkpoints.save(done, state, meta)
+
+    @property
+    def kept(self) -> Tapped:
+        """What is evaluated and written at the end: the student, or its moving average."""
+        if self.average is None:
+            return self.student
+        assert isinstance(self.average.network, Tapped)
+        return self.average.network
 
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
         """Evaluate the student on the whole validation set, exactly once per image over all processes."""
         self._average_buffers()
         return evaluate(
-            self.student,
+            self.method.validated(self.kept, self.players["student"].module),
             self.input.val_batches(),
             sum_over(self.accelerator),
             num_images=self.input.val.num_images,
-            teacher=self.teacher_network.to(self.accelerator.device)
-            if with_teacher and self.teacher_network
-            else None,
+            teacher=self.teacher_network if with_teacher else None,
         )
 
     def _average_buffers(self) -> None:
-        average_buffers(
-            self.players["student"].module, lambda tensors: average_flat(self.accelerator, tensors)
-        )
+        averaged = [self.players["student"].module, *([self.average.network] if self.average else ())]
+        for module in averaged:
+            average_buffers(module, lambda tensors: average_flat(self.accelerator, tensors))
 
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
@@ -256,7 +297,8 @@ class Run:
         result = self.evaluate(with_teacher=True)
         self.monitor.validation(self.total_steps, result)
         if self.is_main:
-            zoo.save_weights(self.student, self.folder / "student.safetensors")
+            zoo.save_weights(self.kept, self.folder / "student.safetensors")
+            self.method.save(self.players.modules(), self.folder)
             (self.folder / "summary.json").write_text(json.dumps(self._summary(result), indent=1))
         self.accelerator.wait_for_everyone()
         return self.folder
@@ -285,6 +327,7 @@ class Run:
             "student": config.student.name,
             "teacher": config.teacher.name if self.teacher_network is not None else None,
             "dataset": config.data.name,
+            "trained_on": config.data.name if self.input.latent_dim is None else "latent vectors",
             "params": size.parameters,
             "macs": size.macs,
             "epochs": self.total_steps / self.steps_per_epoch,

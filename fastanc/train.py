@@ -19,6 +19,8 @@ if (
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from fastanc.config import Config, parse
 from fastanc.processes import Interrupted, seed_step
 from fastanc.run import Run
@@ -49,19 +51,31 @@ def main(args: Sequence[str] | None = None) -> int:
     A run that SIGTERM or SIGUSR1 ended after saving itself has exit code 75.
     """
     args = sys.argv[1:] if args is None else list(args)
+    config: Config | None = None
     try:
-        config = parse(args)
-        for part in with_teacher(config):
-            train(part)
+        for config in with_teacher(parse(args)):
+            train(config)
     except Interrupted as stopped:
         print(f"fastanc: {stopped}", file=sys.stderr)
         return stopped.exit_code
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("FASTANC_DEBUG"):
             raise
-        print(f"fastanc: {error}", file=sys.stderr)
+        print(f"fastanc: {_out_of_memory(error, config) or error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _out_of_memory(error: Exception, config: Config | None) -> str | None:
+    on_host = "DefaultCPUAllocator" in str(error) or "alloc_cpu" in str(error)
+    if config is None or not (on_host or isinstance(error, torch.OutOfMemoryError)):
+        return None
+    device, data = "host" if on_host else "device", config.data
+    return (
+        f"the {device} ran out of memory with data.batch {data.batch} (over all processes) at {data.image_px} px:"
+        " lower data.batch, use more processes, or give teacher and student bf16"
+        f" (--run.precision, --teacher.precision): {str(error).splitlines()[0]}"
+    )
 
 
 def with_teacher(config: Config) -> list[Config]:
@@ -76,6 +90,12 @@ def with_teacher(config: Config) -> list[Config]:
         return [config]
     folder = Path(weights).parent
     teacher = parse(["--recipe", recipe, "--run.name", folder.name, "--run.out", str(folder.parent)])
+    if teacher.data.name != config.data.name or teacher.student.name != config.teacher.name:
+        raise ValueError(
+            f"teacher.weights: there is no file {weights}, and teacher.recipe {recipe} would train a"
+            f" {teacher.student.name} on {teacher.data.name}, not the {config.teacher.name} on {config.data.name}"
+            " of this run: name your teacher's file or recipe"
+        )
     if config.data.root is not None:
         teacher = replace(teacher, data=replace(teacher.data, root=config.data.root))
     return [replace(teacher, run=replace(teacher.run, resume="latest")), config]

@@ -13,17 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # docs/design.md, section 2: a file imports only from lower floors, or from its own folder.
 FLOORS = {
-    **dict.fromkeys(("batch", "optimizers", "processes"), 0),
+    **dict.fromkeys(("batch", "optimizers", "processes", "zero"), 0),
     "kernels": 1,
     **dict.fromkeys(("losses", "pipelines"), 2),
     "models": 3,
     "methods": 4,
     **dict.fromkeys(("teacher", "players", "schedule"), 5),
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
-    **dict.fromkeys(("assemble", "report", "export"), 7),
+    **dict.fromkeys(("assemble", "report", "export", "study_table"), 7),
     "run": 8,
     "train": 9,
-    **dict.fromkeys(("demo", "study", "cache_jobs"), 10),
+    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 10),
     "cli": 11,
 }
 TAKEN = {"torch", "torchvision", "accelerate", "deepspeed", "transformers", "numpy", "timm", "datasets"}

@@ -28,12 +28,19 @@ def opened(run_dir: Path, **options: Any) -> Monitor:
     return Monitor(run_dir, **{**settings, **options})
 
 
-def feed(monitor: Monitor, steps: range, won: float = 0.5, loss: float | None = None, **times: float) -> None:
+def feed(
+    monitor: Monitor,
+    steps: range,
+    won: float = 0.5,
+    loss: float | None = None,
+    measure: str = "won",
+    **times: float,
+) -> None:
     for step in steps:
         monitor.step(
             step,
             {"student/l2": torch.tensor(float(step) if loss is None else loss, requires_grad=True)},
-            {"won": torch.tensor(won, dtype=torch.bfloat16)},
+            {measure: torch.tensor(won, dtype=torch.bfloat16)},
             lr=0.1,
             **{"data_s": 0.0, "teacher_s": 0.0, **times},
         )
@@ -179,6 +186,16 @@ def test_one_warning_when_the_discriminator_wins_three_windows(
         feed(monitor, range(5 * window, 5 * window + 5), won=value)
     found = [line["text"] for line in lines(tmp_path, "note") if "has won" in line["text"]]
     assert len(found) == notes
+
+
+@pytest.mark.parametrize(("judged", "notes"), [([0.99] * 6, 1), ([0.99, 0.99, 0.7] * 2, 0)])
+def test_one_warning_when_the_game_is_idle(tmp_path: Path, judged: list[float], notes: int) -> None:
+    monitor = opened(tmp_path, total_steps=30)
+    for window, value in enumerate(judged):
+        feed(monitor, range(5 * window, 5 * window + 5), won=value, measure="d_adversarial")
+    found = [line["text"] for line in lines(tmp_path, "note")]
+    assert len(found) == notes
+    assert all("the game is idle" in text for text in found)
 
 
 def test_bottleneck_is_said_once_after_100_steps(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Players
+from fastanc.players import Average, Players
 
 SGD = OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.0)
 
@@ -88,7 +88,7 @@ _GAME = """
 import os, sys, torch
 from torch import nn
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Players
+from fastanc.players import Average, Players
 from fastanc.processes import make_accelerator
 
 accelerator = make_accelerator()
@@ -150,3 +150,26 @@ def test_launch_that_silently_starts_one_process_is_refused(tmp_path: Path) -> N
     done = _launch(script, tmp_path, "--cpu", "--num_processes", "2")
     assert done.returncode != 0
     assert "asked for 2 processes but started one" in done.stderr
+
+
+def test_average_is_the_exponential_one_buffers_included() -> None:
+    network = nn.BatchNorm1d(3)
+    average = Average(network, 0.75, torch.device("cpu"))
+    expected, means = network.weight.detach().clone(), network.running_mean.clone()
+    for step in range(1, 4):
+        network.weight.data.fill_(float(step))
+        network.running_mean.fill_(-float(step))
+        network.num_batches_tracked.fill_(step)
+        average.update(network)
+        expected, means = 0.75 * expected + 0.25 * step, 0.75 * means - 0.25 * step
+    torch.testing.assert_close(average.network.weight, expected)
+    torch.testing.assert_close(average.network.running_mean, means)
+    assert average.network.num_batches_tracked == 3
+    assert not average.network.weight.requires_grad
+
+
+def test_player_with_weights_that_are_not_finite_is_named() -> None:
+    players = _players()
+    assert players.spoiled() is None
+    players["discriminator"].module.bias.data.fill_(float("nan"))
+    assert players.spoiled() == "discriminator"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,9 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastanc.config import parse
+from fastanc.monitor import read_metrics
+from fastanc.train import train
+
 TRAIN = Path(__file__).parent.parent / "fastanc" / "train.py"
+# 1438 images are 11 steps an epoch; one view, so that the second epoch reads what the first one filled.
 BASE = [
-    *("--data.batch", "64", "--schedule.epochs", "2", "--run.checkpoint_every", "5", "--run.log_every", "1"),
+    *("--data.batch", "128", "--schedule.epochs", "2", "--run.checkpoint_every", "4", "--run.log_every", "1"),
     *(
         "--teacher.weights",
         "random",
@@ -32,24 +35,14 @@ BASE = [
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 
-def start(folder: Path, name: str, *args: str) -> subprocess.Popen[str]:
-    """Start a training run in a folder."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TRAIN), *BASE, "--name", name, *args]
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a run that is expected to end well."""
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err[-3000:]
-
-
-def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Return the student a run left behind."""
-    return load_file(folder / "runs" / name / "student.safetensors")
+def train_here(name: str, *args: str) -> dict[str, torch.Tensor]:
+    """Train in this process and return the student."""
+    return load_file(train(parse([*BASE, "--name", name, *args])) / "student.safetensors")
 
 
 def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
@@ -59,58 +52,58 @@ def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> N
         assert torch.equal(one[key], two[key]), key
 
 
+def lines(name: str) -> list[dict[str, object]]:
+    """Return what a run has logged of its steps."""
+    path = Path("runs") / name / "metrics.jsonl"
+    return [line for line in read_metrics(path) if line["kind"] == "train"] if path.exists() else []
+
+
 @pytest.mark.parametrize("cache", ["off", "fill"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, cache: str) -> None:
+def test_killed_and_resumed_equals_uninterrupted(cache: str) -> None:
     options = ["--teacher.cache", cache, "--teacher.rows", "fp32"]
-    whole = start(tmp_path, "whole", *options, "--teacher.cache_dir", "cache-a")
-    finish(whole)
-    killed = start(tmp_path, "killed", *options, "--teacher.cache_dir", "cache-b")
-    log = tmp_path / "runs" / "killed" / "metrics.jsonl"
-    deadline = time.time() + 300
-    while time.time() < deadline and not (log.exists() and '"step": 28' in log.read_text()):
+    whole = train_here("whole", *options, "--teacher.cache_dir", "cache-a")
+    options += ["--teacher.cache_dir", "cache-b"]
+    command = [sys.executable, str(TRAIN), *BASE, "--name", "killed", *options]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 200
+    while time.time() < deadline and killed.poll() is None and len(lines("killed")) < 14:
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
+    killed.send_signal(signal.SIGKILL)  # in the middle of the second epoch
     killed.wait()
-    assert not (tmp_path / "runs" / "killed" / "student.safetensors").exists()
-    finish(start(tmp_path, "killed", *options, "--teacher.cache_dir", "cache-b", "--resume", "latest"))
-    assert_same(weights(tmp_path, "whole"), weights(tmp_path, "killed"))
-    steps = {
-        name: [
-            r["step"]
-            for r in map(json.loads, (tmp_path / "runs" / name / "metrics.jsonl").open())
-            if r["kind"] == "train"
-        ]
-        for name in ("whole", "killed")
-    }
-    assert steps["whole"] == steps["killed"] == sorted(set(steps["whole"]))
-
-
-def test_cached_student_is_the_online_student(tmp_path: Path) -> None:
-    common = ["--data.views", "2", "--schedule.epochs", "3"]
-    finish(start(tmp_path, "online", *common, "--teacher.cache", "off"))
-    for rows in ("fp32", "fp16"):
-        finish(start(tmp_path, f"fill-{rows}", *common, "--teacher.rows", rows))
-    finish(start(tmp_path, "read-fp32", *common, "--teacher.cache", "fill", "--teacher.rows", "fp32"))
-    online = weights(tmp_path, "online")
-    assert_same(online, weights(tmp_path, "fill-fp32"))
-    assert_same(online, weights(tmp_path, "read-fp32"))
-    half = weights(tmp_path, "fill-fp16")
-    difference = max(
-        (half[k].float() - online[k].float()).abs().max().item()
-        for k in online
-        if online[k].is_floating_point()
+    assert not (Path("runs") / "killed" / "student.safetensors").exists()
+    assert_same(whole, train_here("killed", *options, "--resume", "latest"))
+    assert (
+        [line["step"] for line in lines("killed")]
+        == [line["step"] for line in lines("whole")]
+        == list(range(22))
     )
-    assert 0 < difference < 0.2
+    assert [line["student/data"] for line in lines("killed")] == [
+        line["student/data"] for line in lines("whole")
+    ]
 
 
-def test_checkpoint_of_another_student_is_refused(tmp_path: Path) -> None:
-    finish(start(tmp_path, "x", "--run.max_steps", "6"))
-    other = start(tmp_path, "x", "--run.max_steps", "8", "--resume", "latest", "--student.name", "resnet14")
-    _, err = other.communicate(timeout=300)
-    assert other.returncode == 2
-    assert "student.name 'resnet8'" in err
-    assert "resnet14" in err
-    again = start(tmp_path, "x", "--run.max_steps", "8")
-    _, err = again.communicate(timeout=300)
-    assert again.returncode == 2
-    assert "--run.resume latest" in err
+def test_cached_student_is_the_online_student() -> None:
+    online = train_here("online", "--teacher.cache", "off")
+    assert_same(online, train_here("filling", "--teacher.rows", "fp32"))
+    assert_same(online, train_here("riding", "--teacher.rows", "fp32", "--teacher.cache", "read"))
+    half = train_here("half", "--teacher.rows", "fp16")
+    floats = [key for key in online if online[key].is_floating_point()]
+    difference = max((half[key] - online[key]).abs().max().item() for key in floats)
+    assert 0 < difference < 0.05  # measured 0.002 to 0.01 after 22 steps
+
+
+def test_checkpoint_of_another_student_is_refused() -> None:
+    train_here("x", "--run.max_steps", "5")
+    with pytest.raises(ValueError, match="student.name 'resnet8', this run has 'resnet14'"):
+        train_here("x", "--run.max_steps", "8", "--resume", "latest", "--student.name", "resnet14")
+    with pytest.raises(ValueError, match="--run.resume latest continues it"):
+        train_here("x", "--run.max_steps", "8")
+
+
+def test_cache_of_another_teacher_is_refused_with_what_differs() -> None:
+    train_here("x", "--schedule.epochs", "1")
+    other = ["--teacher.name", "resnet14", "--teacher.cache", "read"]
+    with pytest.raises(FileNotFoundError, match="teacher.name") as caught:
+        train_here("y", *other)
+    assert "resnet8" in str(caught.value)
+    assert "resnet14" in str(caught.value)

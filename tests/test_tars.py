@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -10,8 +11,14 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from fastanc.pipelines.index import build_index
+from fastanc.pipelines.jpeg import JpegSet
+from fastanc.pipelines.order import Order
 from fastanc.pipelines.tars import END_MARK, Member, member_bytes, walk, walk_nested
+from fastanc.pipelines.views import RandomResizedCrop
 
 FILES = {
     "a/one.jpg": b"1" * 700,
@@ -106,6 +113,44 @@ def test_inner_tars_are_ranges_of_the_outer_file(tmp_path: Path) -> None:
         with tarfile.open(path) as tar:
             expected |= {f"{c}/{m.name}": tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     assert _contents(outer, walk_nested(outer)) == expected
+
+
+def test_a_tar_like_ilsvrc_s_trains_in_place(
+    tmp_path: Path, real_jpegs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "temporary").mkdir()
+    by_class: dict[str, dict[str, bytes]] = {}
+    for k, path in enumerate(real_jpegs[:96]):
+        by_class.setdefault(f"n{k % 6:08d}", {})[path.name] = path.read_bytes()
+    inner = {f"{c}.tar": _write(tmp_path / "c.tar", files).read_bytes() for c, files in by_class.items()}
+    source = _write(tmp_path / "set" / "ILSVRC2012_img_train.tar", inner)
+    before = hashlib.sha256(source.read_bytes()).digest()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+
+    data = JpegSet("nested", build_index(source, workers=1, progress=False), (0.0,), (1.0,))
+    assert (data.num_images, data.classes) == (96, sorted(by_class))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 6))
+    optimizer, losses = torch.optim.Adam(network.parameters(), 2e-3), []
+    for batch in data.batches(Order(96, 32, views=1), RandomResizedCrop(24, 0), stop=30):
+        assert batch.labels is not None
+        loss = torch.nn.functional.cross_entropy(network(batch.images / 255), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        open_files = {
+            os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)
+        }
+        assert {file for file in open_files if file.startswith(str(tmp_path))} <= {str(source)}
+    assert np.mean(losses[-6:]) < 0.95 * np.mean(losses[:6])  # it learns these 96 pictures' labels
+    assert os.listdir(tmp_path / "temporary") == []
+    assert sorted(os.listdir(source.parent)) == [source.name, f"{source.name}.index"]
+    assert hashlib.sha256(source.read_bytes()).digest() == before
+
+
+def _is_open(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
 
 
 def test_member_bytes_is_read_by_tarfile(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_centre_crop_sees_what_torchvision_sees(size: tuple[int, int]) -> None:
     assert (ours - theirs).abs().mean() <= 0.5
 
 
+def test_centre_crop_in_two_moves_and_strips_in_one() -> None:
+    rule = views.CentreCrop(224, 256)
+    taken, kept = rule.exactly(np.array([(500, 375), (300, 301), (100, 800), (100, 801)]))
+    assert taken[:3].tolist() == [[0, 0, 500, 375], [0, 0, 300, 301], [0, 0, 100, 800]]
+    # torchvision resizes 500 x 375 to 341 x 256 and crops from round(58.5), round(16.0)
+    assert kept.tolist() == [[58, 16, 341, 256], [16, 16, 256, 256], [16, 912, 256, 2048], [0, 0, 224, 224]]
+    assert taken[3].tolist() == boxes_of(rule, (100, 801), n=1)[0][0].tolist()
+
+
 def test_rules_describe_every_knob_and_refuse_wrong_ones() -> None:
     rule = views.RandomResizedCrop(160, seed=4, scale=(0.25, 1.0))
     assert rule.describe() == {

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import draccus
-import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
@@ -16,6 +15,7 @@ from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 
 if TYPE_CHECKING:
+    from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
 
 Nets = Mapping[str, nn.Module]
@@ -86,7 +86,7 @@ class TeacherSpec:
     """D of the features; None where the teacher has no linear head."""
     stage_channels: tuple[int, ...] = ()
     """C_i of every stage map."""
-    network: Tapped | None = None
+    network: Tapped | Squeezed | None = None
     """The frozen teacher itself; None when its outputs come from the cache alone."""
 
 
@@ -118,7 +118,7 @@ class Method:
         """Return what is evaluated: the student, without what the game has put around it."""
         return student
 
-    def save(self, nets: Nets, folder: Path, device: torch.device) -> None:
+    def save(self, nets: Nets, folder: Path) -> None:
         """Write into a finished run's folder what the method leaves beside the student."""
 
 

@@ -36,7 +36,7 @@ from fastanc.models.generators import dafl_generator, dfad_generator, save_sheet
 from fastanc.models.taps import Adapted, Tapped
 from fastanc.optimizers import OptimizerConfig
 
-_SHOWN = 96  # images of the sample sheet
+_SHOWN = 64  # images of the sample sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class DataFreeConfig(MethodConfig):
 
     def build(self, teacher: TeacherSpec) -> Method:
         """Return the method; ValueError without the teacher's network, or its features where they count."""
-        if teacher.network is None:
+        if not isinstance(teacher.network, Tapped):
             raise ValueError("datafree sends gradients through the teacher: set teacher.cache to off")
         if teacher.feature_dim is None and (self.activation > 0 or (self.fool > 0 and self.on == "features")):
             raise ValueError(
@@ -201,11 +201,11 @@ class DataFree(Method):
             terms["disagreement"] = c.disagreement * disagreement(student.logits, teacher.logits)
         return Played(terms)
 
-    def save(self, nets: Nets, folder: Path, device: torch.device) -> None:
+    def save(self, nets: Nets, folder: Path) -> None:
         """Write samples.png: what the generator makes of latent vectors that are the same in every run."""
         draw = torch.Generator().manual_seed(0)
         latents = torch.randn(_SHOWN, self.config.latent_dim, generator=draw)
-        save_sheet(nets["generator"], latents.to(device), folder / "samples.png")
+        save_sheet(nets["generator"], latents, folder / "samples.png")
 
     def latents(self, batch: Batch) -> Tensor:
         """Return latent vectors [B, Z]: the batch's, or new ones (the step's seed makes them repeatable)."""

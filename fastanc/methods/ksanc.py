@@ -7,7 +7,9 @@ student matches them, and the logits, and plays a conditional game on the logits
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +38,10 @@ from fastanc.methods.base import (
     paired_stages,
     sides,
 )
-from fastanc.models.attention import AttentionEstimators
+from fastanc.models.attention import AttentionEstimators, Squeezed
 from fastanc.models.discriminators import discriminator, ksanc_discriminator
 from fastanc.models.taps import Tapped
+from fastanc.models.weights import fit_weights, read_weights, weights_digest, write_safetensors
 from fastanc.optimizers import OptimizerConfig
 
 _LABELS = ("data", "teacher")
@@ -77,20 +80,6 @@ class SqueezeConfig:
         )
 
 
-class Squeezed(nn.Module):
-    """A tapped network with its estimators: images -> Outputs with descriptors; `.network` is exported."""
-
-    def __init__(self, network: Tapped, estimators: AttentionEstimators):
-        super().__init__()
-        self.network = network
-        self.estimators = estimators
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
-        out: Outputs = self.network(images)
-        return out._replace(descriptors=self.estimators(out))
-
-
 class KsancTeacher(nn.Module):
     """The frozen teacher with trainable estimators and a head on their descriptors.
 
@@ -105,6 +94,11 @@ class KsancTeacher(nn.Module):
         self.head = nn.Linear(sum(channels), teacher.num_classes)
         self.train(self.training)
 
+    @property
+    def network(self) -> Tapped:
+        """The frozen teacher."""
+        return self.squeezed.network
+
     def train(self, mode: bool = True) -> KsancTeacher:
         """Set the mode of the estimators; the teacher's BatchNorm stays as it was trained."""
         super().train(mode)
@@ -115,6 +109,37 @@ class KsancTeacher(nn.Module):
         """Return the descriptors and the logits that the head reads from them."""
         out = self.squeezed(images)
         return out._replace(logits=self.head(out.descriptors))
+
+
+def save_estimators(player: KsancTeacher, config: SqueezeConfig, path: Path) -> None:
+    """Write estimators and head, how they squeeze, and the digest of the network that they were trained on."""
+    state = {k: v.detach().cpu().contiguous() for k, v in _trained(player).state_dict().items()}
+    metadata = {"squeeze": json.dumps(asdict(config)), "network": weights_digest(player.network)}
+    write_safetensors(path, state, metadata)
+
+
+def load_estimators(teacher: Tapped, path: str | Path) -> KsancTeacher:
+    """Put the estimators of a file on the teacher that they were trained on.
+
+    Raises FileNotFoundError without the file; ValueError when it is of another teacher or no such file.
+    """
+    state, metadata = read_weights(path)
+    if "squeeze" not in metadata:
+        raise ValueError(
+            f"{path} holds no estimators: name the estimators.safetensors of a ksanc_teacher run"
+        )
+    if metadata["network"] != weights_digest(teacher):
+        raise ValueError(
+            f"the estimators in {path} were trained on other weights than this {teacher.name}'s: set"
+            " teacher.weights to the student.safetensors beside them (and teacher.fold to false)"
+        )
+    player = KsancTeacher(teacher, SqueezeConfig(**json.loads(metadata["squeeze"])))
+    fit_weights(_trained(player), state, path)
+    return player
+
+
+def _trained(player: KsancTeacher) -> nn.ModuleDict:
+    return nn.ModuleDict({"estimators": player.squeezed.estimators, "head": player.head})
 
 
 @MethodConfig.register_subclass("ksanc_teacher")
@@ -153,6 +178,16 @@ class KsancTeacherTraining(Method):
     def networks(self, student: Tapped) -> dict[str, nn.Module]:
         """Return the frozen network with its estimators as the player."""
         return {"student": KsancTeacher(student, self.config.squeeze)}
+
+    def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
+        """Return the player: its logits are read from the descriptors, the student's would never change."""
+        return player
+
+    def save(self, nets: Nets, folder: Path) -> None:
+        """Write estimators.safetensors, which teacher.estimators of a ksanc run names."""
+        player = nets["student"]
+        assert isinstance(player, KsancTeacher)
+        save_estimators(player, self.config.squeeze, folder / "estimators.safetensors")
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the cross entropy of the descriptors' logits."""
@@ -198,6 +233,13 @@ class KsancConfig(MethodConfig):
         """Return the method for a student of this teacher; ValueError without stages."""
         if not teacher.stage_channels:
             raise ValueError("ksanc needs the teacher's stages: name them in teacher.stages")
+        if isinstance(teacher.network, Squeezed):
+            theirs = teacher.network.estimators
+            if (theirs.attend_on, theirs.pooling) != (self.squeeze.attend_on, self.squeeze.pooling):
+                raise ValueError(
+                    f"the teacher's estimators attend on {theirs.attend_on} and pool by {theirs.pooling}:"
+                    " set method.squeeze likewise"
+                )
         return Ksanc(self, teacher)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Outputs
+from fastanc.models.taps import Tapped
 
 
 class StageAttention(nn.Module):
@@ -65,6 +66,7 @@ class AttentionEstimators(nn.Module):
                 f"the student has {len(stage_channels)} stage maps and the teacher {len(targets)}: "
                 "name equally many stages of both"
             )
+        self.attend_on, self.pooling = attend_on, pooling
         self.descriptor_dim = sum(targets)
         self.describe = nn.Conv2d(feature_dim, global_dim, 1)
         self.transforms = nn.ModuleList(
@@ -85,3 +87,28 @@ class AttentionEstimators(nn.Module):
             for stage, transform, estimate in zip(outputs.stages, self.transforms, self.estimators)
         ]
         return torch.cat(squeezed, dim=1)
+
+
+class Squeezed(nn.Module):
+    """A tapped network with its estimators: images -> Outputs with descriptors; `.network` is exported."""
+
+    def __init__(self, network: Tapped, estimators: AttentionEstimators):
+        super().__init__()
+        self.network = network
+        self.estimators = estimators
+        self.name, self.num_classes, self.feature_dim = network.name, network.num_classes, network.feature_dim
+        self.stage_names = network.stage_names
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The network's last linear layer."""
+        return self.network.head
+
+    def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
+        """Return C_i of every stage map of the network."""
+        return self.network.stage_channels(image_px, in_channels)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
+        out: Outputs = self.network(images)
+        return out._replace(descriptors=self.estimators(out))

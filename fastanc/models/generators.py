@@ -84,7 +84,8 @@ def save_sheet(generator: nn.Module, latents: Tensor, path: Path, columns: int =
     The generator is in eval mode meanwhile, so that a picture does not depend on its neighbours.
     """
     mode = generator.training
-    images = generator.eval()(latents).float().clamp(0, 1).mul(255).round().byte().cpu()
+    device = next(generator.parameters()).device
+    images = generator.eval()(latents.to(device)).float().clamp(0, 1).mul(255).round().byte().cpu()
     generator.train(mode)
     n, channels, side = images.shape[:3]
     rows = -(-n // columns)

@@ -171,6 +171,15 @@ def _as_names(stages: Sequence[str] | str) -> tuple[str, ...]:
     return (stages,) if isinstance(stages, str) else tuple(stages)
 
 
+def unwrapped(student: nn.Module) -> Tapped:
+    """Return the tapped network inside what a method has put around it; each layer calls it `.network`."""
+    while not isinstance(student, Tapped):
+        inner = student.network
+        assert isinstance(inner, nn.Module)
+        student = inner
+    return student
+
+
 class Adapted(nn.Module):
     """A tapped student whose features pass a linear map to the teacher's width: images -> Outputs.
 

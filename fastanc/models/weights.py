@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastanc.models.taps import Adapted, Tapped
+from fastanc.models.taps import Adapted, Tapped, unwrapped
 
 _PREFIXES = ("module.", "network.", "_orig_mod.")
 
@@ -102,19 +102,26 @@ def _first(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def save_weights(network: Tapped | Adapted, path: str | os.PathLike[str]) -> None:
+def save_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the bare network's weights as safetensors, with what `zoo.load_weights` needs to build it again.
 
-    An adapter is dropped. The file appears whole or not at all.
+    An adapter, a regressor and estimators are dropped. The file appears whole or not at all.
     """
-    tapped = network.network if isinstance(network, Adapted) else network
-    path = Path(path)
+    tapped = unwrapped(network)
     state = {
         key: value.detach().to("cpu", copy=True).contiguous()
         for key, value in tapped.network.state_dict().items()
     }
     fields = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
     metadata = {field: json.dumps(getattr(tapped, field)) for field in fields}
+    write_safetensors(path, state, metadata)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], state: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write tensors so that the file appears whole or not at all."""
+    path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(state, part, metadata)

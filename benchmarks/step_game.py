@@ -1,0 +1,204 @@
+"""A method's training step as train.py makes it, with a clock inside; what the benchmarks of the step share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from fastanc.batch import Batch, Outputs
+from fastanc.kernels.discriminator_move import discriminator_move
+from fastanc.kernels.fooling_move import fooling_move
+from fastanc.losses import squared_error
+from fastanc.methods.anc import Anc, AncConfig
+from fastanc.methods.base import Method, Nets, Played, TeacherSpec, sides
+from fastanc.methods.l2 import L2Config
+from fastanc.methods.supervised import SupervisedConfig
+from fastanc.models import zoo
+from fastanc.models.folding import fold_batchnorm
+from fastanc.models.taps import Tapped
+from fastanc.optimizers import OptimizerConfig
+from fastanc.players import Players
+from fastanc.processes import make_accelerator, seed_step
+from fastanc.teacher.cached import Cached
+from fastanc.teacher.filling import Filling
+from fastanc.teacher.online import Online
+
+PARTS = ("data", "teacher", "student_forward", "discriminator_play", "student_play", "optimizer")
+SGD = OptimizerConfig(lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Networks and sizes of one comparison."""
+
+    student: str
+    teacher: str
+    image_px: int
+    num_classes: int
+    batch: int
+    precision: str
+    steps: int = 1
+    """Steps of a variant's turn."""
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of both networks' passes; None is fp32."""
+        return {"fp32": None, "bf16": torch.bfloat16}[self.precision]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.autocast else 4
+
+    def network(self, name: str) -> Tapped:
+        """Build an untrained network of this comparison."""
+        network = zoo.build(name, num_classes=self.num_classes, image_px=self.image_px)
+        return network.to(memory_format=torch.channels_last)
+
+
+class KernelAnc(Anc):
+    """ANC with its two moves by the Triton kernels; the same losses, for the default configuration alone."""
+
+    def _keep(self, sample: Tensor) -> Tensor:
+        return torch.rand(sample.shape, device=sample.device) >= self.config.dropout
+
+    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """The discriminator's move in two launches."""
+        teacher, student = sides(batch, out)
+        assert teacher.features is not None
+        assert student.features is not None
+        features = student.features.detach()
+        weights = list(nets["discriminator"].parameters())
+        move = discriminator_move(
+            teacher.features, features, weights, self._keep(features), self.config.dropout
+        )
+        return Played({"discriminate": move.loss})
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """The fooling loss in one launch, and the squared error."""
+        teacher, student = sides(batch, out)
+        assert student.features is not None
+        weights = list(nets["discriminator"].parameters())
+        move = fooling_move(student.features, weights, self._keep(student.features), self.config.dropout)
+        return Played({"fool": move.loss, "data": squared_error(student.logits, teacher.logits)})
+
+
+class Clock:
+    """Where the time of a turn goes; on CUDA by events, which wait for nothing."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def __call__(self, part: str) -> None:
+        """Say that what happened since the last mark was `part`; "" begins."""
+        if self._cuda:
+            mark: Any = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self._marks.append((part, mark))
+
+    def taken(self) -> dict[str, float]:
+        """Return the milliseconds of every part since the last call, and "step", all of them together."""
+        marks, self._marks = self._marks, []
+        spent = dict.fromkeys(PARTS, 0.0)
+        for (_, before), (part, after) in zip(marks, marks[1:]):
+            spent[part] += before.elapsed_time(after) if self._cuda else 1e3 * (after - before)
+        first, last = marks[0][1], marks[-1][1]
+        spent["step"] = first.elapsed_time(last) if self._cuda else 1e3 * (last - first)
+        return spent
+
+
+class Game:
+    """A method with its players, its teacher and its batches; `mode` is "eager" or "compiled"."""
+
+    def __init__(
+        self,
+        method: Method,
+        student: Tapped,
+        teacher: Online | Filling | Cached | None,
+        batches: Iterator[Batch],
+        device: torch.device,
+        *,
+        precision: str = "fp32",
+        mode: str = "eager",
+        optimizer: OptimizerConfig = SGD,
+    ):
+        self.method, self.teacher, self.batches, self.device = method, teacher, batches, device
+        networks = method.networks(student)
+        if mode == "compiled":
+            networks["student"].compile()
+        self.players = Players(make_accelerator(precision=precision), networks, {"student": optimizer})
+        self.clock = Clock(device)
+        self._steps_done = 0
+
+    def step(self) -> None:
+        """Play one step as train.py does, and tell the clock of its parts."""
+        clock, number = self.clock, self._steps_done
+        self._steps_done += 1
+        seed_step(0, number, 0)
+        batch = next(self.batches)
+        clock("data")
+        if self.teacher is not None:
+            batch.target = self.teacher(batch)
+        clock("teacher")
+        with self.players.turn("student") as nets:
+            out = self.method.forward(nets, batch)
+        clock("student_forward")
+        for play in self.method.plays:
+            with self.players.turn(play.player) as nets, self._optimizer_apart(play.player):
+                self.players.update(play.player, play.loss(nets, batch, out).terms)
+            clock(f"{play.player}_play")
+
+    @contextmanager
+    def _optimizer_apart(self, player: str) -> Iterator[None]:
+        prepared = self.players[player].optimizer
+        optimizer = getattr(prepared, "optimizer", prepared)  # Accelerate's wrapper has no hooks
+        hooks: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(lambda *_: self.clock(f"{player}_play")),
+            optimizer.register_step_post_hook(lambda *_: self.clock("optimizer")),
+        ]
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def turn(self, steps: int) -> dict[str, float]:
+        """Play some steps; return the milliseconds of one, its parts, and processor milliseconds `cpu`."""
+        wait(self.device)
+        cpu_s = time.process_time()
+        self.clock("")
+        for _ in range(steps):
+            self.step()
+        wait(self.device)
+        cpu_s = time.process_time() - cpu_s
+        return {key: ms / steps for key, ms in {**self.clock.taken(), "cpu": 1e3 * cpu_s}.items()}
+
+
+def make_method(name: str, spec: TeacherSpec) -> Method:
+    """Return a method with its default options."""
+    if name == "anc kernels":
+        return KernelAnc(AncConfig(), spec)
+    return {"supervised": SupervisedConfig, "l2": L2Config, "anc": AncConfig}[name]().build(spec)
+
+
+def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:
+    """Return the comparison's teacher as a run has it: folded, frozen, channels_last, compiled if wanted."""
+    network = setting.network(setting.teacher).eval()
+    network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
+    if mode == "compiled":
+        network.compile()
+    return network
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what was queued; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,181 @@
+"""The benchmarks measure what they say: counts by hand, parts that sum up, two loops that play one game."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fastanc.pipelines.index import build_index
+from fastanc.pipelines.jpeg import JpegSet
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import RandomResizedCrop
+from torch import nn
+
+from benchmarks import gpu_check, run_all
+from benchmarks.baseline_loop import MEAN, STD, PlainGame
+from benchmarks.end_to_end import FixedViews
+from benchmarks.harness import ROOT
+from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
+from benchmarks.step import compare, enter
+from benchmarks.step_game import PARTS, Game, KernelAnc, Setting
+from fastanc.batch import Batch
+from fastanc.methods.anc import AncConfig
+from fastanc.methods.base import TeacherSpec
+from fastanc.models import zoo
+from fastanc.processes import seed_step
+from fastanc.teacher.online import Online
+
+TINY = Setting(student="resnet8", teacher="resnet14", image_px=32, num_classes=10, batch=4, precision="fp32")
+CPU = torch.device("cpu")
+UNIT = Ceilings(bytes_per_s=1.0, flops_per_s=1.0)
+
+
+def test_one_convolution_by_hand() -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    macs, read, written, weights = 8 * 3 * 9 * 16 * 16, 3 * 256, 8 * 256, 8 * 3 * 9
+    frozen = passes(conv, 3, 16, trained=False)
+    assert total_flops(frozen) == 2 * macs
+    assert total_bytes(frozen, batch=5, itemsize=2) == 2 * (5 * (read + written) + weights)
+    # Nobody needs the images' gradient: forward and the weights' gradient, then SGD in fp32.
+    trained = passes(conv, 3, 16, trained=True)
+    assert total_flops(trained) == 4 * macs
+    moved = 2 * 2 * (5 * (read + written) + weights) + 4 * 5 * weights
+    assert total_bytes(trained, batch=5, itemsize=2) == moved
+
+
+def test_inner_layer_has_three_products_and_the_slower_ceiling_counts() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
+    first, second = 2 * 12 * 64, 2 * 16 * 64
+    assert total_flops(passes(network, 3, 8, trained=True)) == 2 * first + 3 * second
+    frozen = passes(network, 3, 8, trained=False)
+    by_bytes = 4 * ((7 + 8) * 64 * 2 + 12 + 16)
+    assert least_s(frozen, 2, 4, Ceilings(1.0, 1e9)) == by_bytes
+    assert least_s(frozen, 2, 4, Ceilings(1e9, 1.0)) == 2 * (first + second)
+
+
+def test_resnet18_has_the_published_macs() -> None:
+    network = zoo.build("torchvision:resnet18", num_classes=1000, image_px=224)
+    assert total_flops(passes(network, 3, 224, trained=False)) / 2 == 1_814_073_344  # torchvision says 1.81 G
+
+
+def test_parts_of_a_step_sum_to_the_whole() -> None:
+    rows = compare(TINY, ["supervised", "anc online", "anc cached"], ["eager"], 2, CPU, UNIT)
+    assert [row["variant"] for row in rows] == ["supervised", "anc online", "anc cached"]
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(4000 / row["step_ms"])
+        # medians over two turns are means, so the sums agree
+        assert sum(row[f"{part}_ms"] for part in PARTS) == pytest.approx(row["step_ms"], rel=0.02)
+    supervised, online, cached = rows
+    assert supervised["time_of_supervised"] == supervised["cpu_of_supervised"] == 1
+    assert supervised["discriminator_play_ms"] == 0 < cached["discriminator_play_ms"]
+    assert online["teacher_ms"] > cached["teacher_ms"]
+    assert all(row["optimizer_ms"] > 0 for row in rows)
+
+
+def test_sources_are_what_the_variant_says(tmp_path) -> None:
+    teacher = TINY.network(TINY.teacher).eval()
+    played = {
+        name: enter(name, TINY, teacher, CPU, tmp_path, "eager").game
+        for name in ("anc online", "anc filling", "anc cached")
+    }
+    for game in played.values():
+        game.turn(2)
+        game.teacher.close()
+    counts = {name: (game.teacher.rows_computed, game.teacher.rows_read) for name, game in played.items()}
+    assert counts == {"anc online": (8, 0), "anc filling": (8, 0), "anc cached": (0, 8)}
+
+
+@pytest.mark.parametrize("student", ["resnet18", "resnet50"])
+def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
+    """Two steps in float64; the teacher is as wide as ResNet-18, so ResNet-50 has an adapter."""
+    mean, std = (0.5, 0.25, 0.5), (0.25, 0.5, 0.125)  # exact in fp32, in which a network keeps them
+    shape = {"num_classes": 10, "image_px": 32, "mean": mean, "std": std}
+    ours, teacher, theirs = (
+        zoo.build(f"torchvision:{name}", **shape).double() for name in (student, "resnet18", student)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    plain = PlainGame(teacher.network, theirs.network, CPU)
+    plain.discriminator.double()
+    plain.adapter.double()
+    spec = TeacherSpec(10, teacher.feature_dim, (), teacher)
+    images, at = [torch.rand(8, 3, 64, 64, dtype=torch.float64) for _ in range(2)], np.arange(8)
+    batches = (Batch(image, at, at, None, step) for step, image in enumerate(images))
+    game = Game(AncConfig().build(spec), ours, Online(teacher, spec), batches, CPU)
+    modules = {name: module.double() for name, module in game.players.modules().items()}
+    modules["discriminator"].load_state_dict(plain.discriminator.state_dict())
+    if student == "resnet50":
+        modules["student"].adapter.load_state_dict(plain.adapter.state_dict())
+    terms: dict[str, float] = {}
+    update = game.players.update
+
+    def noted(player, found):
+        terms.update({key: float(term.detach()) for key, term in found.items()})
+        update(player, found)
+
+    game.players.update = noted  # type: ignore[method-assign]
+    for step, image in enumerate(images):
+        game.step()
+        seed_step(0, step, 0)
+        normalised = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        assert plain.step(normalised) == pytest.approx(terms, rel=1e-6)
+
+
+def test_kernel_variant_is_the_method() -> None:
+    """Without dropout nothing is random: the moves by kernels (here their references) have ANC's losses."""
+    torch.manual_seed(0)
+    spec = TeacherSpec(10, 64)
+    losses = []
+    for kind in (AncConfig(dropout=0.0).build(spec), KernelAnc(AncConfig(dropout=0.0), spec)):
+        torch.manual_seed(1)
+        nets = {name: net.eval() for name, net in kind.networks(TINY.network("resnet8")).items()}
+        images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+        batch = Batch(images, np.arange(4), np.arange(4), None, 0, nets["student"](images.flip(0)))
+        out = kind.forward(nets, batch)
+        losses.append(
+            [float(sum(play.loss(nets, batch, out).terms.values()).detach()) for play in kind.plays]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_fixed_views_show_the_pixels_of_fastancs_input(real_jpegs, tmp_path) -> None:
+    for path in real_jpegs[:6]:
+        (tmp_path / "train" / path.parent.name).mkdir(parents=True)
+        (tmp_path / "train" / path.parent.name / path.name).write_bytes(path.read_bytes())
+    data = JpegSet("few", build_index(tmp_path / "train", progress=False), MEAN, STD)
+    rule = RandomResizedCrop(32, seed=3)
+    views = FixedViews(tmp_path / "train", data, rule)
+    index, view = np.arange(6)[::-1].copy(), np.full(6, 5)
+    (batch,) = data.batches([Picks(index, view)], rule)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    for k in range(6):
+        theirs = views[(int(index[k]), 5)] * std + mean
+        assert (theirs - batch.images[k].float() / 255).abs().mean() < 0.02
+
+
+def test_a_hanging_process_is_ended_and_keeps_what_it_said() -> None:
+    hang = "import time; print('ROW 1', flush=True); time.sleep(60)"
+    ended = run_all.run_limited([sys.executable, "-c", hang], 3)
+    assert ended.failure == "not done after 3 s"
+    assert ended.output == "ROW 1\n"
+    crash = run_all.run_limited([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], 20)
+    assert crash.failure == "ended by SIGSEGV"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_check_without_a_gpu_says_so_and_succeeds(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check"])
+    assert gpu_check.main() == 0
+    assert "--rehearse" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_gpu_check_rehearses(data_root) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")} >= set(
+        gpu_check.PARTS
+    )

@@ -1,0 +1,55 @@
+"""ImageNet's 1.28 million rows, made up: an epoch's order and views, and what they cost."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from fastanc.pipelines.drawing import draw
+from fastanc.pipelines.order import Order
+from fastanc.pipelines.views import RandomResizedCrop
+
+N = 1_281_167
+RATE = 6000  # images/s that one GPU may train
+
+
+@pytest.fixture(scope="module")
+def sizes() -> np.ndarray:
+    return np.random.default_rng(0).integers(200, 600, (N, 2)).astype(np.int32)
+
+
+def test_order_and_views_cost_under_one_percent_of_an_epoch(sizes: np.ndarray) -> None:
+    batch = 256
+    order, rule = Order(N, batch, seed=0), RandomResizedCrop(224, 0)
+    share = order.steps_per_epoch // 20
+    cost = []
+    for epoch in range(5):  # the least of five: other processes share the caches
+        steps = range(epoch * order.steps_per_epoch, epoch * order.steps_per_epoch + share)
+        began = time.process_time()
+        order(steps[0])
+        permuted_s = time.process_time() - began
+        began = time.process_time()
+        drawn = sum(len(part.boxes) for part in draw(order, rule, sizes.__getitem__, steps))
+        cost.append(permuted_s + (time.process_time() - began) * N / drawn)
+    print(f"batch {batch}: {min(cost):.2f} s an epoch, {100 * min(cost) * RATE / N:.2f} % at {RATE} images/s")
+    assert drawn == share * batch
+    assert min(cost) < 0.01 * N / RATE
+
+
+@pytest.mark.parametrize("batch", [7, 5000])
+def test_drawing_together_changes_no_view(sizes: np.ndarray, batch: int) -> None:
+    order, rule = Order(12_000, batch, seed=1), RandomResizedCrop(224, 5)
+    first = order.steps_per_epoch - 1  # across the border of two epochs
+    steps = range(first, first + 1300 if batch == 7 else first + 3)
+    seen = 0
+    for drawn, step in zip(draw(order, rule, sizes.__getitem__, steps), steps, strict=True):
+        picks = order(step)
+        boxes, flips = rule.boxes(picks.index, picks.view, sizes[picks.index])
+        assert drawn.step == step
+        assert (drawn.picks.index == picks.index).all()
+        assert (drawn.picks.view == picks.view).all()
+        assert (drawn.boxes == boxes).all()
+        assert (drawn.flips == flips).all()
+        seen += len(picks.index)
+    assert seen == len(steps) * batch

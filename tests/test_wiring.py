@@ -1,0 +1,238 @@
+"""Every registered method, and one from outside the package, through the public entry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastanc.pipelines.noise import latents
+from PIL import Image
+from safetensors.torch import load_file
+
+from fastanc.config import dump, method_names, parse
+from fastanc.export import export
+from fastanc.models import zoo
+from fastanc.train import train
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+TINY = {
+    "run.max_steps": "2",
+    "run.eval_every": "0",
+    "run.log_every": "1",
+    "data.batch": "16",
+    "data.views": "1",
+    "teacher.name": "lenet5",
+    "teacher.weights": "random",
+    "teacher.recipe": "null",
+    "teacher.cache": "off",
+    "student.name": "lenet5_half",
+    "optimizer.lr": "0.01",
+}
+OWN = {
+    "datafree": {
+        "data.batch": "4",
+        "data.steps_per_epoch": "2",
+        "method.student_steps": "1",
+        "method.latent_dim": "16",
+    },
+    "fsp": {"teacher.name": "resnet8", "student.name": "resnet8"},
+    "ksanc_teacher": {"student.name": "lenet5"},
+}
+
+
+def run(folder: Path, method: str, **options: str) -> Path:
+    """Train a few steps of a method on the digits through the public entry."""
+    fields = {**TINY, "run.out": str(folder), "run.name": method, "method.type": method, **options}
+    fields = {"teacher.cache_dir": str(folder / "cache"), **fields}
+    return train(parse([word for key, value in fields.items() for word in (f"--{key}", value)]))
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, float]]:
+    return [x for x in map(json.loads, (folder / "metrics.jsonl").open()) if x["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the runs of a teacher and of its attention estimators."""
+    folder = tmp_path_factory.mktemp("ksanc")
+    teacher = run(folder, "supervised", **{"run.name": "teacher", "student.name": "lenet5"})
+    weights = {"student.name": "lenet5", "student.weights": str(teacher / "student.safetensors")}
+    run(folder, "ksanc_teacher", **weights)
+    return folder
+
+
+def of_teacher(folder: Path) -> dict[str, str]:
+    return {
+        "teacher.weights": str(folder / "teacher" / "student.safetensors"),
+        "teacher.estimators": str(folder / "ksanc_teacher" / "estimators.safetensors"),
+    }
+
+
+@pytest.mark.parametrize("method", sorted({*method_names()} - {"mine"}))
+def test_every_method_trains_through_the_public_entry(method: str, tmp_path: Path, trained: Path) -> None:
+    options = of_teacher(trained) if method == "ksanc" else OWN.get(method, {})
+    folder = run(tmp_path, method, **options)
+    logged = lines(folder, "train")
+    assert [line["step"] for line in logged] == [0, 1]
+    assert any("/" in key for key in logged[0])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["method"] == method
+    assert 0 <= summary["val"]["error_pct"] <= 100
+    student = zoo.load_weights(folder / "student.safetensors").eval()
+    assert student(torch.zeros(1, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastanc import assemble
+
+    asked = []
+    real = assemble.open_dataset
+
+    def watched(name: str, split: str, root: str | None) -> object:
+        asked.append(split)
+        return real(name, split, root)
+
+    monkeypatch.setattr(assemble, "open_dataset", watched)
+    folder = run(tmp_path, "datafree", **OWN["datafree"], **{"teacher.cache": "fill"})
+    assert asked == ["val"]
+    assert not (tmp_path / "cache").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["trained_on"] == "latent vectors"
+    sheet = np.asarray(Image.open(folder / "samples.png"))
+    assert sheet.shape == (4 * 33 - 1, 16 * 33 - 1, 3)
+    assert sheet[:32, :32].std() > 0
+    assert (sheet[32] == 255).all()
+    assert {key for key in lines(folder, "train")[0] if "/" in key} >= {
+        "student/data",
+        "discriminator/discriminate",
+        "generator/one_hot",
+    }
+
+
+def test_latents_are_a_pure_function_of_seed_step_and_process() -> None:
+    base = latents(500, 20, seed=3, step=5, rank=1)
+    assert base.dtype == np.float32
+    assert np.array_equal(base, latents(500, 20, seed=3, step=5, rank=1))
+    assert np.array_equal(base[:10], latents(10, 20, seed=3, step=5, rank=1))
+    others = [dict(seed=4, step=5, rank=1), dict(seed=3, step=6, rank=1), dict(seed=3, step=5, rank=0)]
+    for other in others:
+        assert abs(np.corrcoef(base.ravel(), latents(500, 20, **other).ravel())[0, 1]) < 0.05
+    assert abs(base.mean()) < 0.04
+    assert abs(base.std() - 1) < 0.04
+
+
+def test_data_free_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    options = {**OWN["datafree"], "data.steps_per_epoch": "2", "run.checkpoint_every": "1"}
+    whole = run(tmp_path / "a", "datafree", **options, **{"run.max_steps": "4"})
+    run(tmp_path / "b", "datafree", **options)
+    again = run(tmp_path / "b", "datafree", **options, **{"run.max_steps": "4", "run.resume": "latest"})
+    one, two = (load_file(folder / "student.safetensors") for folder in (whole, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_ksanc_teacher_keeps_the_network_and_is_judged_by_its_attention(trained: Path) -> None:
+    before = load_file(trained / "teacher" / "student.safetensors")
+    after = load_file(trained / "ksanc_teacher" / "student.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    kept = load_file(trained / "ksanc_teacher" / "estimators.safetensors")
+    assert {key.split(".")[0] for key in kept} == {"estimators", "head"}
+    summaries = [
+        json.loads((trained / name / "summary.json").read_text()) for name in ("teacher", "ksanc_teacher")
+    ]
+    losses = [summary["val"]["loss"] for summary in summaries]
+    assert losses[0] != losses[1]  # the frozen network's own loss would be the same
+
+
+def test_ksanc_student_rides_on_the_cache(tmp_path: Path, trained: Path) -> None:
+    options = {**of_teacher(trained), "data.batch": "479", "teacher.rows": "fp32", "run.max_steps": "3"}
+    runs = {}
+    for cache in ("fill", "read"):
+        named = {"run.name": cache, "teacher.cache": cache, "teacher.cache_dir": str(tmp_path / "cache")}
+        runs[cache] = run(tmp_path, "ksanc", **options, **named)
+    one, two = (load_file(folder / "student.safetensors") for folder in runs.values())
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    facts = json.loads(next((tmp_path / "cache").glob("*/identity.json")).read_text())
+    assert [field["name"] for field in facts["fields"]] == ["features", "descriptors"]
+    assert facts["fields"][1]["width"] == 6 + 16 + 120
+    assert len(facts["teacher"]["estimators"]) == 64
+    other = run(
+        tmp_path,
+        "ksanc_teacher",
+        **{"student.weights": options["teacher.weights"], "student.name": "lenet5", "run.seed": "1"},
+    )
+    options["teacher.estimators"] = str(other / "estimators.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"teacher\.estimators"):
+        run(tmp_path, "ksanc", **options, **named, **{"run.resume": "anew"})
+
+
+def test_ksanc_without_its_estimators_says_what_to_do(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ValueError, match="ksanc_teacher"):
+        run(tmp_path, "ksanc")
+    with pytest.raises(ValueError, match="trained on other weights"):
+        run(tmp_path, "ksanc", **{**of_teacher(trained), "teacher.weights": "random"})
+    with pytest.raises(ValueError, match=r"method\.squeeze"):
+        run(tmp_path, "ksanc", **of_teacher(trained), **{"method.squeeze.pooling": "mean"})
+
+
+def test_wrapped_players_export_their_student(tmp_path: Path, trained: Path) -> None:
+    from fastanc.methods.fitnets import Regressed
+    from fastanc.methods.ksanc import load_estimators
+
+    teacher = zoo.load_weights(trained / "teacher" / "student.safetensors", stages="auto").eval()
+    player = load_estimators(teacher, trained / "ksanc_teacher" / "estimators.safetensors")
+    for wrapped in (player, player.squeezed, Regressed(teacher, 0, torch.nn.Conv2d(6, 6, 1))):
+        written = export(wrapped, tmp_path, ["safetensors"])["safetensors"]
+        images = torch.rand(2, 3, 32, 32)
+        assert torch.equal(zoo.load_weights(written).eval()(images).logits, teacher(images).logits)
+
+
+MINE = '''
+"""Sign distillation, in one file."""
+from dataclasses import dataclass
+import torch
+from fastanc.methods.base import Method, MethodConfig, Play, Played, sides
+
+@MethodConfig.register_subclass("mine")
+@dataclass(frozen=True, kw_only=True)
+class MineConfig(MethodConfig):
+    weight: float = 2.0
+    """Factor of the only term."""
+
+    def build(self, teacher):
+        return Mine(self)
+
+class Mine(Method):
+    needs = frozenset({"logits"})
+
+    def __init__(self, config):
+        self.config = config
+        self.plays = (Play("student", self.student_play),)
+
+    def student_play(self, nets, batch, out):
+        teacher, student = sides(batch, out)
+        return Played({"sign": self.config.weight * (student.logits - teacher.logits.sign()).abs().mean()})
+'''
+
+
+def test_a_method_in_a_users_file_is_trained_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "my_method.py"
+    file.write_text(MINE)
+    with pytest.raises(ValueError, match="'mine' is unknown"):
+        parse(["--method.type", "mine"])
+    folder = run(tmp_path, "mine", **{"plugin": str(file), "method.weight": "3"})
+    logged = lines(folder, "train")
+    assert logged[0]["student/sign"] > 0
+    again = parse(["--config_path", str(folder / "config.yaml")])
+    assert again.method.weight == 3  # type: ignore[attr-defined]
+    assert "mine" in dump(again)
+    with pytest.raises(ValueError, match=r"method\.wait: did you mean method\.weight"):
+        run(tmp_path, "mine", **{"plugin": str(file), "method.wait": "3"})
+    with pytest.raises(FileNotFoundError, match=r"run\.plugin"):
+        parse(["--plugin", str(tmp_path / "none.py")])
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name")
+    with pytest.raises(ValueError, match=r"bad\.py.*nothing_of_this_name"):
+        parse(["--plugin", str(tmp_path / "bad.py")])
