@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
 
 test: $(VENV)/.all
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/.all
 	$(BIN)/python -m pytest

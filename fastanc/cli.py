@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("FASTANC_DEBUG"):
             raise
         print(f"fastanc: {error}", file=sys.stderr)
-        return 2
+        return int(getattr(error, "exit_code", 2))  # 75 where the job saved itself and can go on
 
 
 def _parser() -> argparse.ArgumentParser:

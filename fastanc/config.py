@@ -241,8 +241,9 @@ def recipe_path(name: str) -> Path:
 
 
 def parse(args: Sequence[str]) -> Config:
-    """Read `--recipe NAME | --config_path FILE` (digits_anc without either) and `--group.field value` overrides into a Config.
+    """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
 
+    Without a recipe it is digits_anc.
     Raises ValueError with one sentence that names the field for a wrong key, type or value.
     """
     overrides = _pairs(list(args))

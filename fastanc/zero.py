@@ -6,6 +6,7 @@ stage, or without DeepSpeed.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ def whole_state(zero: Any) -> dict[str, Any]:
         first = len(state)
         for param in params:
             state[len(state)] = {
-                key: safe_get_full_optimizer_state(param, key) if _is_cut(value, flat) else value
+                # Adam's count of steps is copied: shared, each parameter would count it up for all of them
+                key: safe_get_full_optimizer_state(param, key)
+                if _is_cut(value, flat)
+                else copy.deepcopy(value)
                 for key, value in inner.state[flat].items()
             }
         options = {key: value for key, value in group.items() if key != "params"}
@@ -41,7 +45,7 @@ def take_whole_state(zero: Any, whole: dict[str, Any]) -> None:
         group.update({key: value for key, value in saved.items() if key != "params"})
         for key, value in whole["state"].get(number, {}).items():
             cut = isinstance(value, Tensor) and value.shape == params[0].shape and value.dim() > 0
-            inner.state[flat][key] = torch.zeros_like(flat) if cut else value
+            inner.state[flat][key] = torch.zeros_like(flat) if cut else copy.deepcopy(value)
         number += len(params)
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()
