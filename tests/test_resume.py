@@ -88,8 +88,10 @@ def test_cached_student_is_the_online_student() -> None:
     assert_same(online, train_here("riding", "--teacher.rows", "fp32", "--teacher.cache", "read"))
     half = train_here("half", "--teacher.rows", "fp16")
     floats = [key for key in online if online[key].is_floating_point()]
-    difference = max((half[key] - online[key]).abs().max().item() for key in floats)
-    assert 0 < difference < 0.05  # measured 0.002 to 0.01 after 22 steps
+    one, two = (torch.cat([state[key].flatten() for key in floats]) for state in (online, half))
+    difference = ((one - two).norm() / one.norm()).item()
+    print(f"fp16 rows: the student differs by {difference:.1e} of its norm")
+    assert 0 < difference < 0.02  # rounding to 11 bits, grown by 22 steps
 
 
 def test_checkpoint_of_another_student_is_refused() -> None:
