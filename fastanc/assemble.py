@@ -20,6 +20,7 @@ from fastanc.methods.base import Method, TeacherSpec
 from fastanc.methods.ksanc import load_estimators
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed
+from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.pipelines.arrays import ArraySet
@@ -172,6 +173,8 @@ def build_teacher_network(config: Config, dataset: DataSet) -> Tapped | Squeezed
         raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
     file = None if weights == "random" else weights
     network = build_network(config.teacher, config.data, dataset, file, config.method.reads_stages)
+    if weights == "random":
+        calibrate_batchnorm(network, dataset.channels, config.data.image_px)
     if config.teacher.fold:
         network = fold_batchnorm(network)
     whole: Tapped | Squeezed = network
