@@ -94,7 +94,7 @@ class NetworkConfig:
 class TeacherConfig(NetworkConfig):
     """The teacher and its cache."""
 
-    name: str = "resnet20"
+    name: str = "resnet14"
     """As of every network."""
     weights: str | None = "runs/digits-teacher/student.safetensors"
     """File of weights; the word random allows an untrained teacher (speed tests only)."""

@@ -41,7 +41,7 @@ def test_dump_reads_back_equal(tmp_path: Path) -> None:
 
 def test_override_wins_over_recipe_and_types_are_kept() -> None:
     config = parse(["--recipe", "digits_teacher", "--optimizer.lr=1e-3", "--schedule.epochs", "3"])
-    assert (config.optimizer.lr, config.schedule.epochs, config.student.name) == (1e-3, 3, "resnet20")
+    assert (config.optimizer.lr, config.schedule.epochs, config.student.name) == (1e-3, 3, "resnet14")
 
 
 @pytest.mark.parametrize(
