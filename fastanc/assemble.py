@@ -25,7 +25,7 @@ from fastanc.models.folding import fold_batchnorm
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.datasets import open_dataset
-from fastanc.pipelines.decode_plan import JpegOptions
+from fastanc.pipelines.decode_plan import JpegOptions, cores_per_process
 from fastanc.pipelines.noise import latent_batches
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule, boxes_crc
@@ -131,6 +131,18 @@ def open_input(
         world=world,
         latent_dim=latent_dim,
     )
+
+
+def input_note(source: Input) -> str | None:
+    """Return one sentence about the cores that decode, of which the bottleneck line speaks later; None for arrays."""
+    if isinstance(source.train, ArraySet) or source.latent_dim is not None:
+        return None
+    cores = cores_per_process()
+    threads = source.options.threads or cores
+    where = f"decode plan {source.options.decode}, {threads} threads"
+    beside = f" for each of the {source.world} processes" if source.world > 1 else ""
+    too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
+    return f"input: {where} on {cores} cores{beside}{too_many}"
 
 
 def training_rule(config: DataConfig, dataset: DataSet) -> ViewRule:

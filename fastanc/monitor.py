@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastanc.pipelines.decode_plan import cores_per_process
+
 _WON = _IDLE = 0.98
 _WINDOWS = 3  # log windows in a row before the discriminator is spoken of
 _BOTTLENECK_AFTER_STEPS = 100
@@ -39,7 +41,7 @@ def bottleneck(rates: Mapping[str, float]) -> str:
     Args:
         rates: `images_per_s`; `data_share` and `teacher_share`, the parts of the wall time (0..1) spent
             waiting for the batch and for the teacher; `cpu_share`, the part of this process's cores that was
-            busy; `read_bytes_per_s`, what came from storage and not from the page cache.
+            busy; `cores`, their number; `read_bytes_per_s`, what came from storage and not from the page cache.
     """
     data, teacher = rates["data_share"], rates["teacher_share"]
     compute = max(0.0, 1.0 - data - teacher)
@@ -52,7 +54,13 @@ def bottleneck(rates: Mapping[str, float]) -> str:
     elif rates["cpu_share"] < 0.75 and read_mb >= 20:
         bound, lift = "storage", "put the set on a local disk or in memory, or pack it smaller"
     else:
-        bound, lift = "decode", "give the input more cores, pack the set smaller, or decode on the GPU"
+        cores = rates["cores"]
+        wanted = math.ceil(cores / max(compute, 0.01))
+        bound = "decode"
+        lift = (
+            f"give each process about {wanted} cores in place of {cores:.0f}, pack the set smaller,"
+            " or decode on the GPU"
+        )
     images_per_s = rates["images_per_s"]
     line = (
         f"bound by {bound}: compute {compute:.0%}, waiting for data {data:.0%}, "
@@ -76,11 +84,12 @@ class _Clock:
 
     def rates(self, images_per_step: int) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._wall - self.off_s, 1e-9)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = cores_per_process()
         return {
             "images_per_s": images_per_step * self.steps / seconds,
             "data_share": min(self.data_s / seconds, 1.0),
             "teacher_share": min(self.teacher_s / seconds, 1.0),
+            "cores": cores,
             "cpu_share": min((time.process_time() - self._cpu) / (seconds * cores), 1.0),
             "read_bytes_per_s": (_bytes_read() - self._read) / seconds,
         }

@@ -68,7 +68,8 @@ class Run:
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
-        self._notes: list[str] = []
+        note = assemble.input_note(self.input)
+        self._notes: list[str] = [note] if note else []
         self._build_game()
         self.start = self._resume()
         self.monitor = self._open_folder()

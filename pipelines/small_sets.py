@@ -103,6 +103,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
         if data[:3] != b"\0\0\x08":
             raise ValueError
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+        # A copy: torch wants memory that could be written to.
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
     except (ValueError, struct.error, EOFError, OSError):
         raise ValueError(f"{path} is not a whole idx file: get it again") from None

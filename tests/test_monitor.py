@@ -211,6 +211,7 @@ RATES = {
     "data_share": 0.01,
     "teacher_share": 0.01,
     "cpu_share": 0.5,
+    "cores": 4,
     "read_bytes_per_s": 0.0,
 }
 
@@ -234,6 +235,11 @@ def test_bottleneck_says_shares_and_what_remains_without_the_wait() -> None:
     for part in ("compute 20%", "data 50%", "teacher 30%", "at 800 images/s", "up to 4,000 images/s"):
         assert part in line
     assert "\n" not in line
+
+
+def test_bound_by_decode_it_says_how_many_cores_would_feed_the_step() -> None:
+    line = bottleneck({**RATES, "data_share": 0.6, "cpu_share": 0.95})
+    assert "about 11 cores in place of 4" in line  # 4 cores feed 0.39 of what the step would take
 
 
 def test_progress_is_readable_off_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
