@@ -5,7 +5,7 @@ Shape legend, used everywhere: B batch, K classes, C channels, H W map size, D f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,3 +42,28 @@ class Batch:
     """The global step this batch belongs to."""
     target: Outputs | None = None
     """The teacher's outputs on these images."""
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch in `count` equal parts, in order; they share its memory."""
+        size, rest = divmod(len(self.index), count)
+        assert not rest, (len(self.index), count)
+        return [self._cut(slice(k * size, (k + 1) * size)) for k in range(count)]
+
+    def _cut(self, where: slice) -> Batch:
+        return replace(
+            self,
+            images=self.images[where],
+            index=self.index[where],
+            view=self.view[where],
+            labels=None if self.labels is None else self.labels[where],
+            target=None if self.target is None else _cut_outputs(self.target, where),
+        )
+
+
+def _cut_outputs(whole: Outputs, where: slice) -> Outputs:
+    return Outputs(
+        whole.logits[where],
+        None if whole.features is None else whole.features[where],
+        None if whole.stages is None else tuple(stage[where] for stage in whole.stages),
+        None if whole.descriptors is None else whole.descriptors[where],
+    )

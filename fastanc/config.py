@@ -159,6 +159,10 @@ class RunConfig:
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
     compile: bool = False
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
+    accumulate: int = 1
+    """Parts into which a process cuts its batch for less memory; each play sums their gradients before it moves."""
+    skip_nonfinite: int = 0
+    """Updates that may be left out because their loss is not finite; the host then waits for the device in each."""
     max_steps: int = 0
     """Stop after so many steps; 0 runs the whole schedule."""
     log_every: int = 20
@@ -175,7 +179,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         _choice("run.precision", self.precision, ("fp32", "bf16", "fp16"))
         _require(0 <= self.ema < 1, f"run.ema must lie in [0, 1), not {self.ema}: 0.999 is usual")
-        for name in ("log_every", "keep"):
+        _require(self.skip_nonfinite >= 0, f"run.skip_nonfinite must be 0 or more, not {self.skip_nonfinite}")
+        _require(
+            not self.skip_nonfinite or self.accumulate == 1,
+            "run.skip_nonfinite leaves out whole updates: set it to 0, or run.accumulate to 1",
+        )
+        for name in ("log_every", "keep", "accumulate"):
             _require(getattr(self, name) > 0, f"run.{name} must be positive, not {getattr(self, name)}")
 
     @property

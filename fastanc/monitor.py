@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -128,6 +128,7 @@ class Monitor:
         *,
         steps_per_epoch: int,
         start_step: int = 0,
+        skip_nonfinite: int = 0,
         reduce_mean: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         """Open the run's file and bar; lines of steps that will be made again (>= `start_step`) are removed.
@@ -140,10 +141,12 @@ class Monitor:
             is_main: whether this process writes and shows.
             steps_per_epoch: turns steps into epochs.
             start_step: the first step that this execution makes.
+            skip_nonfinite: updates that may have been left out because a term was not finite.
             reduce_mean: mean of a float32 vector over all processes, all of which call it at the same steps.
         """
         self._total, self._every, self._images = total_steps, log_every, images_per_step
         self._steps_per_epoch, self._start, self._reduce_mean = steps_per_epoch, start_step, reduce_mean
+        self._skips_left = skip_nonfinite
         self._is_main, self._path = is_main, Path(run_dir) / "metrics.jsonl"
         self._rows: list[tuple[int, tuple[str, ...], int, Tensor]] = []
         self._step = start_step - 1
@@ -247,19 +250,29 @@ class Monitor:
         """Copy every collected scalar to the host at once and return the mean of each name."""
         values = iter(self._reduce_mean(torch.cat([row[3] for row in self._rows])).tolist())
         sums: dict[str, list[float]] = {}
+        skipped: set[tuple[int, str]] = set()  # (step, player)
         for step, names, num_terms, _ in self._rows:
             for i, name in enumerate(names):
                 value = next(values)
                 if i < num_terms and not math.isfinite(value):
-                    message = (
-                        f"the loss term {name} is {value} at step {step}: lower its player's learning rate "
-                        "or clip its gradients, and resume from the last checkpoint"
-                    )
-                    self._write({"kind": "note", "step": self._step, "text": message})
-                    raise ValueError(message)
-                sums.setdefault(name, []).append(value)
+                    skipped.add((step, name.partition("/")[0]))
+                    if len(skipped) > self._skips_left:
+                        self._stop_at(name, value, step)
+                elif math.isfinite(value) or not skipped:
+                    sums.setdefault(name, []).append(value)
         self._rows.clear()
+        self._skips_left -= len(skipped)
+        for step, player in sorted(skipped):
+            self.note(f"the {player}'s update of step {step} was left out: its loss is not finite")
         return {name: sum(seen) / len(seen) for name, seen in sums.items()}
+
+    def _stop_at(self, name: str, value: float, step: int) -> NoReturn:
+        message = (
+            f"the loss term {name} is {value} at step {step}: lower its player's learning rate "
+            "or clip its gradients, and resume from the last checkpoint"
+        )
+        self._write({"kind": "note", "step": self._step, "text": message})
+        raise ValueError(message)
 
     def _watch_discriminator(self, means: Mapping[str, float]) -> None:
         if self._won.due(means):

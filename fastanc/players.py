@@ -8,8 +8,8 @@ code gives the same weights plain, under DDP and under DeepSpeed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ class Average:
                 mine.copy_(theirs)
 
 
+def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([term.float() for term in terms.values()]).sum()
+
+
 def _tensors(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
@@ -96,8 +100,19 @@ class Players(Mapping[str, Player]):
         accelerator: Accelerator,
         networks: Mapping[str, nn.Module],
         optimizers: Mapping[str, OptimizerConfig],
+        *,
+        skip_nonfinite: int = 0,
     ):
+        """Prepare every player.
+
+        Args:
+            accelerator: of this process.
+            networks: players by name, one of them "student".
+            optimizers: of the players that have one of their own; the student's serves the rest.
+            skip_nonfinite: updates that may be left out because the loss is not finite on some process.
+        """
         self.accelerator = accelerator
+        self._skips_left = skip_nonfinite
         self._players: dict[str, Player] = {}
         for name, network in networks.items():
             spec = optimizers.get(name, optimizers["student"])
@@ -138,14 +153,46 @@ class Players(Mapping[str, Player]):
 
     def update(self, name: str, terms: Mapping[str, Tensor]) -> None:
         """Minimise the sum of a play's terms by one step of the player's optimizer."""
+        loss = _sum(terms)
+        if not self._skips(loss):
+            self._backward(name, loss)
+            self._move(name)
+
+    def update_in_parts(self, name: str, number: int, play: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """Minimise the mean over `number` parts of a batch by one step of the player's optimizer.
+
+        `play` gets a part's number, makes the player's turn with it, and returns its terms.
+        """
         player = self._players[name]
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        for part in range(number):
+            # Accelerate counts the student's parts: no all-reduce before the last, and no step.
+            counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
+            with counting:
+                loss = _sum(play(part))
+                self._backward(name, loss if name == "student" else loss / number)
+                if part == number - 1:
+                    self._move(name)
+
+    def _skips(self, loss: Tensor) -> bool:
+        if not self._skips_left:
+            return False
+        bad = self.accelerator.reduce((~loss.detach().isfinite()).float(), reduction="sum")
+        skips = bool(bad.item() > 0)
+        self._skips_left -= skips
+        return skips
+
+    def _backward(self, name: str, loss: Tensor) -> None:
         if name == "student":
             self.accelerator.backward(loss)
+        else:
+            loss.backward()
+
+    def _move(self, name: str) -> None:
+        player = self._players[name]
+        if name == "student":
             if player.clip:
                 self.accelerator.clip_grad_norm_(player.wrapped.parameters(), player.clip)
         else:
-            loss.backward()
             average_flat(self.accelerator, [p.grad for p in player.parameters if p.grad is not None])
             if player.clip:
                 torch.nn.utils.clip_grad_norm_(player.parameters, player.clip)

@@ -15,21 +15,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch import Tensor
 
 
-def make_accelerator(*, precision: str = "fp32", batch: int = 1, clip: float = 0.0) -> Accelerator:
+def make_accelerator(
+    *, precision: str = "fp32", batch: int = 1, clip: float = 0.0, accumulate: int = 1
+) -> Accelerator:
     """Return the Accelerator of this process; RuntimeError when the launcher started something else than it said.
 
     Works for one process, DDP (gloo on a CPU, NCCL on GPUs) and DeepSpeed ZeRO 0, 1, 2. `precision` is the
-    student's arithmetic ("fp32", "bf16", "fp16"); DeepSpeed also wants to know the global `batch` and the student's
-    largest gradient norm `clip`.
+    student's arithmetic ("fp32", "bf16", "fp16"), `accumulate` the number of backward passes of an update; DeepSpeed
+    also wants to know the global `batch` and the student's largest gradient norm `clip`.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse_silent_single(world)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
-        accelerator = _deepspeed(precision, max(1, batch // world), clip)
+        accelerator = _deepspeed(precision, max(1, batch // world // accumulate), clip, accumulate)
     else:
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision="no" if precision == "fp32" else precision,
+            gradient_accumulation_steps=accumulate,
             kwargs_handlers=[
                 # BatchNorm's statistics are averaged before they are used (validate.average_buffers), the same
                 # way under every backend, instead of being overwritten by process 0's in every forward pass.
@@ -120,7 +123,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 8_191 + rank)
 
 
-def _deepspeed(precision: str, batch_per_process: int, clip: float) -> Accelerator:
+def _deepspeed(precision: str, micro_batch: int, clip: float, accumulate: int) -> Accelerator:
     try:
         import deepspeed.ops
         import transformers  # noqa: F401  (Accelerate's DeepSpeed path asks for its version)
@@ -136,10 +139,10 @@ def _deepspeed(precision: str, batch_per_process: int, clip: float) -> Accelerat
         # Without gloo every process believes to be alone; the compiled op would need g++ and minutes.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    plugin = DeepSpeedPlugin(gradient_accumulation_steps=1)
+    plugin = DeepSpeedPlugin(gradient_accumulation_steps=accumulate)
     plugin.deepspeed_config.update(
         gradient_clipping=float(clip),  # left out, it would be 1.0
-        train_micro_batch_size_per_gpu=batch_per_process,
+        train_micro_batch_size_per_gpu=micro_batch,
         zero_allow_untested_optimizer=True,
     )
     if precision != "fp32":

@@ -42,6 +42,8 @@ _FREE = {
         "checkpoint_every",
         "keep",
         "resume",
+        "accumulate",
+        "skip_nonfinite",
     },
     "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
     "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
@@ -55,7 +57,10 @@ class Run:
         self._began = time.perf_counter()
         self.config = config
         self.accelerator = make_accelerator(
-            precision=config.run.precision, batch=config.data.batch, clip=config.optimizer.clip
+            precision=config.run.precision,
+            batch=config.data.batch,
+            clip=config.optimizer.clip,
+            accumulate=config.run.accumulate,
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
@@ -65,6 +70,11 @@ class Run:
         self.input = assemble.open_input(
             config.data, config.run.seed, self.accelerator, config.method.latent_dim
         )
+        share, parts = config.data.batch // self.world, config.run.accumulate
+        if share % parts:
+            raise ValueError(
+                f"run.accumulate {parts} does not divide the {share} images of a process: change one"
+            )
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
@@ -103,7 +113,9 @@ class Run:
         self.average: Average | None = None
         if config.run.ema:  # copied before the student is wrapped
             self.average = Average(self.student, config.run.ema, self.accelerator.device)
-        self.players = Players(self.accelerator, networks, optimizers)
+        self.players = Players(
+            self.accelerator, networks, optimizers, skip_nonfinite=config.run.skip_nonfinite
+        )
         self.teacher = None
         if self.teacher_network is not None:
             self.teacher_network.to(self.accelerator.device)
@@ -113,7 +125,7 @@ class Run:
     def _compile(self, networks: dict[str, torch.nn.Module]) -> None:
         device = self.accelerator.device
         # The real batch: a sample of another size would make the compiler think that sizes vary.
-        size = self.config.data.batch // self.world
+        size = self.config.data.batch // self.world // self.config.run.accumulate
         shape = (size, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
         sample = torch.zeros(shape, dtype=torch.uint8, device=device)
         for module in (networks["student"], self.teacher_network):
@@ -133,6 +145,7 @@ class Run:
             steps_per_epoch=self.steps_per_epoch,
             log_every=self.config.run.log_every,
             images_per_step=self.config.data.batch,
+            skip_nonfinite=self.config.run.skip_nonfinite,
             start_step=self.start,
             is_main=self.is_main,
             reduce_mean=mean_over(self.accelerator),
@@ -336,7 +349,7 @@ class Run:
             "batch": config.data.batch,
             "seed": config.run.seed,
             "val": result,
-            **{key: rates[key] for key in ("images_per_s", "data_share", "teacher_share") if key in rates},
+            **{key: rates[key] for key in rates},
             "wall_s": time.perf_counter() - self._began,
             "teacher_source": config.teacher.cache if self.teacher is not None else None,
             "world": self.world,

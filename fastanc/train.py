@@ -16,12 +16,15 @@ if (
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != _here]
     sys.path.append(str(_here.parent))
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from fastanc.batch import Batch
 from fastanc.config import Config, parse
+from fastanc.methods.base import Play, Played, mean_played
 from fastanc.processes import Interrupted, seed_step
 from fastanc.run import Run
 
@@ -33,16 +36,46 @@ def train(config: Config) -> Path:
             seed_step(config.run.seed, step, run.rank)
             run.players.set_lr(run.lr_factor(step))
             batch.target = run.ask_teacher(batch)
-            with run.players.turn("student") as nets:
-                out = run.method.forward(nets, batch)
-            for play in run.method.plays:
-                for _ in range(play.repeats):
-                    with run.players.turn(play.player) as nets:
-                        played = play.loss(nets, batch, out)
-                        run.players.update(play.player, played.terms)
-                run.log(play.player, played)
+            if config.run.accumulate > 1:
+                _play_in_parts(run, batch.parts(config.run.accumulate))
+            else:
+                _play(run, batch)
             run.after(step)
         return run.finish()
+
+
+def _play(run: Run, batch: Batch) -> None:
+    """Make every play of a step upon one pass of the student."""
+    with run.players.turn("student") as nets:
+        out = run.method.forward(nets, batch)
+    for play in run.method.plays:
+        for _ in range(play.repeats):
+            with run.players.turn(play.player) as nets:
+                played = play.loss(nets, batch, out)
+                run.players.update(play.player, played.terms)
+        run.log(play.player, played)
+
+
+def _play_in_parts(run: Run, parts: Sequence[Batch]) -> None:
+    """Make every play of a step with the memory of one part: the student passes each part anew in each play.
+
+    A play of another player never reaches the student's weights, so its passes keep nothing for a gradient.
+    """
+    for play in run.method.plays:
+        results: list[Played] = []
+
+        def turn(number: int, play: Play = play, results: list[Played] = results) -> Mapping[str, Tensor]:
+            part, own = parts[number], play.player == "student"
+            with torch.set_grad_enabled(own), run.players.turn("student") as nets:
+                out = run.method.forward(nets, part)
+            with run.players.turn(play.player) as nets:
+                results.append(play.loss(nets, part, out))
+            return results[-1].terms
+
+        for _ in range(play.repeats):
+            results.clear()
+            run.players.update_in_parts(play.player, len(parts), turn)
+        run.log(play.player, mean_played(results))
 
 
 def main(args: Sequence[str] | None = None) -> int:

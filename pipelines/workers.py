@@ -77,8 +77,11 @@ def serve() -> None:
             answer = (True, function(job))
         except Exception as error:
             answer = (False, error)
-        pickle.dump(answer, sink)
-        sink.flush()
+        try:
+            pickle.dump(answer, sink)
+            sink.flush()
+        except BrokenPipeError:  # the parent was killed
+            return
 
 
 def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import draccus
+import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
@@ -28,6 +29,15 @@ class Played(NamedTuple):
     """Weighted scalars; their sum is the player's loss. A term's key is its column in metrics.jsonl."""
     measures: dict[str, Tensor] = {}
     """Detached scalars that are only logged."""
+
+
+def mean_played(results: Sequence[Played]) -> Played:
+    """Return the means of the terms and measures of several plays of one kind."""
+    terms, measures = (
+        {key: torch.stack([values[key].detach() for values in part]).mean() for key in part[0]}
+        for part in ([r.terms for r in results], [r.measures for r in results])
+    )
+    return Played(terms, measures)
 
 
 @dataclass(frozen=True)
