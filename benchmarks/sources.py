@@ -29,7 +29,8 @@ from typing import Any
 from fastanc.pipelines.datasets import open_dataset
 
 from benchmarks.harness import record, table
-from fastanc.config import Config, parse
+from fastanc.config import Config
+from fastanc.parsing import parse
 
 SOURCES = {
     "supervised": ["--method.type", "supervised"],

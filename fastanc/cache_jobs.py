@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from fastanc import assemble
-from fastanc.config import Config, parse
+from fastanc.config import Config
+from fastanc.parsing import parse
 from fastanc.processes import make_accelerator
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.teacher.identity import IDENTITY

@@ -20,6 +20,24 @@ import torch
 from torch import Tensor
 
 _MARK = "COMPLETE"
+# Fields in which a run may differ from the checkpoint that it continues.
+_FREE: dict[str, set[str]] = {
+    "run": {
+        "out",
+        "name",
+        "compile",
+        "max_steps",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep",
+        "resume",
+        "accumulate",
+        "skip_nonfinite",
+    },
+    "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
+    "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
+}
 
 
 class Checkpoints:
@@ -143,3 +161,24 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first field that a run must not change while it continues a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        old: the configuration it was written with, as nested dictionaries.
+        new: the run's.
+    """
+    for group, free in (
+        *_FREE.items(),
+        *((g, set()) for g in ("student", "method", "optimizer", "schedule")),
+    ):
+        for key in sorted({*old[group], *new[group]} - free):
+            before, now = old[group].get(key), new[group].get(key)
+            if before != now:
+                raise ValueError(
+                    f"checkpoint {path} was written with {group}.{key} {before!r}, this run has {now!r}:"
+                    " set it back, or start another --run.name"
+                )

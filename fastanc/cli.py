@@ -156,7 +156,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from fastanc.config import parse
+    from fastanc.parsing import parse
     from fastanc.plan import Cluster, describe, load_of
 
     cluster = Cluster(
@@ -243,6 +243,6 @@ def _names(options: argparse.Namespace) -> None:
 
         print("\n".join(study_names()))
     else:
-        from fastanc.config import method_names, recipe_names
+        from fastanc.parsing import method_names, recipe_names
 
         print("\n".join(recipe_names() if options.what == "recipes" else method_names()))

@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from fastanc.config import parse
+from fastanc.parsing import parse
 from fastanc.report import summary_table, write_report
 from fastanc.train import train
 

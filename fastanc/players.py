@@ -227,6 +227,16 @@ class Players(Mapping[str, Player]):
                 return name
         return None
 
+    @torch.no_grad()
+    def assert_equal_everywhere(self) -> None:
+        """Raise RuntimeError where the processes' weights are no longer the same to the last bit."""
+        sums = [sum(w.double().abs().sum() for w in p.module.parameters()) for p in self._players.values()]
+        everyone = self.accelerator.gather(torch.stack([torch.as_tensor(s) for s in sums])[None])
+        if not bool((everyone == everyone[:1]).all()):
+            raise RuntimeError(
+                f"the processes' weights drifted apart: {everyone.tolist()}; please report this"
+            )
+
     def modules(self) -> dict[str, nn.Module]:
         """Return every player's bare network by name."""
         return {name: player.module for name, player in self._players.items()}

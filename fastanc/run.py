@@ -17,37 +17,19 @@ from accelerate.utils import set_seed
 from fastanc import assemble, checkpoint
 from fastanc.batch import Batch, Outputs
 from fastanc.checkpoint import Checkpoints
-from fastanc.config import Config, dump
+from fastanc.config import Config
 from fastanc.methods.base import Played, TeacherSpec
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed
 from fastanc.models.counting import count
 from fastanc.models.taps import Tapped
 from fastanc.monitor import Monitor
+from fastanc.parsing import dump
 from fastanc.players import Average, Players
 from fastanc.processes import Interrupted, Interruption, average_flat, make_accelerator, mean_over, sum_over
 from fastanc.schedule import factor
 from fastanc.teacher.filling import Filling
 from fastanc.validate import average_buffers, evaluate
-
-# Fields in which a run may differ from the checkpoint that it continues.
-_FREE = {
-    "run": {
-        "out",
-        "name",
-        "compile",
-        "max_steps",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep",
-        "resume",
-        "accumulate",
-        "skip_nonfinite",
-    },
-    "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
-    "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
-}
 
 
 class Run:
@@ -170,7 +152,7 @@ class Run:
         else:
             path = Path(wish)
         state, meta = checkpoint.load(path)
-        _check_same(path, meta["config"], draccus.encode(self.config))
+        checkpoint.check_same(path, meta["config"], draccus.encode(self.config))
         self.players.load_state(state["players"])
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
@@ -305,7 +287,9 @@ class Run:
 
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
-        self._assert_processes_agree()
+        if self.world > 1:
+            self.players.assert_equal_everywhere()
+            self.monitor.note(f"weights agree on all {self.world} processes")
         if isinstance(self.teacher, Filling) and self.total_steps == self.schedule_steps:
             assemble.complete_cache(self.config, self.input, self.teacher, self.accelerator)
         result = self.evaluate(with_teacher=True)
@@ -316,20 +300,6 @@ class Run:
             (self.folder / "summary.json").write_text(json.dumps(self._summary(result), indent=1))
         self.accelerator.wait_for_everyone()
         return self.folder
-
-    def _assert_processes_agree(self) -> None:
-        if self.world == 1:
-            return
-        sums = [
-            sum(p.detach().double().abs().sum() for p in m.parameters())
-            for m in self.players.modules().values()
-        ]
-        everyone = self.accelerator.gather(torch.stack([torch.as_tensor(s) for s in sums])[None])
-        if not bool((everyone == everyone[:1]).all()):
-            raise RuntimeError(
-                f"the processes' weights drifted apart: {everyone.tolist()}; please report this"
-            )
-        self.monitor.note(f"weights agree on all {self.world} processes")
 
     def _summary(self, result: dict[str, float]) -> dict[str, Any]:
         config = self.config
@@ -367,17 +337,3 @@ class Run:
         self.checkpoints.wait()
         self.accelerator.free_memory()
         self.interruption.release()
-
-
-def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    for group, free in (
-        *_FREE.items(),
-        *((g, set()) for g in ("student", "method", "optimizer", "schedule")),
-    ):
-        for key in sorted({*old[group], *new[group]} - free):
-            before, now = old[group].get(key), new[group].get(key)
-            if before != now:
-                raise ValueError(
-                    f"checkpoint {path} was written with {group}.{key} {before!r}, this run has {now!r}:"
-                    " set it back, or start another --run.name"
-                )

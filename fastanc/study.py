@@ -14,7 +14,8 @@ from typing import Any
 import draccus
 import yaml
 
-from fastanc.config import Config, parse
+from fastanc.config import Config
+from fastanc.parsing import parse
 from fastanc.report import write_report
 from fastanc.study_table import METRICS, as_html, as_text, as_values, read_row
 from fastanc.train import train, with_teacher

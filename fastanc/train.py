@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from fastanc.batch import Batch
-from fastanc.config import Config, parse
+from fastanc.config import Config
 from fastanc.methods.base import Play, Played, mean_played
+from fastanc.parsing import parse
 from fastanc.processes import Interrupted, seed_step
 from fastanc.run import Run
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastanc.config import parse
 from fastanc.optimizers import OptimizerConfig
+from fastanc.parsing import parse
 from fastanc.players import Players
 from fastanc.train import train
 

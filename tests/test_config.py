@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastanc.config import Config, decode, dump, parse, recipe_path
+from fastanc.config import Config
 from fastanc.methods.base import MethodConfig
+from fastanc.parsing import decode, dump, parse, recipe_path
 
 RECIPES = sorted(Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
 

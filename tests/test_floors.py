@@ -20,7 +20,7 @@ FLOORS = {
     "methods": 4,
     **dict.fromkeys(("teacher", "players", "schedule"), 5),
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
-    **dict.fromkeys(("assemble", "report", "export", "study_table"), 7),
+    **dict.fromkeys(("assemble", "parsing", "report", "export", "study_table"), 7),
     "run": 8,
     "train": 9,
     **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 10),

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastanc.checkpoint import load
-from fastanc.config import parse
+from fastanc.parsing import parse
 from fastanc.train import _out_of_memory
 
 BASE = [

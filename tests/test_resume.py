@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastanc.config import parse
 from fastanc.monitor import read_metrics
+from fastanc.parsing import parse
 from fastanc.train import train
 
 TRAIN = Path(__file__).parent.parent / "fastanc" / "train.py"

@@ -12,9 +12,9 @@ from fastanc.pipelines.noise import latents
 from PIL import Image
 from safetensors.torch import load_file
 
-from fastanc.config import dump, method_names, parse
 from fastanc.export import export
 from fastanc.models import zoo
+from fastanc.parsing import dump, method_names, parse
 from fastanc.train import train
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

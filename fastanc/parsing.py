@@ -1,0 +1,167 @@
+"""From a recipe file and the words of a command line to a Config, and back to a file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import draccus
+from draccus import cfgparsing
+
+from fastanc.config import Config
+from fastanc.methods.base import MethodConfig
+
+DEFAULT_RECIPE = "digits_anc"
+# Short spellings of what is typed most.
+_NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
+_SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out", "plugin": "run.plugin"}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with fastanc."""
+    return sorted(p.stem for p in Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
+
+
+def method_names() -> list[str]:
+    """Return the names of the methods that are registered."""
+    return sorted(MethodConfig.get_known_choices())
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe given by bare name or by path; ValueError names the known ones."""
+    if Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
+        return Path(name)
+    folder = Path(str(resources.files("fastanc.recipes")))
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
+    known = recipe_names()
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ValueError(
+        f"there is no recipe {name!r}: {hint}known recipes are {', '.join(known)}, or give a .yaml file"
+    )
+
+
+def parse(args: Sequence[str]) -> Config:
+    """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
+
+    Without a recipe it is digits_anc.
+    Raises ValueError with one sentence that names the field for a wrong key, type or value.
+    """
+    overrides = _pairs(list(args))
+    files = [value for key, value in overrides if key in ("recipe", "config_path")]
+    if len(files) > 1:
+        raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
+    path = recipe_path(files[0] if files else DEFAULT_RECIPE)
+    with path.open(encoding="utf-8") as file:
+        tree: dict[str, Any] = cfgparsing.load_config(file, file=str(path)) or {}
+    kinds = [value for key, value in overrides if key == "method.type"]
+    if kinds and kinds[-1] != tree.get("method", {}).get("type"):
+        tree["method"] = {}  # the recipe's knobs belong to the recipe's method
+    for key, value in overrides:
+        if key not in ("recipe", "config_path"):
+            _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))
+    return decode(tree)
+
+
+def decode(tree: dict[str, Any]) -> Config:
+    """Return the Config of a nested dictionary; ValueError names a wrong field."""
+    method = tree.get("method")
+    if isinstance(method, str):
+        raise ValueError(f"method is a group: write `method: {{type: {method}}}` or --method.type {method}")
+    if isinstance(method, dict) and "type" not in method:
+        tree = {**tree, "method": {"type": "anc", **method}}
+    if isinstance(tree.get("run"), dict) and tree["run"].get("plugin"):
+        _import_plugin(str(tree["run"]["plugin"]))
+    _check_keys(tree, Config, "")
+    try:
+        return draccus.decode(Config, tree)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:
+        sentence: BaseException = error
+        while str(sentence).startswith("Couldn't instantiate") and sentence.__cause__ is not None:
+            sentence = sentence.__cause__  # the checks of __post_init__, which name the field
+        raise ValueError(" ".join(str(sentence).split())) from error
+
+
+def _import_plugin(file: str) -> None:
+    """Import a user's Python file, once per process; ValueError says what is wrong with it."""
+    path = Path(file).resolve()
+    name = f"fastanc_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name in sys.modules:
+        return
+    if not path.is_file() or path.suffix != ".py":
+        raise FileNotFoundError(f"run.plugin: there is no Python file {file}: name the one with your method")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"run.plugin {file} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def dump(config: Config) -> str:
+    """Return the whole configuration as YAML that `parse` reads back."""
+    return str(draccus.dump(config))
+
+
+def _check_keys(tree: Any, owner: type, prefix: str) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {tree!r}")
+    if issubclass(owner, MethodConfig):
+        known = MethodConfig.get_known_choices()
+        if tree["type"] not in known:
+            raise ValueError(
+                f"method.type {tree['type']!r} is unknown: use one of {', '.join(sorted(known))}"
+            )
+        owner = known[tree["type"]]
+    names = {f.name for f in fields(owner)}
+    for key, value in tree.items():
+        if key == "type" and issubclass(owner, MethodConfig):
+            continue
+        if key not in names:
+            close = difflib.get_close_matches(str(key), sorted(names), 1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise ValueError(
+                f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(names))}"
+            )
+        inner = Config.__dataclass_fields__[key].default_factory if owner is Config else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            group = MethodConfig if key == "method" else inner
+            _check_keys(value, group, f"{prefix}{key}.")
+
+
+def _pairs(args: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    while args:
+        word = args.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"do not know what to do with {word!r}: write --group.field value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not args:
+                raise ValueError(f"--{key} needs a value")
+            value = args.pop(0)
+        pairs.append((_SHORT.get(key, key), value))
+    return pairs
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *groups, name = dotted.split(".")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--{dotted}: {group} is not a group of fields")
+    tree[name] = value
