@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from fastanc.pipelines.order import Picks
 from fastanc.pipelines.views import RandomResizedCrop
 from torch import nn
 
-from benchmarks import gpu_check, run_all
+from benchmarks import gpu_check, run_all, sources, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews
 from benchmarks.harness import ROOT
@@ -25,7 +26,9 @@ from fastanc.batch import Batch
 from fastanc.methods.anc import AncConfig
 from fastanc.methods.base import TeacherSpec
 from fastanc.models import zoo
+from fastanc.parsing import parse
 from fastanc.processes import seed_step
+from fastanc.study_table import Row, as_values
 from fastanc.teacher.online import Online
 
 TINY = Setting(student="resnet8", teacher="resnet14", image_px=32, num_classes=10, batch=4, precision="fp32")
@@ -153,6 +156,44 @@ def test_fixed_views_show_the_pixels_of_fastancs_input(real_jpegs, tmp_path) -> 
     for k in range(6):
         theirs = views[(int(index[k]), 5)] * std + mean
         assert (theirs - batch.images[k].float() / 255).abs().mean() < 0.02
+
+
+@pytest.mark.slow
+def test_the_four_sources_are_runs_of_the_public_entry(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    words = [
+        "--teacher.weights",
+        "random",
+        "--teacher.name",
+        "resnet8",
+        "--data.batch",
+        "128",
+        "--data.views",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["sources", "--recipe", "digits_anc", "--steps", "6", *words])
+    monkeypatch.setattr(sources, "record", lambda name, rows: tmp_path / name)
+    sources.main()
+    found = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [cells[11] for cells in found] == list(sources.SOURCES)
+    assert [cells[9] for cells in found] == ["supervised", "anc", "anc", "anc"]
+
+
+def test_sources_refuse_a_recipe_whose_cache_is_never_complete() -> None:
+    with pytest.raises(ValueError, match=r"data\.views is 0"):
+        sources._steps_to_fill(parse(["--data.views", "0"]))
+    with pytest.raises(ValueError, match=r"schedule\.epochs 2 is below data\.views 8"):
+        sources._steps_to_fill(parse(["--schedule.epochs", "2"]))
+
+
+def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
+    rows = [Row("anc", (8.0, 9.0), (10.0, 20.0), 3, 8.08), Row("kd", (), (), 3)]
+    (tmp_path / "table.json").write_text(json.dumps(as_values("title", rows, "error_pct", [])))
+    [row] = studies.rows_of(tmp_path)
+    expected = {"study": "title", "row": "anc", "error_pct": 8.5, "n": 2, "wall_s": 15.0, "paper": 8.08}
+    assert {key: row[key] for key in expected} == expected
+    with pytest.raises(FileNotFoundError, match=r"--out of `fastanc study`"):
+        studies.rows_of(tmp_path / "none")
 
 
 def test_a_hanging_process_is_ended_and_keeps_what_it_said() -> None:

@@ -109,16 +109,18 @@ def test_page_shows_the_newest_run_of_each_device_and_keeps_notes(tmp_path: Path
         a_run("step", "CPU", "2026-01-01 10:00", 7.0),
         a_run("input", "CPU", "2026-01-01 10:00", 5.0),
     ]
+    other = a_run("input", "CPU", "2025-01-01 10:00", 3.0)
+    runs.append({**other, "command": "python -m benchmarks.input --rounds 9"})
     for number, run in enumerate(runs):
         with (tmp_path / f"{number % 2}.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
     page = tmp_path / "docs" / "results.md"
     text = regenerate(tmp_path, page)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        *("# Results", "## input", "### CPU", "## step", "### CPU", "### GPU")
+        *("# Results", "## input", "### CPU", "### CPU", "## step", "### CPU", "### GPU")
     ]
     numbers = [line.strip("| ") for line in text.splitlines() if line.startswith("| ")]
-    assert numbers[2::3] == ["5", "7", "2"]
+    assert numbers[2::3] == ["5", "3", "7", "2"]
     for part in ("`python -m benchmarks.step`", "commit 0123456789ab with changes", "2026-03-02 10:00 UTC"):
         assert part in text
     assert "load 0.5 before; torch 2.15.0, python 3.11.7;" in text
