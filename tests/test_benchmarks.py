@@ -15,7 +15,7 @@ from fastanc.pipelines.order import Picks
 from fastanc.pipelines.views import RandomResizedCrop
 from torch import nn
 
-from benchmarks import gpu_check, run_all, sources, studies
+from benchmarks import gpu_check, launches, run_all, sources, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews
 from benchmarks.harness import ROOT
@@ -27,6 +27,7 @@ from fastanc.methods.anc import AncConfig
 from fastanc.methods.base import TeacherSpec
 from fastanc.models import zoo
 from fastanc.parsing import parse
+from fastanc.plan import load_of
 from fastanc.processes import seed_step
 from fastanc.study_table import Row, as_values
 from fastanc.teacher.online import Online
@@ -184,6 +185,33 @@ def test_sources_refuse_a_recipe_whose_cache_is_never_complete() -> None:
         sources._steps_to_fill(parse(["--data.views", "0"]))
     with pytest.raises(ValueError, match=r"schedule\.epochs 2 is below data\.views 8"):
         sources._steps_to_fill(parse(["--schedule.epochs", "2"]))
+
+
+def test_launches_compare_with_one_process_of_the_same_part() -> None:
+    def took(start_s: float, ms_step: float, bytes_step: float) -> dict[str, float]:
+        return {"start_s": start_s, "ms_step": ms_step, "bytes_step": bytes_step}
+
+    found = {
+        "plain, a part": [took(4, 10, 0), took(6, 20, 0), took(5, 30, 0)],
+        "DDP": [took(9, 15, 2e6), took(8, 24, 2e6), took(7, 70, 2e6)],
+    }
+    part, ddp = launches.rows_of(found, {"plain, a part": 1, "DDP": 2}, 1_900_000)
+    assert (part["start_s"], part["ms_step"], part["overhead_ms"], part["planned_mb_step"]) == (
+        5,
+        20,
+        0,
+        None,
+    )
+    assert (ddp["start_s"], ddp["overhead_ms"], ddp["mb_step"], ddp["planned_mb_step"]) == (8, 5, 2.0, 1.9)
+
+
+@pytest.mark.slow
+def test_two_launched_processes_move_the_bytes_that_the_plan_says(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    words = [*launches.RECIPE, *launches.RANDOM_TEACHER, "--student.name", "resnet8", "--data.batch", "32"]
+    found = launches.measure_once(words, 15, 2, None)
+    planned = 2 * load_of(parse(words), **launches.DIGITS).gradient_bytes
+    assert planned <= found["bytes_step"] < 1.1 * planned + 50_000  # messages have heads
 
 
 def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
