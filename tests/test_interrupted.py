@@ -104,14 +104,18 @@ def test_asked_to_stop_it_saves_and_resumes_equal(folder: Path, number: signal.S
     assert_same_students(folder, "whole", name)
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_equal(folder: Path, rounds: int) -> None:
     name, moments = f"killed-{rounds}", random.Random(rounds)
     options = ("--run.checkpoint_every", "7")
-    for step in sorted(moments.sample(range(2, 46), rounds)):
+    last = 0
+    for step in sorted(moments.choices(range(2, 46), k=rounds)):
         run = start(folder, name, *options, "--resume", "latest")
         wait_for_step(run, folder, name, step)
-        time.sleep(moments.random() * 0.05)
+        time.sleep(
+            moments.random() * (0.05 if step > last else 4)
+        )  # or anywhere in its start and first steps
+        last = step
         run.kill()
         run.join()
     ended(start(folder, name, *options, "--resume", "latest"), folder)
@@ -124,17 +128,17 @@ def _train_as(rank: int, world: int, port: int, args: list[str], said: Path) -> 
     _train(args, said)
 
 
-def train_on(folder: Path, world: int, name: str, steps: int) -> dict[str, torch.Tensor]:
-    """Train without BatchNorm and dropout, which see the split of the batch, and return the student."""
-    plain = ["--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off"]
-    args = [*BASE, *plain, "--out", str(folder / "runs"), "--name", name, "--resume", "latest"]
+def start_on(folder: Path, world: int, name: str, steps: int) -> list[Process]:
+    """Train without BatchNorm and dropout, which see the split of the batch."""
+    args = [*BASE, "--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off"]
+    args += ["--data.image_px", "32", "--data.resize_px", "32", "--run.checkpoint_every", "4"]
     args += [
-        "--data.image_px",
-        "32",
-        "--data.resize_px",
-        "32",
-        "--run.checkpoint_every",
-        "4",
+        "--out",
+        str(folder / "runs"),
+        "--name",
+        name,
+        "--resume",
+        "latest",
         "--run.max_steps",
         str(steps),
     ]
@@ -147,10 +151,32 @@ def train_on(folder: Path, world: int, name: str, steps: int) -> dict[str, torch
     ]
     for process in processes:
         process.start()
-    for rank, process in enumerate(processes):
+    return processes
+
+
+def train_on(folder: Path, world: int, name: str, steps: int) -> dict[str, torch.Tensor]:
+    """Train on so many processes to the end and return the student."""
+    for rank, process in enumerate(start_on(folder, world, name, steps)):
         process.join(timeout=300)
         assert process.exitcode == 0, (folder / f"said-{rank}").read_text()[-3000:]
     return load_file(folder / "runs" / name / "student.safetensors")
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_asked_to_stop_and_both_do(tmp_path: Path) -> None:
+    train_on(tmp_path, 2, "whole", 24)
+    asked, other = start_on(tmp_path, 2, "asked", 24)[::-1]  # the second, which writes nothing
+    wait_for_step(asked, tmp_path, "asked", 9)
+    began = time.time()
+    os.kill(asked.pid, signal.SIGTERM)
+    for process in (asked, other):
+        process.join(timeout=60)
+        assert process.exitcode == os.EX_TEMPFAIL
+    assert time.time() - began < 5
+    assert not (tmp_path / "runs" / "asked" / "summary.json").exists()
+    train_on(tmp_path, 2, "asked", 24)
+    assert "resumed from" in (tmp_path / "said-0").read_text()
+    assert_same_students(tmp_path, "whole", "asked")
 
 
 @pytest.mark.slow
