@@ -2,7 +2,8 @@
 
 Rows of 2048 x fp16 (4 KB) in random order, none twice, a batch at a time. Cold: the files' pages are dropped with
 POSIX_FADV_DONTNEED before, and the reader is opened anew. The variants take turns, so that a busy machine slows
-all of them; the median over the rounds counts, and `of_raw` is the median of each round's ratio to raw pread.
+all of them; the median over the rounds counts, and `of_raw` is the median of each round's ratio to the
+faster of the two raw preads (8 threads, which cold pages want, and one, which is best for warm ones).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from fastanc.teacher.store import Field, Store
 WIDTH, ROW_BYTES, THREADS, BATCH = 2048, 4096, 8, 256
 MAX_FILES = 20_000
 Read = Callable[[np.ndarray], np.ndarray]
+Rates = dict[str, dict[str, list[tuple[float, float]]]]
+"""Store -> cold or warm -> rows/s and rows per CPU second of every round."""
 
 
 def ours(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
@@ -40,23 +44,23 @@ def ours(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
     return begin
 
 
-def raw_pread(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
+def raw_pread(folder: Path, rows: np.ndarray, threads: int = THREADS) -> Callable[[], Read]:
     rows.tofile(folder / "rows.bin")
 
     def begin() -> Read:
         file = os.open(folder / "rows.bin", os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        pool = ThreadPoolExecutor(THREADS)
+        pool = ThreadPoolExecutor(threads)
 
         def read(index: np.ndarray) -> np.ndarray:
             out = np.empty((len(index), WIDTH), np.float16)
             buffer, offsets = out.data.cast("B"), (index * ROW_BYTES).tolist()
 
             def part(first: int) -> None:
-                for k in range(first, len(offsets), THREADS):
+                for k in range(first, len(offsets), threads):
                     os.preadv(file, [buffer[k * ROW_BYTES : (k + 1) * ROW_BYTES]], offsets[k])
 
-            list(pool.map(part, range(THREADS)))
+            list(pool.map(part, range(threads)))
             return out
 
         return read
@@ -120,9 +124,10 @@ def file_per_row(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
     return begin
 
 
-VARIANTS = {
+VARIANTS: dict[str, Callable[[Path, np.ndarray], Callable[[], Read]]] = {
     "ours": ours,
     "raw pread": raw_pread,
+    "raw pread, 1 thread": partial(raw_pread, threads=1),
     ".npy memmap": npy_memmap,
     "safetensors get_slice": safetensors_slices,
     "LMDB": lmdb_values,
@@ -139,15 +144,23 @@ def drop_pages(folder: Path) -> None:
             os.close(file)
 
 
-def timed(read: Read, index: np.ndarray, rows: np.ndarray) -> float:
-    """Return rows/s; the last batch is compared with the truth, outside the clock."""
+def load_pages(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+
+
+def timed(read: Read, index: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+    """Return rows/s and rows per CPU second; the last batch is compared with the truth, outside the clock."""
     batches = np.array_split(index, max(1, len(index) // BATCH))
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     for batch in batches:
         got = read(batch)
-    seconds = time.perf_counter() - began
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
     np.testing.assert_array_equal(got, rows[batches[-1]])
-    return len(index) / seconds
+    return len(index) / seconds, len(index) / busy
 
 
 def measure_all(folder: Path, num_rows: int, num_cold: int, rounds: int) -> list[dict[str, Any]]:
@@ -158,29 +171,31 @@ def measure_all(folder: Path, num_rows: int, num_cold: int, rounds: int) -> list
         (place := folder / name.replace(" ", "-")).mkdir()
         counts[name] = min(num_rows, MAX_FILES) if make is file_per_row else num_rows
         begins[name] = make(place, rows[: counts[name]])
-    rates: dict[str, dict[str, list[float]]] = {name: {"warm": [], "cold": []} for name in VARIANTS}
+    rates: Rates = {name: {"warm": [], "cold": []} for name in VARIANTS}
     for _ in tqdm(range(rounds), "rounds"):
         for name, begin in begins.items():
             drop_pages(folder / name.replace(" ", "-"))
             index = rng.permutation(counts[name])
             rates[name]["cold"].append(timed(begin(), index[:num_cold], rows))
+            load_pages(folder / name.replace(" ", "-"))
             read = begin()
-            for batch in np.array_split(index, max(1, len(index) // BATCH)):
-                read(batch)
+            timed(read, index[:num_cold], rows)
             rates[name]["warm"].append(timed(read, rng.permutation(counts[name]), rows))
     return [row(name, kind, rates, counts[name]) for kind in ("warm", "cold") for name in VARIANTS]
 
 
-def row(name: str, kind: str, rates: dict[str, dict[str, list[float]]], count: int) -> dict[str, Any]:
-    found = np.array(rates[name][kind])
+def row(name: str, kind: str, rates: Rates, count: int) -> dict[str, Any]:
+    found, per_cpu_s = np.array(rates[name][kind]).T
+    raw = np.max([rates[other][kind] for other in rates if other.startswith("raw")], axis=0)[:, 0]
     return {
         "store": name,
         "pages": kind,
         "rows_per_s": round(float(np.median(found))),
+        "rows_per_cpu_s": round(float(np.median(per_cpu_s))),
         "MB_per_s": round(float(np.median(found)) * ROW_BYTES / 1e6, 1),
         "slowest": round(float(found.min())),
         "fastest": round(float(found.max())),
-        "of_raw": round(float(np.median(found / np.array(rates["raw pread"][kind]))), 3),
+        "of_raw": round(float(np.median(found / raw)), 3),
         "rows": count,
     }
 

@@ -128,9 +128,9 @@ def _train_as(rank: int, world: int, port: int, args: list[str], said: Path) -> 
     _train(args, said)
 
 
-def start_on(folder: Path, world: int, name: str, steps: int) -> list[Process]:
+def start_on(folder: Path, world: int, name: str, steps: int, *more: str) -> list[Process]:
     """Train without BatchNorm and dropout, which see the split of the batch."""
-    args = [*BASE, "--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off"]
+    args = [*BASE, "--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off", *more]
     args += ["--data.image_px", "32", "--data.resize_px", "32", "--run.checkpoint_every", "4"]
     args += [
         "--out",
@@ -154,9 +154,9 @@ def start_on(folder: Path, world: int, name: str, steps: int) -> list[Process]:
     return processes
 
 
-def train_on(folder: Path, world: int, name: str, steps: int) -> dict[str, torch.Tensor]:
+def train_on(folder: Path, world: int, name: str, steps: int, *more: str) -> dict[str, torch.Tensor]:
     """Train on so many processes to the end and return the student."""
-    for rank, process in enumerate(start_on(folder, world, name, steps)):
+    for rank, process in enumerate(start_on(folder, world, name, steps, *more)):
         process.join(timeout=300)
         assert process.exitcode == 0, (folder / f"said-{rank}").read_text()[-3000:]
     return load_file(folder / "runs" / name / "student.safetensors")
@@ -218,6 +218,21 @@ def test_a_dead_process_takes_the_others_along(tmp_path: Path) -> None:
 
 def _environ(pid: str) -> list[str]:
     return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
+@pytest.mark.slow
+def test_on_two_processes_too_the_cached_student_is_the_online_one(tmp_path: Path) -> None:
+    train_on(tmp_path, 2, "online", 50)
+    cache = ["--teacher.cache_dir", str(tmp_path / "cache"), "--teacher.cache"]
+    train_on(
+        tmp_path, 2, "filling", 50, *cache, "fill"
+    )  # two epochs of 22 steps; the rest reads what is there
+    asked = start_on(tmp_path, 2, "resumed", 50, *cache, "fill")[0]
+    wait_for_step(asked, tmp_path, "resumed", 9)
+    os.kill(asked.pid, signal.SIGTERM)
+    asked.join(timeout=60)
+    train_on(tmp_path, 2, "resumed", 50, *cache, "fill")
+    assert_same_students(tmp_path, "online", "filling", "resumed")
 
 
 def test_divergence_ends_with_a_sound_checkpoint_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -106,6 +107,44 @@ def test_ranges_and_lists_mixed_with_duplicates_read_the_first_come(tmp_path):
     reader.close()
     np.testing.assert_array_equal(got, np.concatenate([w["features"] for w in wanted]))
     np.testing.assert_array_equal(store.missing(0), sorted({*range(N)} - {*range(10, 40), 60, 5}))
+
+
+@pytest.mark.parametrize("answer", ["warm", "partly", "never", "unsupported"])
+def test_rows_in_memory_are_read_at_once_and_the_others_by_threads(tmp_path, monkeypatch, answer):
+    store = make(tmp_path)
+    fill(store, 0)
+    preadv, asked, refused = os.preadv, [], {"never": errno.EAGAIN, "unsupported": errno.EOPNOTSUPP}
+
+    def answering(file, buffers, offset, flags=0):
+        asked.append(flags)
+        if flags and answer in refused:
+            raise OSError(refused[answer], "not now")
+        if flags and answer == "partly" and len(asked) == 5:
+            return preadv(file, [buffers[0][:1]], offset)
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", answering)
+    index = np.random.default_rng(1).permutation(N)
+    reader = Store.at(store.path).reader()
+    rows = reader.get(index, np.zeros(N, int))
+    reader.close()
+    for name, wanted in values(0, index).items():
+        np.testing.assert_array_equal(rows[name], wanted)
+    assert (0 in asked) == (answer != "warm")
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_cold_row(tmp_path, monkeypatch):
+    store = make(tmp_path)
+    fill(store, 0)
+    reader = Store.at(store.path).reader()
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        reader.get(np.arange(3), np.zeros(3, int))
+    reader.close()
 
 
 def test_a_row_of_2048_fp16_is_one_aligned_page_and_features_lie_apart(tmp_path):

@@ -1,7 +1,8 @@
-"""Rows of any images and views by `preadv` from threads: no mmap, no locks, exactly the bytes asked for."""
+"""Rows of any images and views by `preadv`: no mmap, no locks, exactly the bytes asked for; threads for storage."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -174,13 +175,13 @@ class Reader:
             buffer = out.view(torch.uint8).numpy().data.cast("B")
             offset = opened.offsets[part.name][shard] + row * part.row_bytes
             reads = _runs(opened.files[shard], offset, at, part.row_bytes)
-            parts = max(1, min(self._threads, len(reads[0]) // _READS_A_THREAD))
-            jobs += [(buffer, [column[k::parts] for column in reads]) for k in range(parts)]
-        if len(jobs) == 1:
-            short = [_pread(jobs[0])]
-        else:
-            short = list(self._pool.map(_pread, jobs))
-        if any(short):
+            # What lies in memory is copied fastest by one thread; waiting for storage wants many.
+            done = _read_from_memory(buffer, reads)
+            left = len(reads[0]) - done
+            parts = min(left, max(1, min(self._threads, left // _READS_A_THREAD)))
+            jobs += [(buffer, [column[done + k :: parts] for column in reads]) for k in range(parts)]
+        short = [_pread(jobs[0])] if len(jobs) == 1 else self._pool.map(_pread, jobs)
+        if any(list(short)):
             raise ValueError(
                 f"a shard of {table.folder} ends before its rows do: run `fastanc cache verify"
                 " --drop`, then `fastanc cache build`"
@@ -213,6 +214,21 @@ def _runs(file: np.ndarray, offset: np.ndarray, at: np.ndarray, row_bytes: int) 
     lengths = np.diff(np.concatenate((starts, [len(at)])))
     columns = (file[starts], offset[starts], at[starts] * row_bytes, lengths * row_bytes)
     return [column.tolist() for column in columns]
+
+
+def _read_from_memory(buffer: memoryview, reads: list[list[int]]) -> int:
+    """Read until the first that would wait for storage; return how many were read before it."""
+    preadv, done = os.preadv, 0
+    try:
+        for file, offset, place, size in zip(*reads):
+            if preadv(file, [buffer[place : place + size]], offset, os.RWF_NOWAIT) != size:
+                break
+            done += 1
+    except OSError as error:
+        # Some file systems cannot tell, NFS among them: then threads read everything.
+        if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+    return done
 
 
 def _pread(job: tuple[memoryview, list[list[int]]]) -> bool:
