@@ -15,7 +15,7 @@ from fastanc.pipelines.order import Picks
 from fastanc.pipelines.views import RandomResizedCrop
 from torch import nn
 
-from benchmarks import gpu_check, launches, run_all, sources, studies
+from benchmarks import gpu_check, launches, run_all, sources, students, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews
 from benchmarks.harness import ROOT
@@ -212,6 +212,17 @@ def test_two_launched_processes_move_the_bytes_that_the_plan_says(tmp_path, monk
     found = launches.measure_once(words, 15, 2, None)
     planned = 2 * load_of(parse(words), **launches.DIGITS).gradient_bytes
     assert planned <= found["bytes_step"] < 1.1 * planned + 50_000  # messages have heads
+
+
+def test_five_students_take_the_sum_of_their_times() -> None:
+    names = list(students.STUDENTS)
+    slow = {name: {"online": 10.0, "shared": 40.0} for name in names} | {
+        names[0]: {"online": 10.0, "shared": 8.0}
+    }
+    rows = students.rows_of([slow, slow], 80)
+    assert [row["cache"] for row in rows[:3]] == ["filled", "read", "read"]
+    assert (rows[0]["shared_s"], rows[1]["shared_s"]) == (10, 2)
+    assert (rows[-1]["online_s"], rows[-1]["shared_s"], rows[-1]["images"]) == (40, 18, 400)
 
 
 def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
