@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, the progress bar, the bottleneck, the warnings."""
+"""What a run tells while it trains: metrics.jsonl, the progress bar, the warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastanc.pipelines.decode_plan import cores_per_process
+from fastanc.rates import Clock, bottleneck
 
 _WON = _IDLE = 0.98
 _WINDOWS = 3  # log windows in a row before the discriminator is spoken of
@@ -33,66 +33,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def bottleneck(rates: Mapping[str, float]) -> str:
-    """Return one line: what bounds the run, the shares measured, and what would lift it.
-
-    Args:
-        rates: `images_per_s`; `data_share` and `teacher_share`, the parts of the wall time (0..1) spent
-            waiting for the batch and for the teacher; `cpu_share`, the part of this process's cores that was
-            busy; `cores`, their number; `read_bytes_per_s`, what came from storage and not from the page cache.
-    """
-    data, teacher = rates["data_share"], rates["teacher_share"]
-    compute = max(0.0, 1.0 - data - teacher)
-    read_mb = rates["read_bytes_per_s"] / 1e6
-    if max(data, teacher) < 0.05:
-        bound, lift = "compute", "a larger batch per process, bf16 and a compiled student, or more processes"
-    elif teacher >= data:
-        bound = "teacher"
-        lift = "keep an online teacher's rows (`fastanc cache build`), or put the cache on faster storage"
-    elif rates["cpu_share"] < 0.75 and read_mb >= 20:
-        bound, lift = "storage", "put the set on a local disk or in memory, or pack it smaller"
-    else:
-        cores = rates["cores"]
-        wanted = math.ceil(cores / max(compute, 0.01))
-        bound = "decode"
-        lift = (
-            f"give each process about {wanted} cores in place of {cores:.0f}, pack the set smaller,"
-            " or decode on the GPU"
-        )
-    images_per_s = rates["images_per_s"]
-    line = (
-        f"bound by {bound}: compute {compute:.0%}, waiting for data {data:.0%}, "
-        f"for the teacher {teacher:.0%} at {images_per_s:,.0f} images/s; "
-        f"cores {rates['cpu_share']:.0%} busy, {read_mb:,.0f} MB/s from storage"
-    )
-    if bound != "compute":
-        line += f"; without the wait up to {images_per_s / max(compute, 0.01):,.0f} images/s"
-    return f"{line}. What would lift it: {lift}."
-
-
-class _Clock:
-    """Wall, waiting and processor time between two marks; time spent in a pause does not count."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.steps, self.data_s, self.teacher_s, self.off_s = 0, 0.0, 0.0, 0.0
-        self._wall, self._cpu, self._read = time.perf_counter(), time.process_time(), _bytes_read()
-
-    def rates(self, images_per_step: int) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self._wall - self.off_s, 1e-9)
-        cores = cores_per_process()
-        return {
-            "images_per_s": images_per_step * self.steps / seconds,
-            "data_share": min(self.data_s / seconds, 1.0),
-            "teacher_share": min(self.teacher_s / seconds, 1.0),
-            "cores": cores,
-            "cpu_share": min((time.process_time() - self._cpu) / (seconds * cores), 1.0),
-            "read_bytes_per_s": (_bytes_read() - self._read) / seconds,
-        }
 
 
 class _Watch:
@@ -157,7 +97,7 @@ class Monitor:
         self._wall_before_s = self._keep_lines_before(start_step) if is_main else 0.0
         self._on_tty = is_main and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", disable=not self._on_tty)
-        self._window, self._steady = _Clock(), _Clock()
+        self._window, self._steady = Clock(), Clock()
         self._rates: dict[str, float] = {}
         self._opened_s = time.perf_counter()
 
@@ -323,12 +263,3 @@ class Monitor:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self._path)
         return max((line["wall_s"] for line in kept if "wall_s" in line), default=0.0)
-
-
-def _bytes_read() -> int:
-    """Bytes this process made the storage deliver; 0 where the system does not say (not Linux, forbidden)."""
-    try:
-        fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    except OSError:
-        return 0
-    return int(fields["read_bytes"])

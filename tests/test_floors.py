@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("losses", "pipelines"), 2),
     "models": 3,
     "methods": 4,
-    **dict.fromkeys(("teacher", "players", "schedule"), 5),
+    **dict.fromkeys(("teacher", "players", "rates", "schedule"), 5),
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
     **dict.fromkeys(("assemble", "parsing", "report", "export", "study_table"), 7),
     "run": 8,

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastanc.monitor import Monitor, bottleneck, read_metrics
+from fastanc.monitor import Monitor, read_metrics
+from fastanc.rates import bottleneck
 
 
 def opened(run_dir: Path, **options: Any) -> Monitor:
