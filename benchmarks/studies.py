@@ -1,13 +1,14 @@
 """Keeps the table of a study among the results: `python -m benchmarks.studies FOLDER`.
 
 `fastanc study` leaves table.json in its folder; the rows are copied with the environment of this machine, so run it
-where the study ran. Rows without a finished run are left out.
+where the study ran. Rows without a finished run are left out. `--plot FILE` draws them too (SVG, PNG or PDF).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,12 +37,42 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the rows as points, with the spread where there are several seeds, and the paper's number as a cross."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastanc"})  # words stay words
+    metric = next(key for key in rows[0] if key.endswith("_pct"))
+    names, places = [row["row"] for row in rows], range(len(rows))
+    figure = Figure(figsize=(6.4, 0.8 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(
+        [row[metric] for row in rows],
+        places,
+        xerr=[row["spread"] or 0 for row in rows],
+        fmt="o",
+        color="#2563a8",
+    )
+    axes.plot([row["paper"] for row in rows], places, "x", color="#999999")
+    axes.set(
+        yticks=places, yticklabels=names, xlabel=metric.replace("_pct", ", %"), ylim=(len(rows) - 0.5, -0.5)
+    )
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     """Read, print and append to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="the --out of `fastanc study`")
-    rows = rows_of(parser.parse_args().folder)
+    parser.add_argument("--plot", type=Path, help="file to draw the rows into")
+    options = parser.parse_args()
+    rows = rows_of(options.folder)
     print(table(rows))
+    if options.plot:
+        draw(rows, options.plot)
     print(f"appended to {record('study', rows)}")
 
 
