@@ -35,7 +35,7 @@ gpu-check: $(VENV)/.all
 define install
 	@if command -v uv >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
-		uv pip install --quiet --python $(VENV) --constraint constraints.txt -e '.[$(1)]'; \
+		uv pip install --quiet --compile-bytecode --python $(VENV) --constraint constraints.txt -e '.[$(1)]'; \
 	else \
 		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[$(1)]'; \
