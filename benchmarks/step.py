@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ VARIANTS = {  # name -> method, source of the teacher's outputs
     "anc filling": ("anc", "filling"),
     "anc cached": ("anc", "cached"),
     "anc cached, kernels": ("anc kernels", "cached"),
+    "ksanc cached": ("ksanc", "cached"),
 }
 _STEPS_PER_EPOCH = 16
 
@@ -72,24 +73,28 @@ def enter(
     """Make the game of a variant; a cache gets a folder of its own."""
     method, source = VARIANTS[variant]
     order = Order(_STEPS_PER_EPOCH * setting.batch, setting.batch, views=None if source == "filling" else 1)
-    spec = TeacherSpec(setting.num_classes, network.feature_dim, (), network)
+    stages: tuple[()] | Literal["auto"] = "auto" if method == "ksanc" else ()
+    channels = setting.network(setting.teacher, stages).stage_channels(setting.image_px, 3) if stages else ()
+    spec = TeacherSpec(setting.num_classes, network.feature_dim, channels, network)
     teacher: Online | Filling | Cached | None = None
     if source is not None:
         teacher = Online(network, spec, setting.autocast)
     if source in ("filling", "cached"):
         assert isinstance(teacher, Online)
         assert network.feature_dim is not None
-        field = Field("features", network.feature_dim)
+        fields = [Field("features", network.feature_dim)]
+        if channels:
+            fields.append(Field("descriptors", sum(channels)))
         facts = {"teacher": {"name": setting.teacher}}
-        store = Store.open(folder / f"{variant}-{mode}", facts, [field], order.n, create=True)
+        store = Store.open(folder / f"{variant}-{mode}", facts, fields, order.n, create=True)
         if source == "filling":
             teacher = Filling(teacher, store, network.head, order, device=device)
         else:
-            store.put(0, np.arange(order.n), {"features": torch.randn(order.n, network.feature_dim)})
+            store.put(0, np.arange(order.n), {f.name: torch.randn(order.n, f.width) for f in fields})
             teacher = Cached(store, network.head, order, device=device, spec=spec)
     game = Game(
         make_method(method, spec),
-        setting.network(setting.student),
+        setting.network(setting.student, stages),
         teacher,
         synthetic(setting, order, device),
         device,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fastanc.kernels.fooling_move import fooling_move
 from fastanc.losses import squared_error
 from fastanc.methods.anc import Anc, AncConfig
 from fastanc.methods.base import Method, Nets, Played, TeacherSpec, sides
+from fastanc.methods.ksanc import KsancConfig
 from fastanc.methods.l2 import L2Config
 from fastanc.methods.supervised import SupervisedConfig
 from fastanc.models import zoo
@@ -57,9 +58,9 @@ class Setting:
         """Bytes of an activation."""
         return 2 if self.autocast else 4
 
-    def network(self, name: str) -> Tapped:
+    def network(self, name: str, stages: Sequence[str] | Literal["auto"] = ()) -> Tapped:
         """Build an untrained network of this comparison."""
-        network = zoo.build(name, num_classes=self.num_classes, image_px=self.image_px)
+        network = zoo.build(name, num_classes=self.num_classes, image_px=self.image_px, stages=stages)
         return network.to(memory_format=torch.channels_last)
 
 
@@ -186,7 +187,8 @@ def make_method(name: str, spec: TeacherSpec) -> Method:
     """Return a method with its default options."""
     if name == "anc kernels":
         return KernelAnc(AncConfig(), spec)
-    return {"supervised": SupervisedConfig, "l2": L2Config, "anc": AncConfig}[name]().build(spec)
+    methods = {"supervised": SupervisedConfig, "l2": L2Config, "anc": AncConfig, "ksanc": KsancConfig}
+    return methods[name]().build(spec)
 
 
 def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:
