@@ -22,6 +22,7 @@ from fastanc.methods.ksanc import KsancConfig
 from fastanc.methods.l2 import L2Config
 from fastanc.methods.supervised import SupervisedConfig
 from fastanc.models import zoo
+from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
@@ -194,6 +195,7 @@ def make_method(name: str, spec: TeacherSpec) -> Method:
 def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:
     """Return the comparison's teacher as a run has it: folded, frozen, channels_last, compiled if wanted."""
     network = setting.network(setting.teacher).eval()
+    calibrate_batchnorm(network, 3, setting.image_px)  # untrained features would leave fp16's range
     network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
     if mode == "compiled":
         network.compile()
