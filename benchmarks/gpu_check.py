@@ -10,14 +10,16 @@ it failed stays in the table. The images are FASTANC_DATA's imagenet-samples.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,6 +220,40 @@ def end_to_end(rehearse: bool) -> Iterator[Row]:
         )
 
 
+def launched(rehearse: bool) -> Iterator[Row]:
+    """The public entry in each precision, one process under DDP (torchrun) and under ZeRO-1."""
+    from benchmarks import launches
+
+    batch = 64 if rehearse else 512
+    words = [
+        *launches.RECIPE,
+        *launches.RANDOM_TEACHER,
+        "--data.batch",
+        str(batch),
+        "--schedule.epochs",
+        "40",
+    ]
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "1", "--master_port", "0"]
+    starts: dict[str, Callable[[Path], Sequence[str]]] = {
+        "DDP": lambda folder: torchrun,
+        "ZeRO-1": partial(launches.accelerate, processes=1, zero_stage=1, cpu=rehearse),
+    }
+    for start, launcher in starts.items():
+        for precision in ("fp32",) if rehearse else ("fp32", "bf16", "fp16"):
+            case = f"{start}, one process, {precision}"
+            if start != "DDP" and importlib.util.find_spec("deepspeed") is None:
+                yield row(case, "needs deepspeed")
+                continue
+            steps = 10 if rehearse else 60
+            try:
+                found = launches.measure_once([*words, "--run.precision", precision], steps, launcher)
+            except RuntimeError as error:
+                yield row(case, f"FAILED: {error}")
+                continue
+            said = f"{found['start_s']:.1f} s to the first line of the log"
+            yield row(case, said, images_per_s=1e3 * batch / found["ms_step"], ms=found["ms_step"])
+
+
 class Part(NamedTuple):
     """What is run in a process of its own, and the seconds it may take."""
 
@@ -233,6 +269,7 @@ PARTS = {  # the teacher is compiled once; the steps after it find it in the com
     "step resnet18": Part(step_of("resnet18"), 100),
     "step resnet50": Part(step_of("resnet50"), 100),
     "end to end": Part(end_to_end, 60),
+    "launches": Part(launched, 90),
     "tests": Part(tests, 150),
 }
 

@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,37 +39,41 @@ LOG_EVERY = 5
 DIGITS = {"classes": 10, "channels": 3, "image_bytes": 700}
 
 
-def launch_file(folder: Path, processes: int, zero_stage: int | None) -> Path:
-    """Write the accelerate configuration of CPU processes, under DDP or a ZeRO stage; return its path."""
-    lines: dict[str, Any] = {
+def accelerate(folder: Path, processes: int, zero_stage: int | None, cpu: bool = True) -> list[str]:
+    """Return the words of `accelerate launch` under DDP or a ZeRO stage; writes its configuration into the folder."""
+    settings: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": "MULTI_GPU" if zero_stage is None else "DEEPSPEED",
-        "use_cpu": True,
+        "use_cpu": cpu,
         "mixed_precision": "no",
         "num_machines": 1,
         "num_processes": processes,
     }
     if processes == 1 and zero_stage is None:
-        lines["distributed_type"] = "NO"
+        settings["distributed_type"] = "NO"
     if zero_stage is not None:
-        lines["deepspeed_config"] = {"zero_stage": zero_stage}
+        settings["deepspeed_config"] = {"zero_stage": zero_stage}
     path = folder / "launch.yaml"
-    path.write_text(json.dumps(lines))  # JSON is YAML
-    return path
+    path.write_text(json.dumps(settings))  # JSON is YAML
+    return ["accelerate.commands.launch", "--config_file", str(path), "--main_process_port", "0"]
 
 
 def measure_once(
-    words: Sequence[str], steps: int, processes: int, zero_stage: int | None
+    words: Sequence[str], steps: int, launcher: Callable[[Path], Sequence[str]]
 ) -> dict[str, float]:
-    """Launch a run and return start_s, ms_step and bytes_step; RuntimeError with what it said if it fails."""
+    """Launch a run and return start_s, ms_step and bytes_step.
+
+    Args:
+        words: the run's fields.
+        steps: of it; a multiple of LOG_EVERY.
+        launcher: a folder -> the module that starts processes, with its options.
+
+    Raises:
+        RuntimeError: the run failed; says its last line.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        launch = [
-            "accelerate.commands.launch",
-            "--config_file",
-            launch_file(Path(folder), processes, zero_stage),
-        ]
         command = [
-            *(sys.executable, "-m", *map(str, launch), "--main_process_port", "0", "-m", "fastanc.train"),
+            *(sys.executable, "-m", *launcher(Path(folder)), "-m", "fastanc.train"),
             *(*words, "--run.out", folder, "--run.name", "run", "--run.eval_every", "0"),
             *(
                 "--run.checkpoint_every",
@@ -87,8 +92,8 @@ def measure_once(
         marks = _watch(running, Path(folder) / "run" / "metrics.jsonl", steps // LOG_EVERY)
         if running.wait() or len(marks) < 2:
             raise RuntimeError(f"the run failed: {log.read_text().strip().splitlines()[-1]}")
-    (_, first_s, first_bytes), (last, last_s, last_bytes) = marks[0], marks[-1]
-    moved = (last - 1) * LOG_EVERY
+    (first, first_s, first_bytes), (last, last_s, last_bytes) = marks[0], marks[-1]
+    moved = (last - first) * LOG_EVERY
     return {
         "start_s": first_s - began,
         "ms_step": 1e3 * (last_s - first_s) / moved,
@@ -134,7 +139,8 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in range(chosen.rounds):
         for name, (with_words, processes, stage) in sorted(runs.items(), reverse=number % 2 == 1):
-            found[name].append(measure_once(with_words, chosen.steps, processes, stage))
+            launcher = partial(accelerate, processes=processes, zero_stage=stage)
+            found[name].append(measure_once(with_words, chosen.steps, launcher))
             print(f"round {number + 1}: {name} {found[name][-1]['ms_step']:.1f} ms a step", flush=True)
     planned = load_of(config, **DIGITS).gradient_bytes * 2 * (chosen.processes - 1)
     rows = rows_of(found, {name: run[1] for name, run in runs.items()}, planned)

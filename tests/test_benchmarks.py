@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -210,7 +211,7 @@ def test_launches_compare_with_one_process_of_the_same_part() -> None:
 def test_two_launched_processes_move_the_bytes_that_the_plan_says(tmp_path, monkeypatch) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     words = [*launches.RECIPE, *launches.RANDOM_TEACHER, "--student.name", "resnet8", "--data.batch", "32"]
-    found = launches.measure_once(words, 15, 2, None)
+    found = launches.measure_once(words, 15, partial(launches.accelerate, processes=2, zero_stage=None))
     planned = 2 * load_of(parse(words), **launches.DIGITS).gradient_bytes
     assert planned <= found["bytes_step"] < 1.1 * planned + 50_000  # messages have heads
 
