@@ -233,7 +233,7 @@ def launched(rehearse: bool) -> Iterator[Row]:
         "--schedule.epochs",
         "40",
     ]
-    torchrun = ["torch.distributed.run", "--nproc_per_node", "1", "--master_port", "0"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
     starts: dict[str, Callable[[Path], Sequence[str]]] = {
         "DDP": lambda folder: torchrun,
         "ZeRO-1": partial(launches.accelerate, processes=1, zero_stage=1, cpu=rehearse),
@@ -269,7 +269,7 @@ PARTS = {  # the teacher is compiled once; the steps after it find it in the com
     "step resnet18": Part(step_of("resnet18"), 100),
     "step resnet50": Part(step_of("resnet50"), 100),
     "end to end": Part(end_to_end, 60),
-    "launches": Part(launched, 90),
+    "launches": Part(launched, 120),
     "tests": Part(tests, 150),
 }
 
