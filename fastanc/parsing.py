@@ -19,8 +19,8 @@ from fastanc.config import Config
 from fastanc.methods.base import MethodConfig
 
 DEFAULT_RECIPE = "digits_anc"
-# Short spellings of what is typed most.
 _NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
+# Short spellings of what is typed most.
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out", "plugin": "run.plugin"}
 
 

@@ -304,7 +304,6 @@ class Run:
     def _summary(self, result: dict[str, float]) -> dict[str, Any]:
         config = self.config
         size = count(self.student, image_px=config.data.image_px)
-        rates = self.monitor.rates
         return {
             "name": config.run.name,
             "method": config.method.kind,
@@ -319,7 +318,7 @@ class Run:
             "batch": config.data.batch,
             "seed": config.run.seed,
             "val": result,
-            **{key: rates[key] for key in rates},
+            **self.monitor.rates,
             "wall_s": time.perf_counter() - self._began,
             "teacher_source": config.teacher.cache if self.teacher is not None else None,
             "world": self.world,
