@@ -2,8 +2,10 @@
 
 The steps are train.py's, through the real players, methods and teachers, on random uint8 images that lie on the
 device; cached rows are random numbers, read from files. The variants take turns, round by round, so that a busy
-machine slows all of them alike; medians count. The parts' times end where the host (CPU) or the stream (CUDA events)
-ends them. `of_roofline` is the least time of `roofline.py` over the measured one.
+machine slows all of them alike; medians count. Where a game's tensors happen to lie makes it faster or slower by some
+percent for as long as it lives, so every variant is played by several copies, whose mean is a turn, and a second
+supervised game, "supervised again", says what a difference of nothing looks like. The parts' times end where the host
+(CPU) or the stream (CUDA events) ends them. `of_roofline` is the least time of `roofline.py` over the measured one.
 
 Without `--student` the networks are those of the papers, at a size for the device.
 """
@@ -17,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +40,7 @@ from fastanc.teacher.store import Store
 
 VARIANTS = {  # name -> method, source of the teacher's outputs
     "supervised": ("supervised", None),
+    "supervised again": ("supervised", None),
     "l2 cached": ("l2", "cached"),
     "anc online": ("anc", "online"),
     "anc filling": ("anc", "filling"),
@@ -86,7 +89,7 @@ def enter(
         if channels:
             fields.append(Field("descriptors", sum(channels)))
         facts = {"teacher": {"name": setting.teacher}}
-        store = Store.open(folder / f"{variant}-{mode}", facts, fields, order.n, create=True)
+        store = Store.open(folder, facts, fields, order.n, create=True)
         if source == "filling":
             teacher = Filling(teacher, store, network.head, order, device=device)
         else:
@@ -111,19 +114,22 @@ def compare(
     rounds: int,
     device: torch.device,
     ceilings: Ceilings,
+    copies: int = 1,
 ) -> list[dict[str, Any]]:
     """Let the variants take turns and return a row for each; the first one must be supervised."""
     assert variants[0] == "supervised"
     with tempfile.TemporaryDirectory() as folder:
-        contestants: list[Contestant] = []
+        contestants: list[Contestant] = []  # the copies of a variant lie `len(modes) * len(variants)` apart
         resident = []
-        for mode in modes:
-            teacher = frozen_teacher(setting, device, mode)
-            for variant in variants:
-                before = _allocated(device)
-                contestants.append(enter(variant, setting, teacher, device, Path(folder), mode))
-                contestants[-1].game.turn(3 if mode == "compiled" or device.type == "cuda" else 1)
-                resident.append(_allocated(device) - before)
+        for copy in range(copies):
+            for mode in modes:
+                teacher = frozen_teacher(setting, device, mode)
+                for variant in variants:
+                    before = _allocated(device)
+                    own = Path(folder) / f"{variant}-{mode}-{copy}"
+                    contestants.append(enter(variant, setting, teacher, device, own, mode))
+                    contestants[-1].game.turn(3 if mode == "compiled" or device.type == "cuda" else 1)
+                    resident.append(_allocated(device) - before)
         turns: list[list[dict[str, float]]] = [[] for _ in contestants]
         peaks = [0.0] * len(contestants)
         for number in range(rounds):
@@ -135,14 +141,20 @@ def compare(
         for contestant in contestants:
             if contestant.game.teacher is not None:
                 contestant.game.teacher.close()
-    supervised = [turns[k - k % len(variants)] for k in range(len(contestants))]  # of the same mode
+    apart = len(modes) * len(variants)
+    merged = [[_mean(of_copies) for of_copies in zip(*turns[k::apart])] for k in range(apart)]
+    supervised = [merged[k - k % len(variants)] for k in range(apart)]  # of the same mode
     rows = [
-        _row(setting, who, own, others, ceilings) for who, own, others in zip(contestants, turns, supervised)
+        _row(setting, who, own, others, ceilings) for who, own, others in zip(contestants, merged, supervised)
     ]
     if device.type == "cuda":
         for row, peak in zip(rows, peaks):
             row["peak_GiB"] = peak
     return rows
+
+
+def _mean(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: mean(turn[key] for turn in turns) for key in turns[0]}
 
 
 def _row(
@@ -265,7 +277,8 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=1000, help="beside --student")
     parser.add_argument("--batch", type=int, help="images of a step")
     parser.add_argument("--steps", type=int, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=5 if cuda else 3, help="turns of every variant")
+    parser.add_argument("--rounds", type=int, default=5 if cuda else 6, help="turns of every variant")
+    parser.add_argument("--copies", type=int, default=1 if cuda else 6, help="games of every variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="beside supervised")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="bf16 on CUDA, else fp32")
     parser.add_argument("--compile", action="store_true", help="every variant also compiled")
@@ -285,7 +298,8 @@ def main() -> None:
     for setting in settings:
         wanted = chosen.variants or usable(device, setting.precision)
         variants = ["supervised", *(name for name in wanted if name != "supervised")]
-        rows += compare(replace(setting, **sizes), variants, modes, chosen.rounds, device, ceilings)
+        setting = replace(setting, **sizes)
+        rows += compare(setting, variants, modes, chosen.rounds, device, ceilings, chosen.copies)
     for row in rows:
         row["GB_per_s_ceiling"] = ceilings.bytes_per_s / 1e9
         row["TFLOP_per_s_ceiling"] = ceilings.flops_per_s / 1e12

@@ -100,7 +100,7 @@ def open_input(
     With a `latent_dim` the training set is not opened: its batches hold latent vectors of that width.
     """
     val = open_dataset(config.name, "val", config.root)
-    train = val if latent_dim is not None else open_dataset(config.name, "train", config.root)
+    train = val if latent_dim is not None else open_dataset(config.name, "train", config.root, config.share)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if latent_dim is not None:
         order = Order(config.steps_per_epoch * config.batch, config.batch, rank, world, seed)

@@ -95,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     about = "run a table of a paper: rows x seeds over one cache; run it again to go on"
     study = _job(jobs, "study", _study, about)
     study.add_argument("study", help="a name (`fastanc studies` lists them) or a YAML file")
-    study.add_argument("--scale", type=float, default=1.0, help="share of the full schedule (1)")
+    study.add_argument("--scale", type=float, default=1.0, help="share of the full schedule and data (1)")
+    study.add_argument("--only", action="append", default=[], help="an option of an axis; may be repeated")
+    study.add_argument("--seeds", type=int, nargs="+", default=[], help="in the place of the study's")
+    study.add_argument("--recipe", help="in the place of the study's")
     study.add_argument("--out", type=Path, help="folder of the study; runs/study-NAME by default")
     study.set_defaults(takes_fields=True)
 
@@ -182,11 +185,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from fastanc.study import load, run_study
+    from fastanc.study import chosen, load, run_study
 
     scaled = "" if options.scale == 1 else f"-scale{options.scale:g}"
     out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
-    print(run_study(load(options.study), out, options.scale, options.fields))
+    study = chosen(load(options.study), options.only, options.seeds, options.recipe)
+    print(run_study(study, out, options.scale, options.fields))
 
 
 def _export(options: argparse.Namespace) -> None:

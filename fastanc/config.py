@@ -40,6 +40,8 @@ class DataConfig:
     """Steps of an epoch where no data set says it: methods that train on latent vectors (datafree)."""
     views_per_image: int = 1
     """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
+    share: float = 1.0
+    """Share of the training images that are used, the same ones in every run and as many of every class."""
     batch: int = 64
     """Images per step over all processes."""
     eval_batch: int = 256
@@ -57,6 +59,7 @@ class DataConfig:
             _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
         _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
         _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
+        _require(0 < self.share <= 1, f"data.share must lie in (0, 1], not {self.share}")
         _require(
             self.image_px <= self.resize_px or self.resize_px == 0,
             f"data.resize_px ({self.resize_px}) must not be smaller than data.image_px ({self.image_px})",

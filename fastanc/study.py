@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -97,9 +98,37 @@ def _rows(study: Study) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
+def chosen(study: Study, options: Sequence[str], seeds: Sequence[int], recipe: str | None) -> Study:
+    """Return a smaller study: the rows of some options of its axes, other seeds, another recipe below them.
+
+    Raises ValueError for an option that no axis has.
+    """
+    known = [name for axis in study.grid for name in axis]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--only {name!r} is no option of the study: it has {', '.join(known)}")
+    grid = []
+    for axis in study.grid:
+        wanted = {name: overrides for name, overrides in axis.items() if name in options}
+        grid.append(wanted or axis)
+    rows = dict(_rows(replace(study, grid=tuple(grid))))
+    paper = {row: value for row, value in study.paper.items() if row in rows}
+    left = "" if len(rows) == len(_rows(study)) else f"only the rows with {', '.join(options)}"
+    below = f"recipe {recipe} in the place of {study.recipe}" if recipe else ""
+    return replace(
+        study,
+        grid=tuple(grid),
+        seeds=tuple(seeds) or study.seeds,
+        recipe=recipe or study.recipe,
+        paper=paper,
+        protocol=(*filter(None, (left, below)), *study.protocol),
+    )
+
+
 def cells(study: Study, out: Path, scale: float, fields: Sequence[str]) -> tuple[list[Cell], list[Cell]]:
     """Return the runs that come first and the cells of the grid; `fields` are overrides of all of them.
 
+    The seeds take turns, so that a study that was ended early has every row, if from fewer seeds.
     Raises ValueError for a wrong field, and for a finished cell that was made with other settings.
     """
     if not 0 < scale <= 1:
@@ -117,8 +146,8 @@ def cells(study: Study, out: Path, scale: float, fields: Sequence[str]) -> tuple
     first = [cell(name, name, overrides) for name, overrides in study.prepare.items()]
     grid = [
         cell(row, f"{_slug(row)}-seed{seed}", {**overrides, "run.seed": seed})
-        for row, overrides in _rows(study)
         for seed in study.seeds
+        for row, overrides in _rows(study)
     ]
     return first, grid
 
@@ -137,7 +166,10 @@ def _slug(text: str) -> str:
 
 
 def _scaled(config: Config, out: Path, scale: float) -> Config:
-    """Shorten a configuration's schedule; a teacher that is yet to be trained is a short one of this study."""
+    """Shorten a configuration: epochs and images each to the square root of the scale, for latent vectors the epochs.
+
+    A teacher that is yet to be trained is a short one of this study.
+    """
     if scale == 1:
         return config
     weights, teacher = config.teacher.weights, config.teacher
@@ -145,10 +177,14 @@ def _scaled(config: Config, out: Path, scale: float) -> Config:
         own = out / f"teacher-{Path(weights).parent.name}" / "student.safetensors"
         teacher = replace(teacher, weights=str(own))
     schedule = config.schedule
-    epochs = max(1, round(schedule.epochs * scale))
-    share = epochs / schedule.epochs
-    schedule = replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * share)
-    return replace(config, teacher=teacher, schedule=schedule)
+    has_images = config.method.latent_dim is None
+    epochs = max(1, round(schedule.epochs * (math.sqrt(scale) if has_images else scale)))
+    part = epochs / schedule.epochs
+    schedule = replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * part)
+    data = (
+        replace(config.data, share=min(1.0, config.data.share * scale / part)) if has_images else config.data
+    )
+    return replace(config, teacher=teacher, schedule=schedule, data=data)
 
 
 def _refuse_other_settings(cell: Cell) -> None:
@@ -199,6 +235,11 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
     return text
 
 
+def _images_left(grid: Sequence[Cell]) -> str:
+    shares = sorted({f"{100 * cell.config.data.share:.3g} %" for cell in grid if cell.config.data.share < 1})
+    return f", {' or '.join(shares)} of the training images" if shares else ""
+
+
 def _table(study: Study, grid: Sequence[Cell]) -> tuple[str, list[Any], str]:
     rows = []
     for name, _ in _rows(study):
@@ -224,8 +265,8 @@ def _notes(
     if scale != 1:
         epochs = sorted({cell.config.schedule.epochs for cell in grid})
         notes.append(
-            f"SCALED: {scale:g} of the full schedule ({', '.join(map(str, epochs))} epochs a run);"
-            " not comparable with the paper"
+            f"SCALED: {scale:g} of the full schedule ({', '.join(map(str, epochs))} epochs a run"
+            f"{_images_left(grid)}); not comparable with the paper"
         )
     if fields:
         notes.append(f"overrides on the command line: {' '.join(fields)}")

@@ -61,6 +61,11 @@ class ArraySet:
         """Return what fixes the pixels; neither device nor options do here."""
         return {"set": self.name, "fingerprint": self.fingerprint, "decoder": "none", "resize": "none"}
 
+    def subset(self, numbers: np.ndarray) -> ArraySet:
+        """Return the set of some images, renumbered: `numbers` is [M] int64."""
+        labels = None if self.labels is None else self.labels[numbers]
+        return ArraySet(self.name, self.images[numbers], labels, self.classes, self.mean, self.std)
+
     def sizes(self, index: np.ndarray) -> np.ndarray:
         """Return the sizes [B, 2] int32 of (w, h) in pixels of the unpadded images."""
         return np.full((len(index), 2), self.images.shape[1], np.int32)

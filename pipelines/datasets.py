@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import digits, small_sets
 from .arrays import ArraySet
 from .index import Index, cache_dir, index_path, open_index
+from .order import share_of
 from .workers import locked
 
 if TYPE_CHECKING:
@@ -129,8 +130,10 @@ def describe_names() -> str:
     return "\n".join(f"{name:14}{about}" for name, about in lines.items())
 
 
-def open_dataset(name: str, split: str, root: str | Path | None = None) -> ArraySet | JpegSet:
-    """Return a data set by name or path; `split` is "train" or "val".
+def open_dataset(
+    name: str, split: str, root: str | Path | None = None, share: float = 1.0
+) -> ArraySet | JpegSet:
+    """Return a data set by name or path; `split` is "train" or "val", `share` the part of its images to take.
 
     A given `root` is the only place looked in; without it FASTANC_DATA, the cache folder, what the system's
     packages installed, and at last torchvision's download. Raises ValueError for an unknown name or split,
@@ -140,9 +143,10 @@ def open_dataset(name: str, split: str, root: str | Path | None = None) -> Array
         raise ValueError(f"split {split!r} is unknown: use train or val")
     roots = _roots(root)
     if name in _ARRAYS:
-        return _open_arrays(name, split, roots, may_download=root is None)
+        arrays = _open_arrays(name, split, roots, may_download=root is None)
+        return arrays if share == 1 else arrays.subset(share_of(arrays.labels, arrays.num_images, share))
     if name == "digits":
-        return _jpeg_set(name, open_index(digits.digits_tar(split)), digits.MEAN, digits.STD)
+        return _jpeg_set(name, open_index(digits.digits_tar(split)), share, digits.MEAN, digits.STD)
     if name in _TREES:
         folder = _find_tree(name, split, roots, may_download=root is None)
     elif os.sep in name or Path(name).exists():
@@ -154,7 +158,7 @@ def open_dataset(name: str, split: str, root: str | Path | None = None) -> Array
             f"data set {name!r} is unknown: use {_names()}, or the path of a folder or tar of images"
         )
     index = _open_split(folder, split)
-    return _jpeg_set(name if name in _TREES else folder.name, index, IMAGENET_MEAN, IMAGENET_STD)
+    return _jpeg_set(name if name in _TREES else folder.name, index, share, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _names() -> str:
@@ -168,9 +172,13 @@ def _roots(root: str | Path | None) -> list[Path]:
     return [*([Path(given).expanduser()] if given else []), cache_dir() / "data"]
 
 
-def _jpeg_set(name: str, index: Index, mean: tuple[float, ...], std: tuple[float, ...]) -> JpegSet:
+def _jpeg_set(
+    name: str, index: Index, share: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> JpegSet:
     from .jpeg import JpegSet  # DALI takes seconds to import, and array sets do without
 
+    if share < 1:
+        index = index.subset(share_of(index.labels, len(index), share))
     return JpegSet(name, index, mean, std)
 
 

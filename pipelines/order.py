@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_SHARE_SEED = 1 << 32  # apart from the seeds that users give
+
 
 class Picks(NamedTuple):
     """The images of one step of one process."""
@@ -33,6 +35,16 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     result = words.astype(np.int64)
     result.flags.writeable = False
     return result
+
+
+def share_of(labels: np.ndarray | None, n: int, share: float) -> np.ndarray:
+    """Return the numbers [M] int64, ascending, of a fixed share of n images, rounded up in every class."""
+    drawn = _permutation(n, _SHARE_SEED, 0)
+    groups = np.zeros(n, np.int64) if labels is None else labels[drawn]
+    by_group = np.argsort(groups, kind="stable")
+    counts = np.bincount(groups)
+    place = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # within its own group
+    return np.sort(drawn[by_group[place < np.repeat(np.ceil(share * counts), counts)]])
 
 
 @dataclass(frozen=True)

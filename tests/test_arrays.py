@@ -50,6 +50,17 @@ def test_evaluation_gives_the_images_themselves() -> None:
     assert (small.images.permute(0, 2, 3, 1).numpy() == images[:8, 2:10, 2:10]).all()
 
 
+def test_a_subset_is_those_images_renumbered() -> None:
+    data, images = make(3)
+    numbers = np.array([1, 5, 19])
+    part = data.subset(numbers)
+    (batch,) = part.batches(evaluation_picks(3, 8), CentreCrop(12, 12))
+    assert (batch.images.permute(0, 2, 3, 1).numpy() == images[numbers]).all()
+    assert batch.labels.tolist() == (numbers % 3).tolist()
+    assert (part.num_images, part.num_classes) == (3, data.num_classes)
+    assert part.fingerprint != data.fingerprint
+
+
 def test_a_set_without_labels_has_batches_without_labels() -> None:
     _, images = make(1)
     data = ArraySet("toy", images, None, [], (0.5,), (0.5,))

@@ -83,7 +83,7 @@ def test_parts_of_a_step_sum_to_the_whole() -> None:
 def test_sources_are_what_the_variant_says(tmp_path) -> None:
     teacher = TINY.network(TINY.teacher).eval()
     played = {
-        name: enter(name, TINY, teacher, CPU, tmp_path, "eager").game
+        name: enter(name, TINY, teacher, CPU, tmp_path / name, "eager").game
         for name in ("anc online", "anc filling", "anc cached", "ksanc cached")
     }
     for game in played.values():

@@ -18,6 +18,8 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.datasets import describe_names, open_dataset
 from fastanc.pipelines.digits import MEAN, STD, digits_tar
 from fastanc.pipelines.index import open_index
+from fastanc.pipelines.order import Picks, share_of
+from fastanc.pipelines.views import CentreCrop
 from PIL import Image
 
 
@@ -219,6 +221,19 @@ def test_a_path_with_trees_or_tars(tmp_path: Path) -> None:
     assert (alone.name, alone.num_images) == ("train.tar", 6)
     with pytest.raises(FileNotFoundError, match=r"train\.tar has no val/ or val\.tar"):
         open_dataset(str(tmp_path / "tars" / "train.tar"), "val")
+
+
+def test_a_share_is_the_same_images_of_the_whole_set(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    whole, part = open_dataset("digits", "train"), open_dataset("digits", "train", share=0.1)
+    kept = share_of(whole.labels, whole.num_images, 0.1)
+    assert [part.index.name(i) for i in range(len(kept))] == [whole.index.name(i) for i in kept.tolist()]
+    assert part.labels.tolist() == whole.labels[kept].tolist()
+    assert part.describe()["fingerprint"] != whole.describe()["fingerprint"]
+    everything = CentreCrop(32, 32)
+    (got,) = part.batches([Picks(np.arange(9), np.zeros(9, np.int64))], everything)
+    (expected,) = whole.batches([Picks(kept[:9], np.zeros(9, np.int64))], everything)
+    assert (got.images == expected.images).all()
 
 
 def test_imagenet_as_it_is_downloaded(tmp_path: Path) -> None:

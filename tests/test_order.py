@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fastanc.pipelines.order import Order, evaluation_picks
+from fastanc.pipelines.order import Order, evaluation_picks, share_of
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -67,6 +67,18 @@ def test_views_of_an_image_are_neighbours() -> None:
             assert (picks.view.reshape(4, 3) == [3, 0, 1]).all()  # epoch 1 continues with view 3 of 4
             seen |= set(picks.index.tolist())
     assert seen == set(range(40))
+
+
+def test_a_share_has_as_many_of_every_class_and_grows() -> None:
+    labels = np.repeat([2, 0, 1], [10, 20, 30])
+    np.random.default_rng(0).shuffle(labels)
+    small, large = share_of(labels, 60, 0.25), share_of(labels, 60, 0.5)
+    assert np.bincount(labels[small]).tolist() == [5, 8, 3]  # rounded up
+    assert np.bincount(labels[large]).tolist() == [10, 15, 5]
+    assert set(small) < set(large)
+    assert (np.diff(small) > 0).all()
+    assert len(share_of(None, 60, 0.1)) == 6
+    assert share_of(labels, 60, 1.0).tolist() == list(range(60))
 
 
 def test_wrong_batches_are_refused_in_words() -> None:

@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastanc.config import Config
 from fastanc.models import zoo
-from fastanc.study import Study, cells, load, run_study, study_names
+from fastanc.study import Study, cells, chosen, load, run_study, study_names
 from fastanc.study_table import Row, as_html, as_text, read_row
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -109,16 +110,39 @@ def test_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
     }
 
 
-def test_scale_shortens_the_schedule_and_the_teachers(tmp_path: Path) -> None:
+def test_seeds_take_turns(tmp_path: Path) -> None:
+    study = Study(title="t", recipe="digits_anc", grid=({"a": {}, "b": {}},), seeds=(3, 4))
+    names = [config.run.name for config in configs(study, tmp_path)]
+    assert names == ["a-seed3", "b-seed3", "a-seed4", "b-seed4"]
+
+
+def test_some_rows_of_a_study(tmp_path: Path) -> None:
+    axes = ({"a": {}, "b": {}}, {"x": {}, "y": {}})
+    study = Study(title="t", recipe="cifar_anc", grid=axes, paper={"a · x": 1.0, "b · y": 2.0})
+    some = chosen(study, ["b"], [5, 6], "digits_anc")
+    made = configs(some, tmp_path)
+    assert [c.run.name for c in made] == ["b-x-seed5", "b-y-seed5", "b-x-seed6", "b-y-seed6"]
+    assert {c.data.name for c in made} == {"digits"}
+    assert some.paper == {"b · y": 2.0}
+    assert some.protocol == ("only the rows with b", "recipe digits_anc in the place of cifar_anc")
+    assert chosen(study, [], [], None) == study
+    with pytest.raises(ValueError, match="--only 'c' is no option of the study: it has a, b, x, y"):
+        chosen(study, ["c"], [], None)
+
+
+def test_scale_shortens_the_schedule_the_data_and_the_teachers(tmp_path: Path) -> None:
     options = {
         "schedule.epochs": 100,
         "schedule.warmup_epochs": 5.0,
         "teacher.weights": "nowhere/t/student.safetensors",
     }
     study = Study(title="t", recipe="digits_anc", grid=({"a": {}},), set=options)
-    (full,), (short,) = configs(study, tmp_path), configs(study, tmp_path, 0.05)
-    assert (full.schedule.epochs, full.schedule.warmup_epochs) == (100, 5)
-    assert (short.schedule.epochs, short.schedule.warmup_epochs) == (5, 0.25)
+    (full,), (short,) = configs(study, tmp_path), configs(study, tmp_path, 0.04)
+    assert (full.schedule.epochs, full.schedule.warmup_epochs, full.data.share) == (100, 5, 1)
+    assert (short.schedule.epochs, short.schedule.warmup_epochs) == (20, 1)
+    assert short.data.share == pytest.approx(0.2)
+    (latent,) = configs(replace(study, recipe="lenet_datafree"), tmp_path, 0.04)
+    assert (latent.schedule.epochs, latent.data.share) == (4, 1)
     assert full.teacher.weights == options["teacher.weights"]
     assert short.teacher.weights == str(tmp_path / "teacher-t" / "student.safetensors")
     with pytest.raises(ValueError, match="--scale"):
