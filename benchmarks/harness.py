@@ -135,7 +135,8 @@ def _command() -> str:
     """Return the command line without the paths of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}"
-    return " ".join([start, *map(_portable, sys.argv[1:])])
+    words = map(_portable, sys.argv[1:])
+    return " ".join([start, *(f'"{word}"' if " " in word else word for word in words)])
 
 
 def _portable(argument: str) -> str:

@@ -56,7 +56,7 @@ def test_record_appends_one_line_a_run_named_after_the_device(
 ) -> None:
     monkeypatch.setenv("FASTANC_DATA", "/somewhere/data")
     monkeypatch.setattr(
-        sys, "argv", ["bench.py", "--root=/somewhere/data/cifar10", "/other/place", "--n", "3"]
+        sys, "argv", ["bench.py", "--root=/somewhere/data/cifar10", "/other/place", "--n", "3", "a b"]
     )
     monkeypatch.setattr(harness, "environment", lambda: {"device": "NVIDIA H100 80GB HBM3"})
     first = record("step", [{"net": "resnet18", "images_per_s": 1.5}], tmp_path)
@@ -67,7 +67,7 @@ def test_record_appends_one_line_a_run_named_after_the_device(
         [{"net": "resnet18", "images_per_s": 1.5}],
         [{"net": "resnet50"}],
     ]
-    assert runs[0]["command"].endswith(" --root=$FASTANC_DATA/cifar10 .../place --n 3")
+    assert runs[0]["command"].endswith(' --root=$FASTANC_DATA/cifar10 .../place --n 3 "a b"')
     assert "/other" not in first.read_text()
 
 
