@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.harness import record, table
-from fastanc.assemble import build_teacher_network, open_input
+from fastanc.assemble import build_teacher_network
+from fastanc.inputs import open_input
 from fastanc.parsing import parse
 from fastanc.processes import make_accelerator
 from fastanc.teacher.rows import Field, decode, encode, head_logits

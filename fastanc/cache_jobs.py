@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fastanc import assemble
+from fastanc import assemble, inputs
 from fastanc.config import Config
 from fastanc.parsing import parse
 from fastanc.processes import make_accelerator
@@ -25,7 +25,7 @@ class _Bench:
     def __init__(self, config: Config, create: bool):
         self.accelerator = make_accelerator(batch=config.data.batch)
         self.config = config
-        self.input = assemble.open_input(config.data, config.run.seed, self.accelerator)
+        self.input = inputs.open_input(config.data, config.run.seed, self.accelerator)
         network = assemble.build_teacher_network(config, self.input.train)
         self.store = assemble.open_store(config, self.input, network, create=create)
         self.online: Online = assemble.open_online(config, self.input, network)

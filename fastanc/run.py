@@ -14,7 +14,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.utils import set_seed
 
-from fastanc import assemble, checkpoint
+from fastanc import assemble, checkpoint, inputs
 from fastanc.batch import Batch, Outputs
 from fastanc.checkpoint import Checkpoints
 from fastanc.config import Config
@@ -49,7 +49,7 @@ class Run:
         self.interruption = Interruption(self.accelerator)
         self.folder = config.run.folder
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
-        self.input = assemble.open_input(
+        self.input = inputs.open_input(
             config.data, config.run.seed, self.accelerator, config.method.latent_dim
         )
         share, parts = config.data.batch // self.world, config.run.accumulate
@@ -60,7 +60,7 @@ class Run:
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
-        note = assemble.input_note(self.input)
+        note = inputs.input_note(self.input)
         self._notes: list[str] = [note] if note else []
         self._build_game()
         self.start = self._resume()

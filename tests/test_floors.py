@@ -20,11 +20,12 @@ FLOORS = {
     "methods": 4,
     **dict.fromkeys(("teacher", "players", "rates", "schedule"), 5),
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
-    **dict.fromkeys(("assemble", "parsing", "report", "export", "study_table"), 7),
-    "run": 8,
-    "train": 9,
-    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 10),
-    "cli": 11,
+    **dict.fromkeys(("inputs", "parsing", "report", "export", "study_table"), 7),
+    "assemble": 8,
+    "run": 9,
+    "train": 10,
+    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 11),
+    "cli": 12,
 }
 TAKEN = {"torch", "torchvision", "accelerate", "deepspeed", "transformers", "numpy", "timm", "datasets"}
 TAKEN |= {"evaluate", "draccus", "utils", *sys.stdlib_module_names}

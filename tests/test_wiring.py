@@ -87,16 +87,16 @@ def test_every_method_trains_through_the_public_entry(method: str, tmp_path: Pat
 
 
 def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastanc import assemble
+    from fastanc import inputs
 
     asked = []
-    real = assemble.open_dataset
+    real = inputs.open_dataset
 
-    def watched(name: str, split: str, root: str | None) -> object:
+    def watched(name: str, split: str, *others: object) -> object:
         asked.append(split)
-        return real(name, split, root)
+        return real(name, split, *others)
 
-    monkeypatch.setattr(assemble, "open_dataset", watched)
+    monkeypatch.setattr(inputs, "open_dataset", watched)
     folder = run(tmp_path, "datafree", **OWN["datafree"], **{"teacher.cache": "fill"})
     assert asked == ["val"]
     assert not (tmp_path / "cache").exists()
