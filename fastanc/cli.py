@@ -189,7 +189,7 @@ def _study(options: argparse.Namespace) -> None:
 
     scaled = "" if options.scale == 1 else f"-scale{options.scale:g}"
     out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
-    study = chosen(load(options.study), options.only, options.seeds, options.recipe)
+    study = chosen(load(options.study), options.only, options.seeds, options.recipe, options.fields)
     print(run_study(study, out, options.scale, options.fields))
 
 

@@ -24,6 +24,10 @@ from fastanc.train import train, with_teacher
 Overrides = Mapping[str, Any]
 
 
+_COMPARED = {"--data.name", "--teacher.name", "--student.name"}
+"""With another one of these a number has nothing to do with the paper's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """What a study's YAML file says."""
@@ -98,9 +102,16 @@ def _rows(study: Study) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-def chosen(study: Study, options: Sequence[str], seeds: Sequence[int], recipe: str | None) -> Study:
+def chosen(
+    study: Study,
+    options: Sequence[str],
+    seeds: Sequence[int],
+    recipe: str | None,
+    fields: Sequence[str] = (),
+) -> Study:
     """Return a smaller study: the rows of some options of its axes, other seeds, another recipe below them.
 
+    With another recipe, or `fields` that name another data set or network, the paper's numbers are left out.
     Raises ValueError for an option that no axis has.
     """
     known = [name for axis in study.grid for name in axis]
@@ -115,6 +126,9 @@ def chosen(study: Study, options: Sequence[str], seeds: Sequence[int], recipe: s
     paper = {row: value for row, value in study.paper.items() if row in rows}
     left = "" if len(rows) == len(_rows(study)) else f"only the rows with {', '.join(options)}"
     below = f"recipe {recipe} in the place of {study.recipe}" if recipe else ""
+    if recipe or not _COMPARED.isdisjoint(field.partition("=")[0] for field in fields):
+        paper = {}
+        study = replace(study, title=f"{study.title}; but on other data or networks, see below")
     return replace(
         study,
         grid=tuple(grid),

@@ -123,7 +123,10 @@ def test_some_rows_of_a_study(tmp_path: Path) -> None:
     made = configs(some, tmp_path)
     assert [c.run.name for c in made] == ["b-x-seed5", "b-y-seed5", "b-x-seed6", "b-y-seed6"]
     assert {c.data.name for c in made} == {"digits"}
-    assert some.paper == {"b · y": 2.0}
+    assert (some.paper, some.title) == ({}, "t; but on other data or networks, see below")
+    assert chosen(study, ["b"], [], None).paper == {"b · y": 2.0}
+    assert chosen(study, [], [], None, ["--optimizer.lr", "0.1"]) == study
+    assert chosen(study, [], [], None, ["--data.name", "digits"]).paper == {}
     assert some.protocol == ("only the rows with b", "recipe digits_anc in the place of cifar_anc")
     assert chosen(study, [], [], None) == study
     with pytest.raises(ValueError, match="--only 'c' is no option of the study: it has a, b, x, y"):
