@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from fastanc import assemble, checkpoint, inputs
 from fastanc.batch import Batch, Outputs
 from fastanc.checkpoint import Checkpoints
-from fastanc.config import Config
+from fastanc.config import Config, DataConfig
 from fastanc.methods.base import Played, TeacherSpec
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed
@@ -310,7 +310,7 @@ class Run:
             "student": config.student.name,
             "teacher": config.teacher.name if self.teacher_network is not None else None,
             "dataset": config.data.name,
-            "trained_on": config.data.name if self.input.latent_dim is None else "latent vectors",
+            "trained_on": _trained_on(config.data, self.input.latent_dim),
             "params": size.parameters,
             "macs": size.macs,
             "epochs": self.total_steps / self.steps_per_epoch,
@@ -336,3 +336,9 @@ class Run:
         self.checkpoints.wait()
         self.accelerator.free_memory()
         self.interruption.release()
+
+
+def _trained_on(data: DataConfig, latent_dim: int | None) -> str:
+    if latent_dim is not None:
+        return "latent vectors"
+    return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"

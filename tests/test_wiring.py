@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastanc.pipelines.datasets import open_dataset
 from fastanc.pipelines.noise import latents
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from fastanc.export import export
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
+from fastanc.teacher.store import Store
 from fastanc.train import train
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -84,6 +86,17 @@ def test_every_method_trains_through_the_public_entry(method: str, tmp_path: Pat
     assert 0 <= summary["val"]["error_pct"] <= 100
     student = zoo.load_weights(folder / "student.safetensors").eval()
     assert student(torch.zeros(1, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_a_share_of_the_data_is_all_that_is_trained_on_and_cached(tmp_path: Path) -> None:
+    options = {"data.share": "0.1", "run.max_steps": "0", "schedule.epochs": "1", "teacher.cache": "fill"}
+    summary = json.loads((run(tmp_path, "l2", **options) / "summary.json").read_text())
+    images = open_dataset("digits", "train", share=0.1).num_images
+    assert summary["trained_on"] == "10 % of digits"
+    assert summary["steps"] == images // 16
+    (cache,) = (tmp_path / "cache").iterdir()
+    store = Store.at(cache)
+    assert (store.num_images, store.complete(0)) == (images, True)
 
 
 def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
