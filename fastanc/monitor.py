@@ -69,6 +69,7 @@ class Monitor:
         steps_per_epoch: int,
         start_step: int = 0,
         skip_nonfinite: int = 0,
+        teacher_cache: str = "off",
         reduce_mean: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         """Open the run's file and bar; lines of steps that will be made again (>= `start_step`) are removed.
@@ -82,11 +83,12 @@ class Monitor:
             steps_per_epoch: turns steps into epochs.
             start_step: the first step that this execution makes.
             skip_nonfinite: updates that may have been left out because a term was not finite.
+            teacher_cache: off, fill or read: where the teacher's outputs come from.
             reduce_mean: mean of a float32 vector over all processes, all of which call it at the same steps.
         """
         self._total, self._every, self._images = total_steps, log_every, images_per_step
         self._steps_per_epoch, self._start, self._reduce_mean = steps_per_epoch, start_step, reduce_mean
-        self._skips_left = skip_nonfinite
+        self._skips_left, self._teacher_cache = skip_nonfinite, teacher_cache
         self._is_main, self._path = is_main, Path(run_dir) / "metrics.jsonl"
         self._rows: list[tuple[int, tuple[str, ...], int, Tensor]] = []
         self._step = start_step - 1
@@ -183,7 +185,7 @@ class Monitor:
         self._watch_discriminator(means)
         if not self._bottleneck_said and self._step + 1 - self._start >= _BOTTLENECK_AFTER_STEPS:
             self._bottleneck_said = True
-            self.note(bottleneck(self._rates))
+            self.note(bottleneck(self._rates, self._teacher_cache))
         self._window.restart()
 
     def _read_window(self) -> dict[str, float]:

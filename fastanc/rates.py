@@ -9,14 +9,21 @@ from pathlib import Path
 
 from fastanc.pipelines.decode_plan import cores_per_process
 
+_FASTER_TEACHER = {
+    "off": "keep the teacher's rows for later epochs and students (--teacher.cache fill)",
+    "fill": "a faster teacher (bf16, compiled): its rows are being kept, later epochs and students only read them",
+    "read": "put the cache on faster storage, or keep it in memory (--teacher.memory_gib)",
+}
 
-def bottleneck(rates: Mapping[str, float]) -> str:
+
+def bottleneck(rates: Mapping[str, float], teacher_cache: str = "off") -> str:
     """Return one line: what bounds the run, the shares measured, and what would lift it.
 
     Args:
         rates: `images_per_s`; `data_share` and `teacher_share`, the parts of the wall time (0..1) spent
             waiting for the batch and for the teacher; `cpu_share`, the part of this process's cores that was
             busy; `cores`, their number; `read_bytes_per_s`, what came from storage and not from the page cache.
+        teacher_cache: off, fill or read.
     """
     data, teacher = rates["data_share"], rates["teacher_share"]
     compute = max(0.0, 1.0 - data - teacher)
@@ -24,8 +31,7 @@ def bottleneck(rates: Mapping[str, float]) -> str:
     if max(data, teacher) < 0.05:
         bound, lift = "compute", "a larger batch per process, bf16 and a compiled student, or more processes"
     elif teacher >= data:
-        bound = "teacher"
-        lift = "keep an online teacher's rows (`fastanc cache build`), or put the cache on faster storage"
+        bound, lift = "teacher", _FASTER_TEACHER[teacher_cache]
     elif rates["cpu_share"] < 0.75 and read_mb >= 20:
         bound, lift = "storage", "put the set on a local disk or in memory, or pack it smaller"
     else:

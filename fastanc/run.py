@@ -128,6 +128,7 @@ class Run:
             log_every=self.config.run.log_every,
             images_per_step=self.config.data.batch,
             skip_nonfinite=self.config.run.skip_nonfinite,
+            teacher_cache=self.config.teacher.cache,
             start_step=self.start,
             is_main=self.is_main,
             reduce_mean=mean_over(self.accelerator),

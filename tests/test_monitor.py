@@ -232,6 +232,12 @@ def test_bottleneck_names_the_bound(bound: str, rates: dict[str, float]) -> None
 
 
 def test_bottleneck_says_shares_and_what_remains_without_the_wait() -> None:
+    for cache, advice in (
+        ("off", "--teacher.cache fill"),
+        ("fill", "are being kept"),
+        ("read", "faster storage"),
+    ):
+        assert advice in bottleneck({**RATES, "teacher_share": 0.3}, cache)
     line = bottleneck({**RATES, "data_share": 0.5, "teacher_share": 0.3})
     for part in ("compute 20%", "data 50%", "teacher 30%", "at 800 images/s", "up to 4,000 images/s"):
         assert part in line
