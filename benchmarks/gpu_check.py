@@ -148,12 +148,14 @@ def kernels(rehearse: bool) -> Iterator[Row]:
 def _setting(student: str, rehearse: bool) -> Setting:
     from benchmarks.step import defaults
 
-    large = defaults(device_of(rehearse))[-1]
-    return TINY if rehearse else replace(large, student=f"torchvision:{student}")
+    small, *_, large = defaults(device_of(rehearse))
+    if rehearse:
+        return TINY
+    return small if student == small.student else replace(large, student=f"torchvision:{student}")
 
 
-def step_of(student: str) -> Callable[[bool], Iterator[Row]]:
-    """Return the part that measures the training step of a student of ResNet-152, at 224 px."""
+def step_of(student: str, modes: Sequence[str] = ("eager", "compiled")) -> Callable[[bool], Iterator[Row]]:
+    """Return the part that measures the training step of a student of ResNet-152 at 224 px, or of ResNet-56 at 32."""
 
     def part(rehearse: bool) -> Iterator[Row]:
         from benchmarks.roofline import measure_ceilings
@@ -166,7 +168,7 @@ def step_of(student: str) -> Callable[[bool], Iterator[Row]]:
         )
         variants = [name for name in usable(device, setting.precision) if name.startswith(("sup", "anc"))]
         variants.remove("anc filling")
-        for mode in ["eager"] if rehearse else ["eager", "compiled"]:
+        for mode in modes[:1] if rehearse else modes:
             for each in compare(setting, variants, [mode], 1 if rehearse else 4, device, ceilings):
                 parts = ", ".join(
                     f"{key[:-3]} {value:.2f} ms"
@@ -268,6 +270,8 @@ PARTS = {  # the teacher is compiled once; the steps after it find it in the com
     "teacher": Part(teacher, 80),
     "step resnet18": Part(step_of("resnet18"), 100),
     "step resnet50": Part(step_of("resnet50"), 100),
+    # The 32 px step may be bound by launches, which graphs save.
+    "step resnet20": Part(step_of("resnet20_v1", ("eager", "compiled", "graphs")), 80),
     "end to end": Part(end_to_end, 60),
     "launches": Part(launched, 120),
     "tests": Part(tests, 150),

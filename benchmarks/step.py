@@ -128,7 +128,7 @@ def compare(
                     before = _allocated(device)
                     own = Path(folder) / f"{variant}-{mode}-{copy}"
                     contestants.append(enter(variant, setting, teacher, device, own, mode))
-                    contestants[-1].game.turn(3 if mode == "compiled" or device.type == "cuda" else 1)
+                    contestants[-1].game.turn(3 if mode != "eager" or device.type == "cuda" else 1)
                     resident.append(_allocated(device) - before)
         turns: list[list[dict[str, float]]] = [[] for _ in contestants]
         peaks = [0.0] * len(contestants)
@@ -281,7 +281,9 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1 if cuda else 6, help="games of every variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="beside supervised")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="bf16 on CUDA, else fp32")
-    parser.add_argument("--compile", action="store_true", help="every variant also compiled")
+    parser.add_argument(
+        "--compile", action="store_true", help="every variant also compiled, and with CUDA graphs"
+    )
     chosen = parser.parse_args()
     settings = defaults(device, chosen.precision)
     if chosen.student:
@@ -293,7 +295,7 @@ def main() -> None:
         f"ceilings: {ceilings.bytes_per_s / 1e9:.1f} GB/s, {ceilings.flops_per_s / 1e12:.3f} TFLOP/s",
         flush=True,
     )
-    modes = ["eager", "compiled"] if chosen.compile else ["eager"]
+    modes = ["eager", *(["compiled", "graphs"] if chosen.compile else [])]
     rows = []
     for setting in settings:
         wanted = chosen.variants or usable(device, setting.precision)

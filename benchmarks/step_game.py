@@ -120,7 +120,7 @@ class Clock:
 
 
 class Game:
-    """A method with its players, its teacher and its batches; `mode` is "eager" or "compiled"."""
+    """A method with its players, its teacher and its batches; `mode` is eager, compiled, or graphs (CUDA graphs)."""
 
     def __init__(
         self,
@@ -136,8 +136,8 @@ class Game:
     ):
         self.method, self.teacher, self.batches, self.device = method, teacher, batches, device
         networks = method.networks(student)
-        if mode == "compiled":
-            networks["student"].compile()
+        if mode != "eager":
+            networks["student"].compile(mode="reduce-overhead" if mode == "graphs" else "default")
         self.players = Players(make_accelerator(precision=precision), networks, {"student": optimizer})
         self.clock = Clock(device)
         self._steps_done = 0
@@ -148,6 +148,7 @@ class Game:
         self._steps_done += 1
         seed_step(0, number, 0)
         batch = next(self.batches)
+        torch.compiler.cudagraph_mark_step_begin()
         clock("data")
         if self.teacher is not None:
             batch.target = self.teacher(batch)
@@ -197,7 +198,7 @@ def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool
     network = setting.network(setting.teacher).eval()
     calibrate_batchnorm(network, 3, setting.image_px)  # untrained features would leave fp16's range
     network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
-    if mode == "compiled":
+    if mode != "eager":
         network.compile()
     return network
 

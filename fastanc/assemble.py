@@ -193,9 +193,9 @@ def load_student(run_dir: Path) -> Tapped:
     return zoo.load_weights(run_dir / "student.safetensors")
 
 
-def compile_in_place(module: nn.Module, sample: torch.Tensor) -> str | None:
+def compile_in_place(module: nn.Module, sample: torch.Tensor, mode: str = "default") -> str | None:
     """Compile a network's forward; return one sentence when that fails and eager mode stays."""
-    module.compile()
+    module.compile(mode=mode)
     try:
         with torch.no_grad():
             module(sample)

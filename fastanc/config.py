@@ -153,6 +153,9 @@ class RunConfig:
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
     compile: bool = False
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
+    compile_mode: str = "default"
+    """How the student is compiled: default, reduce-overhead (CUDA graphs, where launching kernels takes longer than
+    running them: small images, small batches) or max-autotune."""
     accumulate: int = 1
     """Parts into which a process cuts its batch for less memory; each play sums their gradients before it moves."""
     skip_nonfinite: int = 0
@@ -172,6 +175,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _choice("run.precision", self.precision, ("fp32", "bf16", "fp16"))
+        _choice("run.compile_mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        _require(
+            self.compile or self.compile_mode == "default",
+            f"run.compile_mode {self.compile_mode} does nothing alone: set run.compile to true",
+        )
         _require(0 <= self.ema < 1, f"run.ema must lie in [0, 1), not {self.ema}: 0.999 is usual")
         _require(self.skip_nonfinite >= 0, f"run.skip_nonfinite must be 0 or more, not {self.skip_nonfinite}")
         _require(

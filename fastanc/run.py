@@ -110,9 +110,11 @@ class Run:
         size = self.config.data.batch // self.world // self.config.run.accumulate
         shape = (size, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
         sample = torch.zeros(shape, dtype=torch.uint8, device=device)
-        for module in (networks["student"], self.teacher_network):
+        # Not the teacher: a graph's outputs are overwritten in the next step, and rows wait longer to be kept.
+        modes = ((networks["student"], self.config.run.compile_mode), (self.teacher_network, "default"))
+        for module, mode in modes:
             if module is not None:
-                problem = assemble.compile_in_place(module.to(device), sample)
+                problem = assemble.compile_in_place(module.to(device), sample, mode)
                 if problem:
                     self._notes.append(problem)
 
@@ -170,6 +172,7 @@ class Run:
             batch = next(batches)
             self._step_s["data_s"] = time.perf_counter() - began
             assert batch.step == step, (batch.step, step)
+            torch.compiler.cudagraph_mark_step_begin()
             yield step, batch
 
     def lr_factor(self, step: int) -> float:
