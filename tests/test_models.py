@@ -203,6 +203,14 @@ def test_dafl_generator_keeps_the_published_eps() -> None:
         dafl_generator(10, 1, 30, **kwargs)
 
 
+def test_a_narrow_generator_costs_the_square_less() -> None:
+    kwargs = {"mean": (0.5,), "std": (0.5,)}
+    published, narrow = (dafl_generator(10, 1, 28, **kwargs, width=width) for width in (64, 16))
+    assert published.conv2.weight.shape == (64, 128, 3, 3)
+    assert narrow.conv2.weight.shape == (16, 32, 3, 3)
+    assert narrow(torch.randn(2, 10)).shape == (2, 1, 28, 28)
+
+
 def _randomise_batchnorm(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

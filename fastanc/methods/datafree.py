@@ -93,6 +93,8 @@ class DataFreeConfig(MethodConfig):
     """Width of a latent vector (DFAD 256; DAFL 1000)."""
     generator: str = "dfad"
     """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
+    generator_width: int = 64
+    """Channels of the generator's last map, half of those before it (the papers 64; cost grows with the square)."""
 
     def __post_init__(self) -> None:
         one_of("method.latents", self.latents, ("fresh", "batch"))
@@ -100,6 +102,8 @@ class DataFreeConfig(MethodConfig):
         one_of("method.on", self.on, ("logits", "features"))
         one_of("method.generator", self.generator, ("dafl", "dfad"))
         one_of("method.regulariser", self.regulariser, ("none", "adversarial"))
+        if self.generator_width < 1:
+            raise ValueError(f"method.generator_width is {self.generator_width}: it must be 1 or more")
         if self.student_steps < 1:
             raise ValueError(f"method.student_steps is {self.student_steps}: it must be 1 or more")
         if not any((self.one_hot, self.information, self.activation, self.disagreement)):
@@ -135,7 +139,9 @@ class DataFree(Method):
         c = self.config
         t = self.teacher
         generator = dafl_generator if c.generator == "dafl" else dfad_generator
-        made = generator(c.latent_dim, t.in_channels, t.image_px, mean=t.mean, std=t.std)
+        made = generator(
+            c.latent_dim, t.in_channels, t.image_px, mean=t.mean, std=t.std, width=c.generator_width
+        )
         nets: dict[str, nn.Module] = {"student": student, "generator": made}
         if c.fool > 0:
             width = self.spec.num_classes if c.on == "logits" else self.spec.feature_dim

@@ -64,17 +64,29 @@ class Generator(nn.Module):
 
 
 def dafl_generator(
-    latent_dim: int, channels: int, out_px: int, *, mean: Sequence[float], std: Sequence[float]
+    latent_dim: int,
+    channels: int,
+    out_px: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    width: int = 64,
 ) -> Generator:
     """Return DAFL's generator; its inner BatchNorm eps of 0.8 is the published one (Chen et al. 2019)."""
-    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=0.8)
+    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=0.8, width=width)
 
 
 def dfad_generator(
-    latent_dim: int, channels: int, out_px: int, *, mean: Sequence[float], std: Sequence[float]
+    latent_dim: int,
+    channels: int,
+    out_px: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    width: int = 64,
 ) -> Generator:
     """Return DFAD's generator: DAFL's with PyTorch's default eps (Fang et al. 2019)."""
-    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=1e-5)
+    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=1e-5, width=width)
 
 
 @torch.no_grad()
