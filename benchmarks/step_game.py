@@ -140,6 +140,7 @@ class Game:
             networks["student"].compile(mode="reduce-overhead" if mode == "graphs" else "default")
         self.players = Players(make_accelerator(precision=precision), networks, {"student": optimizer})
         self.clock = Clock(device)
+        self._graphs = mode == "graphs"
         self._steps_done = 0
 
     def step(self) -> None:
@@ -148,7 +149,8 @@ class Game:
         self._steps_done += 1
         seed_step(0, number, 0)
         batch = next(self.batches)
-        torch.compiler.cudagraph_mark_step_begin()
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         clock("data")
         if self.teacher is not None:
             batch.target = self.teacher(batch)

@@ -14,11 +14,11 @@ from torch import nn
 from fastanc.config import Config, DataConfig, NetworkConfig, TeacherConfig
 from fastanc.inputs import DataSet, Input
 from fastanc.methods.base import Method, TeacherSpec
-from fastanc.methods.ksanc import load_estimators
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed
 from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
+from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.pipelines.views import boxes_crc
 from fastanc.teacher.build import build_cache
@@ -28,6 +28,7 @@ from fastanc.teacher.identity import identity
 from fastanc.teacher.online import Online
 from fastanc.teacher.store import Field, Store
 
+Teacher = Online | Cached | Filling
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -135,9 +136,7 @@ def open_online(config: Config, source: Input, network: Tapped | Squeezed) -> On
     return Online(network, spec, _DTYPES[config.teacher.precision])  # type: ignore[arg-type]
 
 
-def open_teacher(
-    config: Config, source: Input, method: Method, network: Tapped | Squeezed
-) -> Online | Cached | Filling:
+def open_teacher(config: Config, source: Input, method: Method, network: Tapped | Squeezed) -> Teacher:
     """Return where the teacher's outputs come from: the network, the cache, or both."""
     online = open_online(config, source, network)
     if "descriptors" in method.needs and not isinstance(network, Squeezed):

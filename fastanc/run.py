@@ -11,25 +11,21 @@ from typing import Any
 
 import draccus
 import torch
-from accelerate import DistributedType
-from accelerate.utils import set_seed
 
 from fastanc import assemble, checkpoint, inputs
 from fastanc.batch import Batch, Outputs
 from fastanc.checkpoint import Checkpoints
 from fastanc.config import Config, DataConfig
-from fastanc.methods.base import Played, TeacherSpec
+from fastanc.game import open_game
+from fastanc.methods.base import Played
 from fastanc.models import zoo
-from fastanc.models.attention import Squeezed
 from fastanc.models.counting import count
-from fastanc.models.taps import Tapped
 from fastanc.monitor import Monitor
 from fastanc.parsing import dump
-from fastanc.players import Average, Players
-from fastanc.processes import Interrupted, Interruption, average_flat, make_accelerator, mean_over, sum_over
+from fastanc.processes import Interrupted, Interruption, make_accelerator, mean_over, sum_over
 from fastanc.schedule import factor
 from fastanc.teacher.filling import Filling
-from fastanc.validate import average_buffers, evaluate
+from fastanc.validate import evaluate
 
 
 class Run:
@@ -60,63 +56,15 @@ class Run:
         self.steps_per_epoch = self.input.order.steps_per_epoch
         self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
+        self.game = open_game(config, self.accelerator, self.input)
+        self.players, self.method, self.teacher = self.game.players, self.game.method, self.game.teacher
         note = inputs.input_note(self.input)
-        self._notes: list[str] = [note] if note else []
-        self._build_game()
+        self._notes: list[str] = [*([note] if note else []), *self.game.notes]
         self.start = self._resume()
         self.monitor = self._open_folder()
         self._played: dict[str, torch.Tensor] = {}
         self._measured: dict[str, torch.Tensor] = {}
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
-
-    def _build_game(self) -> None:
-        config, dataset = self.config, self.input.train
-        set_seed(config.run.seed)
-        self.student: Tapped = assemble.build_network(
-            config.student, config.data, dataset, config.student.weights, config.method.reads_stages
-        )
-        self.teacher_network: Tapped | Squeezed | None = None
-        spec = TeacherSpec(num_classes=dataset.num_classes)
-        if config.method.needs_teacher:
-            self.teacher_network = assemble.build_teacher_network(config, dataset)
-            spec = assemble.teacher_spec(self.teacher_network, config.data, dataset.channels)
-        self.method = config.method.build(spec)
-        if "labels" in self.method.needs and dataset.labels is None:
-            raise ValueError(
-                f"data.name {dataset.name} has no labels, which method.type {config.method.kind} needs"
-            )
-        networks = self.method.networks(self.student)
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            # DeepSpeed views weights as bytes, which needs the contiguous layout.
-            networks["student"].to(memory_format=torch.channels_last)
-        if config.run.compile:
-            self._compile(networks)
-        optimizers = {"student": config.optimizer, **self.method.optimizers()}
-        self.average: Average | None = None
-        if config.run.ema:  # copied before the student is wrapped
-            self.average = Average(self.student, config.run.ema, self.accelerator.device)
-        self.players = Players(
-            self.accelerator, networks, optimizers, skip_nonfinite=config.run.skip_nonfinite
-        )
-        self.teacher = None
-        if self.teacher_network is not None:
-            self.teacher_network.to(self.accelerator.device)
-            if config.method.latent_dim is None:
-                self.teacher = assemble.open_teacher(config, self.input, self.method, self.teacher_network)
-
-    def _compile(self, networks: dict[str, torch.nn.Module]) -> None:
-        device = self.accelerator.device
-        # The real batch: a sample of another size would make the compiler think that sizes vary.
-        size = self.config.data.batch // self.world // self.config.run.accumulate
-        shape = (size, self.input.train.channels, self.config.data.image_px, self.config.data.image_px)
-        sample = torch.zeros(shape, dtype=torch.uint8, device=device)
-        # Not the teacher: a graph's outputs are overwritten in the next step, and rows wait longer to be kept.
-        modes = ((networks["student"], self.config.run.compile_mode), (self.teacher_network, "default"))
-        for module, mode in modes:
-            if module is not None:
-                problem = assemble.compile_in_place(module.to(device), sample, mode)
-                if problem:
-                    self._notes.append(problem)
 
     def _open_folder(self) -> Monitor:
         if self.is_main:
@@ -156,11 +104,7 @@ class Run:
             path = Path(wish)
         state, meta = checkpoint.load(path)
         checkpoint.check_same(path, meta["config"], draccus.encode(self.config))
-        self.players.load_state(state["players"])
-        if self.average is not None:
-            self.average.network.load_state_dict(state["average"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
 
@@ -172,7 +116,8 @@ class Run:
             batch = next(batches)
             self._step_s["data_s"] = time.perf_counter() - began
             assert batch.step == step, (batch.step, step)
-            torch.compiler.cudagraph_mark_step_begin()
+            if self.config.run.compile_mode == "reduce-overhead":
+                torch.compiler.cudagraph_mark_step_begin()
             yield step, batch
 
     def lr_factor(self, step: int) -> float:
@@ -203,8 +148,8 @@ class Run:
 
     def after(self, step: int) -> None:
         """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop."""
-        if self.average is not None:
-            self.average.update(self.student)
+        if self.game.average is not None:
+            self.game.average.update(self.game.student)
         try:
             self.monitor.step(
                 step,
@@ -246,7 +191,7 @@ class Run:
 
     def save(self, done: int) -> None:
         """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
-        self._average_buffers()
+        self.game.average_buffers()
         if self.teacher is not None:
             self.teacher.flush()
             self.accelerator.wait_for_everyone()  # else processes may compute rows that others have just written
@@ -256,38 +201,21 @@ class Run:
                 f"the weights of the {spoiled} are not finite after step {done - 1}: lower its learning rate or"
                 f" clip its gradients, and resume; {self._last_good()}"
             )
-        state: dict[str, Any] = {"players": self.players.state()}
-        if self.average is not None:
-            state["average"] = self.average.network.state_dict()
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
+        state = self.game.state()
         if self.is_main:
             meta = {"config": draccus.encode(self.config), "world": self.world}
             self.checkpoints.save(done, state, meta)
 
-    @property
-    def kept(self) -> Tapped:
-        """What is evaluated and written at the end: the student, or its moving average."""
-        if self.average is None:
-            return self.student
-        assert isinstance(self.average.network, Tapped)
-        return self.average.network
-
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
         """Evaluate the student on the whole validation set, exactly once per image over all processes."""
-        self._average_buffers()
+        self.game.average_buffers()
         return evaluate(
-            self.method.validated(self.kept, self.players["student"].module),
+            self.method.validated(self.game.kept, self.players["student"].module),
             self.input.val_batches(),
             sum_over(self.accelerator),
             num_images=self.input.val.num_images,
-            teacher=self.teacher_network if with_teacher else None,
+            teacher=self.game.teacher_network if with_teacher else None,
         )
-
-    def _average_buffers(self) -> None:
-        averaged = [self.players["student"].module, *([self.average.network] if self.average else ())]
-        for module in averaged:
-            average_buffers(module, lambda tensors: average_flat(self.accelerator, tensors))
 
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
@@ -299,7 +227,7 @@ class Run:
         result = self.evaluate(with_teacher=True)
         self.monitor.validation(self.total_steps, result)
         if self.is_main:
-            zoo.save_weights(self.kept, self.folder / "student.safetensors")
+            zoo.save_weights(self.game.kept, self.folder / "student.safetensors")
             self.method.save(self.players.modules(), self.folder)
             (self.folder / "summary.json").write_text(json.dumps(self._summary(result), indent=1))
         self.accelerator.wait_for_everyone()
@@ -307,12 +235,12 @@ class Run:
 
     def _summary(self, result: dict[str, float]) -> dict[str, Any]:
         config = self.config
-        size = count(self.student, image_px=config.data.image_px)
+        size = count(self.game.student, image_px=config.data.image_px)
         return {
             "name": config.run.name,
             "method": config.method.kind,
             "student": config.student.name,
-            "teacher": config.teacher.name if self.teacher_network is not None else None,
+            "teacher": config.teacher.name if self.game.teacher_network is not None else None,
             "dataset": config.data.name,
             "trained_on": _trained_on(config.data, self.input.latent_dim),
             "params": size.parameters,

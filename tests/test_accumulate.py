@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny_run import LENETS, as_words
 from torch import Tensor, nn
 
 from fastanc.optimizers import OptimizerConfig
@@ -22,17 +23,11 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 # No BatchNorm and no dropout: nothing but the sum of gradients may differ.
 FIELDS = {
+    **LENETS,
     "run.max_steps": "4",
-    "run.eval_every": "0",
     "run.log_every": "2",
     "data.batch": "32",
-    "data.views": "1",
     "schedule.warmup_epochs": "0",
-    "teacher.name": "lenet5",
-    "teacher.weights": "random",
-    "teacher.recipe": "null",
-    "teacher.cache": "off",
-    "student.name": "lenet5_half",
     "optimizer.clip": "0.5",
 }
 METHODS = {
@@ -44,7 +39,7 @@ METHODS = {
 
 def words(folder: Path, name: str, **options: str) -> list[str]:
     fields = {**FIELDS, "run.out": str(folder), "run.name": name, **options}
-    return [word for key, value in fields.items() for word in (f"--{key}", value)]
+    return as_words(fields)
 
 
 def student(folder: Path, name: str, **options: str) -> dict[str, Tensor]:

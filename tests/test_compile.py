@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import LENETS, as_words
 from torch import nn
 
 from fastanc.assemble import compile_in_place
@@ -20,15 +21,9 @@ from fastanc.train import train
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 TINY = {
+    **LENETS,
     "run.max_steps": "5",
-    "run.eval_every": "0",
     "data.batch": "16",
-    "data.views": "1",
-    "teacher.name": "lenet5",
-    "teacher.weights": "random",
-    "teacher.recipe": "null",
-    "teacher.cache": "off",
-    "student.name": "lenet5_half",
     "optimizer.lr": "0.01",
 }
 
@@ -36,7 +31,7 @@ TINY = {
 def students(out: Path, name: str, **options: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Train five steps of ANC through the public entry; return the weights and the notes."""
     fields = {**TINY, "run.out": str(out), "run.name": name, **options}
-    folder = train(parse([word for key, value in fields.items() for word in (f"--{key}", value)]))
+    folder = train(parse(as_words(fields)))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     notes = [line["text"] for line in lines if line["kind"] == "note"]
     return load_file(folder / "student.safetensors"), notes

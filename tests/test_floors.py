@@ -22,10 +22,11 @@ FLOORS = {
     **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
     **dict.fromkeys(("inputs", "parsing", "report", "export", "study_table"), 7),
     "assemble": 8,
-    "run": 9,
-    "train": 10,
-    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 11),
-    "cli": 12,
+    "game": 9,
+    "run": 10,
+    "train": 11,
+    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 12),
+    "cli": 13,
 }
 TAKEN = {"torch", "torchvision", "accelerate", "deepspeed", "transformers", "numpy", "timm", "datasets"}
 TAKEN |= {"evaluate", "draccus", "utils", *sys.stdlib_module_names}

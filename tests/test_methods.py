@@ -169,6 +169,12 @@ def test_networks_that_do_not_fit_are_one_sentence() -> None:
         method = MethodConfig.get_choice_class(name)().build(SPEC)
         with pytest.raises(ValueError, match="the student has 0 and the teacher 2: name equally many"):
             method.networks(untapped)
+    with pytest.raises(ValueError, match="needs stage maps of tiny"):
+        MethodConfig.get_choice_class("ksanc_teacher")().build(SPEC).networks(untapped)
+    headless = tapped(3, 4, seed=0)
+    headless.head_name = None
+    with pytest.raises(ValueError, match="needs the features of tiny"):
+        MethodConfig.get_choice_class("ksanc_teacher")().build(SPEC).networks(headless)
     with pytest.raises(ValueError, match="choose a pair of equal widths"):
         MethodConfig.get_choice_class("fsp")().build(SPEC).networks(narrow)
     with pytest.raises(ValueError, match="set method.on to logits"):

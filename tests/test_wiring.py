@@ -12,6 +12,7 @@ from fastanc.pipelines.datasets import open_dataset
 from fastanc.pipelines.noise import latents
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_run import LENETS, as_words
 
 from fastanc.export import export
 from fastanc.models import zoo
@@ -22,16 +23,10 @@ from fastanc.train import train
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 TINY = {
+    **LENETS,
     "run.max_steps": "2",
-    "run.eval_every": "0",
     "run.log_every": "1",
     "data.batch": "16",
-    "data.views": "1",
-    "teacher.name": "lenet5",
-    "teacher.weights": "random",
-    "teacher.recipe": "null",
-    "teacher.cache": "off",
-    "student.name": "lenet5_half",
     "optimizer.lr": "0.01",
 }
 OWN = {
@@ -50,7 +45,7 @@ def run(folder: Path, method: str, **options: str) -> Path:
     """Train a few steps of a method on the digits through the public entry."""
     fields = {**TINY, "run.out": str(folder), "run.name": method, "method.type": method, **options}
     fields = {"teacher.cache_dir": str(folder / "cache"), **fields}
-    return train(parse([word for key, value in fields.items() for word in (f"--{key}", value)]))
+    return train(parse(as_words(fields)))
 
 
 def lines(folder: Path, kind: str) -> list[dict[str, float]]:
@@ -193,7 +188,7 @@ def test_ksanc_without_its_estimators_says_what_to_do(tmp_path: Path, trained: P
 
 def test_wrapped_players_export_their_student(tmp_path: Path, trained: Path) -> None:
     from fastanc.methods.fitnets import Regressed
-    from fastanc.methods.ksanc import load_estimators
+    from fastanc.models.ksanc_teacher import load_estimators
 
     teacher = zoo.load_weights(trained / "teacher" / "student.safetensors", stages="auto").eval()
     player = load_estimators(teacher, trained / "ksanc_teacher" / "estimators.safetensors")

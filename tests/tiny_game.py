@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
 from fastanc.methods.base import Method, MethodConfig, Play, Played, TeacherSpec
-from fastanc.methods.ksanc import KsancTeacher, SqueezeConfig
+from fastanc.methods.ksanc import SqueezeConfig
+from fastanc.models.ksanc_teacher import KsancTeacher
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
 from fastanc.players import Players
@@ -52,7 +54,7 @@ class Game:
         self.teacher = tapped(*teacher, seed=1).eval().requires_grad_(False)
         torch.manual_seed(2)
         squeeze = getattr(config, "squeeze", SqueezeConfig())
-        self.squeezed = KsancTeacher(copy.deepcopy(self.teacher), squeeze).double().squeezed
+        self.squeezed = KsancTeacher(copy.deepcopy(self.teacher), **asdict(squeeze)).double().squeezed
         self.method: Method = config.build(
             TeacherSpec(NUM_CLASSES, teacher[-1], self.teacher.stage_channels(), self.teacher)
         )

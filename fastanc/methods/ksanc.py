@@ -7,7 +7,6 @@ student matches them, and the logits, and plays a conditional game on the logits
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,10 +37,10 @@ from fastanc.methods.base import (
     paired_stages,
     sides,
 )
-from fastanc.models.attention import AttentionEstimators, Squeezed
+from fastanc.models.attention import Squeezed, estimators_for
 from fastanc.models.discriminators import discriminator, ksanc_discriminator
+from fastanc.models.ksanc_teacher import KsancTeacher, save_estimators
 from fastanc.models.taps import Tapped
-from fastanc.models.weights import fit_weights, read_weights, weights_digest, write_safetensors
 from fastanc.optimizers import OptimizerConfig
 
 _LABELS = ("data", "teacher")
@@ -61,85 +60,6 @@ class SqueezeConfig:
     def __post_init__(self) -> None:
         one_of("method.squeeze.attend_on", self.attend_on, ("raw", "sum"))
         one_of("method.squeeze.pooling", self.pooling, ("sum", "mean"))
-
-    def estimators(
-        self, network: Tapped, own: tuple[int, ...], target: tuple[int, ...] | None
-    ) -> AttentionEstimators:
-        """Return estimators for a network of these stage channels; `target` are the other side's."""
-        if network.feature_dim is None:
-            raise ValueError(
-                f"ksanc needs the features of {network.name}, which has no linear head: name one"
-            )
-        return AttentionEstimators(
-            network.feature_dim,
-            own,
-            target,
-            global_dim=self.global_dim,
-            attend_on=self.attend_on,  # type: ignore[arg-type]
-            pooling=self.pooling,  # type: ignore[arg-type]
-        )
-
-
-class KsancTeacher(nn.Module):
-    """The frozen teacher with trainable estimators and a head on their descriptors.
-
-    Its `squeezed` is what a KSANC student's teacher is: the teacher's own logits, and the descriptors.
-    """
-
-    def __init__(self, teacher: Tapped, config: SqueezeConfig):
-        super().__init__()
-        teacher.requires_grad_(False)
-        channels = teacher.stage_channels() if teacher.stage_names else ()
-        self.squeezed = Squeezed(teacher, config.estimators(teacher, paired_stages(teacher, channels), None))
-        self.head = nn.Linear(sum(channels), teacher.num_classes)
-        self.train(self.training)
-
-    @property
-    def network(self) -> Tapped:
-        """The frozen teacher."""
-        return self.squeezed.network
-
-    def train(self, mode: bool = True) -> KsancTeacher:
-        """Set the mode of the estimators; the teacher's BatchNorm stays as it was trained."""
-        super().train(mode)
-        self.squeezed.network.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the descriptors and the logits that the head reads from them."""
-        out = self.squeezed(images)
-        return out._replace(logits=self.head(out.descriptors))
-
-
-def save_estimators(player: KsancTeacher, config: SqueezeConfig, path: Path) -> None:
-    """Write estimators and head, how they squeeze, and the digest of the network that they were trained on."""
-    state = {k: v.detach().cpu().contiguous() for k, v in _trained(player).state_dict().items()}
-    metadata = {"squeeze": json.dumps(asdict(config)), "network": weights_digest(player.network)}
-    write_safetensors(path, state, metadata)
-
-
-def load_estimators(teacher: Tapped, path: str | Path) -> KsancTeacher:
-    """Put the estimators of a file on the teacher that they were trained on.
-
-    Raises FileNotFoundError without the file; ValueError when it is of another teacher or no such file.
-    """
-    state, metadata = read_weights(path)
-    if "squeeze" not in metadata:
-        raise ValueError(
-            f"{path} holds no estimators: name the estimators.safetensors of a ksanc_teacher run"
-        )
-    if metadata["network"] != weights_digest(teacher):
-        raise ValueError(
-            f"the estimators in {path} were trained on other weights than this {teacher.name}'s: set"
-            " teacher.weights to the student.safetensors beside them (and teacher.fold to false)"
-        )
-    player = KsancTeacher(teacher, SqueezeConfig(**json.loads(metadata["squeeze"])))
-    fit_weights(_trained(player), state, path)
-    return player
-
-
-def _trained(player: KsancTeacher) -> nn.ModuleDict:
-    return nn.ModuleDict({"estimators": player.squeezed.estimators, "head": player.head})
 
 
 @MethodConfig.register_subclass("ksanc_teacher")
@@ -177,7 +97,7 @@ class KsancTeacherTraining(Method):
 
     def networks(self, student: Tapped) -> dict[str, nn.Module]:
         """Return the frozen network with its estimators as the player."""
-        return {"student": KsancTeacher(student, self.config.squeeze)}
+        return {"student": KsancTeacher(student, **asdict(self.config.squeeze))}
 
     def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
         """Return the player: its logits are read from the descriptors, the student's would never change."""
@@ -187,7 +107,7 @@ class KsancTeacherTraining(Method):
         """Write estimators.safetensors, which teacher.estimators of a ksanc run names."""
         player = nets["student"]
         assert isinstance(player, KsancTeacher)
-        save_estimators(player, self.config.squeeze, folder / "estimators.safetensors")
+        save_estimators(player, folder / "estimators.safetensors")
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the cross entropy of the descriptors' logits."""
@@ -234,11 +154,11 @@ class KsancConfig(MethodConfig):
         if not teacher.stage_channels:
             raise ValueError("ksanc needs the teacher's stages: name them in teacher.stages")
         if isinstance(teacher.network, Squeezed):
-            theirs = teacher.network.estimators
-            if (theirs.attend_on, theirs.pooling) != (self.squeeze.attend_on, self.squeeze.pooling):
+            theirs = teacher.network.estimators.options
+            if any(theirs[key] != getattr(self.squeeze, key) for key in ("attend_on", "pooling")):
                 raise ValueError(
-                    f"the teacher's estimators attend on {theirs.attend_on} and pool by {theirs.pooling}:"
-                    " set method.squeeze likewise"
+                    f"the teacher's estimators attend on {theirs['attend_on']} and pool by"
+                    f" {theirs['pooling']}: set method.squeeze likewise"
                 )
         return Ksanc(self, teacher)
 
@@ -261,7 +181,8 @@ class Ksanc(Method):
     def networks(self, student: Tapped) -> dict[str, nn.Module]:
         """Return the student with its estimators, and the discriminator."""
         k, layout, channels = self.teacher.num_classes, self.config.discriminator, self.teacher.stage_channels
-        estimators = self.config.squeeze.estimators(student, paired_stages(student, channels), channels)
+        paired_stages(student, channels)
+        estimators = estimators_for(student, channels, **asdict(self.config.squeeze))
         bn = layout == "batchnorm"
         return {
             "student": Squeezed(student, estimators),

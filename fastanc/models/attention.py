@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class AttentionEstimators(nn.Module):
                 f"the student has {len(stage_channels)} stage maps and the teacher {len(targets)}: "
                 "name equally many stages of both"
             )
-        self.attend_on, self.pooling = attend_on, pooling
+        self.options = {"global_dim": global_dim, "attend_on": attend_on, "pooling": pooling}
         self.descriptor_dim = sum(targets)
         self.describe = nn.Conv2d(feature_dim, global_dim, 1)
         self.transforms = nn.ModuleList(
@@ -112,3 +112,16 @@ class Squeezed(nn.Module):
         """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
         out: Outputs = self.network(images)
         return out._replace(descriptors=self.estimators(out))
+
+
+def estimators_for(
+    network: Tapped, target_channels: Sequence[int] | None = None, **options: Any
+) -> AttentionEstimators:
+    """Return estimators for a network's stages; ValueError where it has none, or no features."""
+    if not network.stage_names:
+        raise ValueError(
+            f"ksanc needs stage maps of {network.name}: name modules in student.stages and teacher.stages"
+        )
+    if network.feature_dim is None:
+        raise ValueError(f"ksanc needs the features of {network.name}, which has no linear head: name one")
+    return AttentionEstimators(network.feature_dim, network.stage_channels(), target_channels, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,30 +64,10 @@ class Generator(nn.Module):
         return torch.addcmul(self.shift, self.bn3(torch.tanh(self.conv3(x))), self.scale)
 
 
-def dafl_generator(
-    latent_dim: int,
-    channels: int,
-    out_px: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    width: int = 64,
-) -> Generator:
-    """Return DAFL's generator; its inner BatchNorm eps of 0.8 is the published one (Chen et al. 2019)."""
-    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=0.8, width=width)
-
-
-def dfad_generator(
-    latent_dim: int,
-    channels: int,
-    out_px: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    width: int = 64,
-) -> Generator:
-    """Return DFAD's generator: DAFL's with PyTorch's default eps (Fang et al. 2019)."""
-    return Generator(latent_dim, channels, out_px, mean=mean, std=std, bn_eps=1e-5, width=width)
+dafl_generator = partial(Generator, bn_eps=0.8)
+"""DAFL's; its inner BatchNorm eps of 0.8 is the published one (Chen et al. 2019)."""
+dfad_generator = partial(Generator, bn_eps=1e-5)
+"""DFAD's: DAFL's with PyTorch's default eps (Fang et al. 2019)."""
 
 
 @torch.no_grad()

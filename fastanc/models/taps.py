@@ -67,7 +67,7 @@ def last_linear(network: nn.Module) -> str | None:
 class Tapped(nn.Module):
     """A network that normalises its own input and says what it computed: images -> Outputs.
 
-    `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without
+    `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without one
     as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
     "auto" takes the family's own. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
     bare network's with every key under `network.`. Raises ValueError when a name fits no module.
