@@ -18,7 +18,7 @@ import yaml
 from fastanc.config import Config
 from fastanc.parsing import parse
 from fastanc.report import write_report
-from fastanc.study_table import METRICS, as_html, as_text, as_values, read_row
+from fastanc.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.train import train, with_teacher
 
 Overrides = Mapping[str, Any]
@@ -241,11 +241,11 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
             print(f"fastanc: {failures[-1]}", flush=True)
         if cell in grid:
             _write(study, grid, out, _notes(study, grid, scale, fields, failures))
-    text = _write(study, grid, out, _notes(study, grid, scale, fields, failures))
+    notes = _notes(study, grid, scale, fields, failures)
+    text = _write(study, grid, out, notes)
     finished = [cell.config.run.folder for cell in grid if cell.finished]
     if finished:
-        lead = as_html(*_table(study, grid), _notes(study, grid, scale, fields, failures))
-        write_report(finished, out / "report.html", lead)
+        write_report(finished, out / "report.html", as_html(*_table(study, grid), notes))
     return text
 
 
@@ -285,4 +285,7 @@ def _notes(
     if fields:
         notes.append(f"overrides on the command line: {' '.join(fields)}")
     notes.append("spread: sample standard deviation over seeds; wall s: mean training time of a run")
+    _, rows, metric = _table(study, grid)
+    said = verdict(rows, metric)
+    notes += [said] if said else []
     return [*notes, *study.protocol, *failures]

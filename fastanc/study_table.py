@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import mean, stdev
+
+import numpy as np
 
 from fastanc.monitor import read_metrics
 
@@ -49,6 +52,36 @@ def read_row(name: str, folders: Sequence[Path], metric: str, paper: float | Non
         lines = read_metrics(folder / "metrics.jsonl")
         walls.append(max((line["wall_s"] for line in lines if "wall_s" in line), default=0.0))
     return Row(name, tuple(values), tuple(walls), len(folders), paper)
+
+
+def verdict(rows: Sequence[Row], metric: str) -> str | None:
+    """Say which rows Welch's t-test tells from the best one (5 %, Holm's correction for their number).
+
+    Only rows of several runs are judged; None when there are fewer than two of them. Needs scipy.
+    """
+    judged = [row for row in rows if len(row.values) > 1]
+    if len(judged) < 2:
+        return None
+    try:
+        from scipy.stats import ttest_ind_from_stats
+    except ImportError:
+        return "which rows differ beyond chance is said with scipy: pip install 'fastanc[report]'"
+    worse = 1 if metric == "error_pct" else -1
+    best, *others = sorted(judged, key=lambda row: worse * mean(row.values))
+    sides = [(mean(row.values), stdev(row.values), len(row.values)) for row in (best, *others)]
+    # Rows without any spread: p is 0, or not a number where the means are equal too.
+    with np.errstate(all="ignore"):
+        found = [ttest_ind_from_stats(*sides[0], *side, equal_var=False).pvalue for side in sides[1:]]
+    found = [1.0 if math.isnan(p) else p for p in found]
+    apart: list[str] = []
+    for rank, (p, row) in enumerate(sorted(zip(found, others), key=lambda pair: pair[0])):
+        if not p * (len(others) - rank) < 0.05:
+            break
+        apart.append(row.name)
+    return (
+        f"worse than the best row, {best.name}, beyond chance (Welch's t-test at 5 %, Holm's correction):"
+        f" {', '.join(apart) or 'none'}"
+    )
 
 
 def _cells(rows: Sequence[Row], metric: str) -> list[list[str]]:

@@ -17,7 +17,7 @@ import pytest
 from fastanc.config import Config
 from fastanc.models import zoo
 from fastanc.study import Study, cells, chosen, load, run_study, study_names
-from fastanc.study_table import Row, as_html, as_text, read_row
+from fastanc.study_table import Row, as_html, as_text, read_row, verdict
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -169,6 +169,29 @@ def test_table_by_hand(tmp_path: Path) -> None:
     assert "b          –       –  0 of 2       –      –             –" in text
     assert read_row("a", folders, "accuracy_pct", None).values == (92.0, 91.0, 90.0)
     assert "<b>" not in as_html("<b>", [row], "error_pct", [])
+
+
+def test_verdict_by_hand() -> None:
+    """Means 9 and 12, variances 1, three runs each: t = 3 / sqrt(2 / 3) = 3.674 at 4 degrees, p = 0.0214."""
+    pytest.importorskip("scipy")
+
+    def row(name: str, *values: float) -> Row:
+        return Row(name, values, (), len(values))
+
+    best, far, single = row("best", 8, 9, 10), row("far", 11, 12, 13), row("single", 99)
+    said = verdict([far, best, single], "error_pct")
+    assert said is not None
+    assert "best row, best," in said
+    assert said.endswith(": far")
+    # Holm asks of the smallest of two p for less than 0.025, of three for less than 0.0167.
+    assert verdict([best, far, row("near", 8, 9, 11)], "error_pct").endswith(": far")
+    assert verdict([best, far, row("near", 8, 9, 11), row("too", 8, 9, 11)], "error_pct").endswith(": none")
+    # More is better: the same numbers as accuracies.
+    assert "best row, far," in verdict([best, far], "accuracy_pct")
+    # No spread at all: different means are told apart, equal ones are not.
+    assert verdict([row("a", 1, 1), row("b", 2, 2)], "error_pct").endswith(": b")
+    assert verdict([row("a", 1, 1), row("b", 1, 1), row("c", 2, 2)], "error_pct").endswith(": c")
+    assert verdict([best, single], "error_pct") is None
 
 
 def test_wrong_studies_are_refused(tmp_path: Path) -> None:
