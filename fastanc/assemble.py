@@ -20,7 +20,7 @@ from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.taps import Tapped, unwrapped
-from fastanc.pipelines.views import boxes_crc
+from fastanc.pipelines.views import ViewRule, boxes_crc
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
@@ -85,11 +85,17 @@ def teacher_spec(network: Tapped | Squeezed, data: DataConfig, channels: int) ->
 
 def cache_identity(config: Config, source: Input, network: Tapped | Squeezed) -> dict[str, Any]:
     """Return everything that the cached rows depend on."""
-    every = np.arange(source.train.num_images)
+    return _identity(config, source, source.train.name, source.train, source.rule, network)
+
+
+def _identity(
+    config: Config, source: Input, name: str, dataset: DataSet, rule: ViewRule, network: Tapped | Squeezed
+) -> dict[str, Any]:
+    every = np.arange(dataset.num_images)
     return identity(
-        dataset={"name": source.train.name, **source.train.describe(source.device, source.options)},
-        rule=source.rule.describe(),
-        boxes_crc=boxes_crc(source.rule, source.train.sizes(every), 0),
+        dataset={"name": name, **dataset.describe(source.device, source.options)},
+        rule=rule.describe(),
+        boxes_crc=boxes_crc(rule, dataset.sizes(every), 0),
         teacher={
             "name": config.teacher.name,
             "weights": zoo.weights_digest(unwrapped(network)),
@@ -164,6 +170,29 @@ def open_teacher(config: Config, source: Input, method: Method, network: Tapped 
             device_budget_bytes=budget if source.device.type == "cuda" else 0,
         )
     return Filling(online, store, network.head, source.order, device=source.device)
+
+
+def open_val_teacher(config: Config, source: Input, network: Tapped | Squeezed) -> Teacher:
+    """Return where the teacher's outputs on the validation set come from, which the students' are compared with.
+
+    Where training fills a cache these rows are kept beside it, so that every later student reads them.
+    """
+    online = open_online(config, source, network)
+    if config.teacher.cache == "off" or source.latent_dim is not None:
+        return online
+    plain = network.network if isinstance(network, Squeezed) else network
+    facts = _identity(config, source, f"{source.val.name}-val", source.val, source.eval_rule, plain)
+    folder, fields = Path(config.teacher.cache_dir), cache_fields(config.teacher, plain)
+    if config.teacher.cache == "fill":
+        store = Store.open(folder, facts, fields, source.val.num_images, create=True)
+        return Filling(online, store, network.head, device=source.device)
+    try:
+        store = Store.open(folder, facts, fields, source.val.num_images)
+    except FileNotFoundError:
+        return online
+    if not store.complete(0):
+        return online
+    return Cached(store, network.head, None, device=source.device, spec=online.spec)
 
 
 def complete_cache(config: Config, source: Input, teacher: Filling, accelerator: Accelerator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -209,13 +210,16 @@ class Run:
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
         """Evaluate the student on the whole validation set, exactly once per image over all processes."""
         self.game.average_buffers()
-        return evaluate(
-            self.method.validated(self.game.kept, self.players["student"].module),
-            self.input.val_batches(),
-            sum_over(self.accelerator),
-            num_images=self.input.val.num_images,
-            teacher=self.game.teacher_network if with_teacher else None,
-        )
+        network = self.game.teacher_network if with_teacher else None
+        teacher = None if network is None else assemble.open_val_teacher(self.config, self.input, network)
+        with nullcontext() if teacher is None else closing(teacher):
+            return evaluate(
+                self.method.validated(self.game.kept, self.players["student"].module),
+                self.input.val_batches(),
+                sum_over(self.accelerator),
+                num_images=self.input.val.num_images,
+                teacher=teacher,
+            )
 
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""

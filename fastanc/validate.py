@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastanc.batch import Batch
+from fastanc.batch import Batch, Outputs
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def evaluate(
     batches: Iterable[Batch],
     reduce_sum: Callable[[Tensor], Tensor],
     num_images: int,
-    teacher: nn.Module | None = None,
+    teacher: Callable[[Batch], Outputs] | None = None,
 ) -> dict[str, float]:
     """Return the network's quality on a data set, each image counted once over all processes.
 
@@ -28,7 +28,7 @@ def evaluate(
         batches: this process's part of the set.
         reduce_sum: sum of a float64 vector over all processes, called once.
         num_images: images of the whole set.
-        teacher: images -> Outputs, in eval mode; adds the agreement with it.
+        teacher: batch -> Outputs, from the network or the cache; adds the agreement with it.
 
     Returns:
         With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
@@ -61,7 +61,7 @@ def evaluate(
     return result
 
 
-def _count(logits: Tensor, batch: Batch, teacher: nn.Module | None) -> Tensor:
+def _count(logits: Tensor, batch: Batch, teacher: Callable[[Batch], Outputs] | None) -> Tensor:
     """Return [6] float64: images, labelled, right first, right among five, as the teacher, summed loss."""
     size = len(logits)
     k = min(5, logits.shape[1])
@@ -73,7 +73,7 @@ def _count(logits: Tensor, batch: Batch, teacher: nn.Module | None) -> Tensor:
         top1, top5 = hits[:, 0].sum(), hits.sum()
         loss = F.cross_entropy(logits.float(), batch.labels, reduction="none").double().sum()
     if teacher is not None:
-        agreed = (guesses[:, 0] == teacher(batch.images).logits.topk(k, dim=1).indices[:, 0]).sum()
+        agreed = (guesses[:, 0] == teacher(batch).logits.topk(k, dim=1).indices[:, 0]).sum()
     labelled = size if batch.labels is not None else 0
     return torch.stack([zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss])
 

@@ -49,7 +49,9 @@ def test_counts_equal_a_full_sort(classes: int) -> None:
     logits, labels = torch.randn(1001, classes), torch.randint(classes, (1001,))
     other = logits + torch.randn(1001, classes)
     network, teacher = Table(logits), Table(other)
-    got = evaluate(network, batches(labels, np.arange(1001)), alone, 1001, teacher=teacher)
+    got = evaluate(
+        network, batches(labels, np.arange(1001)), alone, 1001, teacher=lambda batch: teacher(batch.images)
+    )
     place = (logits.argsort(dim=1, descending=True) == labels[:, None]).int().argmax(dim=1)
     assert got["top1"] == (place < 1).sum().item() / 1001
     assert got["top5"] == (place < 5).sum().item() / 1001
@@ -116,7 +118,7 @@ def test_modes_are_eval_meanwhile_and_restored_one_by_one() -> None:
 def test_a_set_without_labels_gives_agreement_only() -> None:
     network = Table(torch.randn(10, 4))
     unlabelled = batches(None, np.arange(10))
-    got = evaluate(network, unlabelled, alone, 10, teacher=network)
+    got = evaluate(network, unlabelled, alone, 10, teacher=lambda batch: network(batch.images))
     assert got == {"agreement_pct": 100.0}
     with pytest.raises(ValueError, match="neither labels nor a teacher"):
         evaluate(network, unlabelled, alone, 10)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from fastanc.pipelines.datasets import open_dataset
+from fastanc.pipelines.decode_plan import JpegOptions
 from fastanc.pipelines.noise import latents
+from fastanc.pipelines.order import evaluation_picks
+from fastanc.pipelines.views import CentreCrop
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import LENETS, as_words
@@ -17,6 +20,7 @@ from tiny_run import LENETS, as_words
 from fastanc.export import export
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
+from fastanc.teacher.online import Online
 from fastanc.teacher.store import Store
 from fastanc.train import train
 
@@ -89,9 +93,33 @@ def test_a_share_of_the_data_is_all_that_is_trained_on_and_cached(tmp_path: Path
     images = open_dataset("digits", "train", share=0.1).num_images
     assert summary["trained_on"] == "10 % of digits"
     assert summary["steps"] == images // 16
-    (cache,) = (tmp_path / "cache").iterdir()
+    (cache,) = (tmp_path / "cache").glob("lenet5-digits-32px-*")
     store = Store.at(cache)
     assert (store.num_images, store.complete(0)) == (images, True)
+
+
+def test_later_students_are_compared_with_kept_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = run(tmp_path, "supervised", **{"student.name": "lenet5"}) / "student.safetensors"
+    options = {"run.max_steps": "0", "schedule.epochs": "1", "teacher.weights": str(teacher)}
+    options |= {"teacher.cache": "fill", "teacher.rows": "fp32"}
+    first = json.loads((run(tmp_path, "l2", **options) / "summary.json").read_text())
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the teacher was run")
+
+    monkeypatch.setattr(Online, "__call__", refused)
+    named = {"run.name": "again", "teacher.cache": "read"}
+    again = run(tmp_path, "l2", **{**options, **named})
+    summary = json.loads((again / "summary.json").read_text())
+    assert summary["val"] == first["val"]
+    networks = [zoo.load_weights(path).eval() for path in (teacher, again / "student.safetensors")]
+    val = open_dataset("digits", "val")
+    picks = evaluation_picks(val.num_images, 60)
+    batches = val.batches(picks, CentreCrop(32, 32), device=torch.device("cpu"), options=JpegOptions())
+    with torch.no_grad():
+        guesses = [[network(batch.images).logits.argmax(1) for network in networks] for batch in batches]
+    same = sum(int((one == other).sum()) for one, other in guesses)
+    assert summary["val"]["agreement_pct"] == pytest.approx(100 * same / val.num_images)
 
 
 def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +191,7 @@ def test_ksanc_student_rides_on_the_cache(tmp_path: Path, trained: Path) -> None
         runs[cache] = run(tmp_path, "ksanc", **options, **named)
     one, two = (load_file(folder / "student.safetensors") for folder in runs.values())
     assert all(torch.equal(one[key], two[key]) for key in one)
-    facts = json.loads(next((tmp_path / "cache").glob("*/identity.json")).read_text())
+    facts = json.loads(next((tmp_path / "cache").glob("lenet5-digits-32px-*/identity.json")).read_text())
     assert [field["name"] for field in facts["fields"]] == ["features", "descriptors"]
     assert facts["fields"][1]["width"] == 6 + 16 + 120
     assert len(facts["teacher"]["estimators"]) == 64
