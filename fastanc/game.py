@@ -118,6 +118,9 @@ def _compile(
     """Compile both networks where run.compile asks for it; return a sentence for each that stays eager."""
     if not config.run.compile:
         return ()
+    # All networks share Tapped.forward, so that their variants (who, in which mode, with a gradient or not, the
+    # last batch of an evaluation) count together against Dynamo's limit of 8, beyond which it stays eager.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     # The real batch: a sample of another size would make the compiler think that sizes vary.
     size = config.data.batch // accelerator.num_processes // config.run.accumulate
     shape = (size, channels, config.data.image_px, config.data.image_px)
