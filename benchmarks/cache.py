@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.harness import record, table
-from fastanc.teacher.store import Field, Store
+from fastanc.cache.store import Field, Store
 
 WIDTH, ROW_BYTES, THREADS, BATCH = 2048, 4096, 8, 256
 MAX_FILES = 20_000

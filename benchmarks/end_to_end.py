@@ -31,11 +31,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from fastanc.pipelines.decode_plan import JpegOptions, cores_per_process
-from fastanc.pipelines.index import build_index
-from fastanc.pipelines.jpeg import JpegSet
-from fastanc.pipelines.order import Order
-from fastanc.pipelines.views import RandomResizedCrop
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
@@ -48,10 +43,15 @@ from benchmarks.harness import record, table
 from benchmarks.step import defaults, synthetic
 from benchmarks.step_game import Game, Setting, frozen_teacher, make_method, wait
 from fastanc.batch import Batch
+from fastanc.cache.rows import Field
+from fastanc.cache.store import Store
 from fastanc.methods.base import TeacherSpec
+from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
+from fastanc.pipelines.order import Order
+from fastanc.pipelines.views import RandomResizedCrop
 from fastanc.teacher.cached import Cached
-from fastanc.teacher.rows import Field
-from fastanc.teacher.store import Store
 
 _VIEWS = 2
 Step = Callable[[], None]

@@ -51,11 +51,11 @@ def tests(rehearse: bool) -> Iterator[Row]:
 
 def decode_rates(rehearse: bool) -> Iterator[Row]:
     """Images per second of each decode plan, of the samples as they are and packed, at some thread counts."""
-    from fastanc.pipelines.decode_plan import PLANS, JpegOptions, probe
-    from fastanc.pipelines.index import build_index
-    from fastanc.pipelines.pack import pack
-
     from benchmarks.end_to_end import real_images
+    from fastanc.pipelines.index.build import build_index
+    from fastanc.pipelines.index.pack import pack
+    from fastanc.pipelines.jpeg.options import PLANS, JpegOptions
+    from fastanc.pipelines.jpeg.probe import probe
 
     device = device_of(rehearse)
     with tempfile.TemporaryDirectory() as place:
@@ -75,13 +75,12 @@ def decode_rates(rehearse: bool) -> Iterator[Row]:
 
 def decode_stability(rehearse: bool) -> Iterator[Row]:
     """Whether a view's pixels depend on the batch that it is decoded in."""
-    from fastanc.pipelines.decode_plan import JpegOptions
-    from fastanc.pipelines.index import build_index
-    from fastanc.pipelines.jpeg import JpegSet
+    from benchmarks.end_to_end import real_images
+    from fastanc.pipelines.index.build import build_index
+    from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+    from fastanc.pipelines.jpeg.options import JpegOptions
     from fastanc.pipelines.order import Picks
     from fastanc.pipelines.views import RandomResizedCrop
-
-    from benchmarks.end_to_end import real_images
 
     device = device_of(rehearse)
     cases = [("cpu", 0.65), ("mixed", 0.0), ("mixed", 0.65), ("mixed_roi", 0.0), ("mixed_roi", 0.65)]

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastanc.pipelines.decode_plan import JpegOptions
-from fastanc.pipelines.index import Index, build_index, index_path
-from fastanc.pipelines.jpeg import JpegSet
-from fastanc.pipelines.order import Order
-from fastanc.pipelines.pack import pack
-from fastanc.pipelines.tars import END_MARK, member_bytes
-from fastanc.pipelines.views import RandomResizedCrop
 from torchvision import datasets, io, transforms
 from torchvision.transforms import v2
 
 from benchmarks.harness import record, table
+from fastanc.pipelines.index.build import Index, build_index, index_path
+from fastanc.pipelines.index.pack import pack
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.order import Order
+from fastanc.pipelines.tar_file import END_MARK, member_bytes
+from fastanc.pipelines.views import RandomResizedCrop
 
 PX, BATCH = 224, 50
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastanc.pipelines.drawing import draw
-from fastanc.pipelines.order import Order
-from fastanc.pipelines.table import Index
-from fastanc.pipelines.views import RandomResizedCrop
 
 from benchmarks.harness import record, table
+from fastanc.pipelines.drawing import draw
+from fastanc.pipelines.index.table import Index
+from fastanc.pipelines.order import Order
+from fastanc.pipelines.views import RandomResizedCrop
 
 BATCH, NAME_BYTES, RATE = 256, 28, 6000
 READ = ("sizes", "labels", "lengths", "offsets", "file_numbers", "name_ends", "name_bytes")

@@ -29,9 +29,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import record, table
-from fastanc.monitor import read_metrics
+from fastanc.jobs.plan import load_of
 from fastanc.parsing import parse
-from fastanc.plan import load_of
+from fastanc.training.metrics import read_metrics
 
 RECIPE = ["--recipe", "digits_anc", "--student.name", "resnet20", "--teacher.name", "resnet8"]
 RANDOM_TEACHER = ["--teacher.weights", "random", "--teacher.cache", "off"]

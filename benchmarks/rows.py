@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.harness import record, table
-from fastanc.assemble import build_teacher_network
-from fastanc.inputs import open_input
+from fastanc.cache.rows import Field, decode, encode, head_logits
 from fastanc.parsing import parse
-from fastanc.processes import make_accelerator
-from fastanc.teacher.rows import Field, decode, encode, head_logits
+from fastanc.training.assemble import build_teacher_network
+from fastanc.training.inputs import open_input
+from fastanc.training.processes import make_accelerator
 
 KINDS = ("fp32", "fp16", "uint8")
 

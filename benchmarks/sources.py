@@ -26,11 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fastanc.pipelines.datasets import open_dataset
-
 from benchmarks.harness import record, table
 from fastanc.config import Config
 from fastanc.parsing import parse
+from fastanc.pipelines.catalogue import open_dataset
 
 SOURCES = {
     "supervised": ["--method.type", "supervised"],

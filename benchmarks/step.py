@@ -24,19 +24,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from fastanc.pipelines.order import Order
 
 from benchmarks.harness import measure, record, table
 from benchmarks.roofline import Ceilings, least_s, measure_ceilings, passes
 from benchmarks.step_game import PARTS, Game, Setting, frozen_teacher, make_method
 from fastanc.batch import Batch
+from fastanc.cache.rows import Field
+from fastanc.cache.store import Store
 from fastanc.methods.base import TeacherSpec
 from fastanc.models.taps import Tapped
+from fastanc.pipelines.order import Order
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
-from fastanc.teacher.rows import Field
-from fastanc.teacher.store import Store
 
 VARIANTS = {  # name -> method, source of the teacher's outputs
     "supervised": ("supervised", None),

@@ -26,11 +26,11 @@ from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Players
-from fastanc.processes import make_accelerator, seed_step
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
+from fastanc.training.players import Players
+from fastanc.training.processes import make_accelerator, seed_step
 
 PARTS = ("data", "teacher", "student_forward", "discriminator_play", "student_play", "optimizer")
 SGD = OptimizerConfig(lr=1e-4, momentum=0.9, weight_decay=1e-4)

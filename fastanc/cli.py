@@ -147,20 +147,20 @@ def _cache_parsers(jobs: Any) -> None:
 
 
 def _cache(job: str, options: argparse.Namespace) -> int | None:
-    from fastanc import cache_jobs
+    from fastanc.jobs import cache as cache_jobs
 
     return cache_jobs.JOBS[job](options)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from fastanc.demo import demo
+    from fastanc.jobs.demo import demo
 
     demo(options.out)
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from fastanc.jobs.plan import Cluster, describe, load_of
     from fastanc.parsing import parse
-    from fastanc.plan import Cluster, describe, load_of
 
     cluster = Cluster(
         gpus=options.gpus,
@@ -177,7 +177,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from fastanc.report import summary_table, write_report
+    from fastanc.jobs.report import summary_table, write_report
 
     print(summary_table(options.runs))
     if options.out is not None:
@@ -185,7 +185,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from fastanc.study import chosen, load, run_study
+    from fastanc.jobs.study import chosen, load, run_study
 
     scaled = "" if options.scale == 1 else f"-scale{options.scale:g}"
     out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
@@ -194,15 +194,15 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from fastanc.assemble import load_student
-    from fastanc.export import export
+    from fastanc.jobs.export import export
+    from fastanc.training.assemble import load_student
 
     for kind, path in export(load_student(options.run_dir), options.out, options.formats).items():
         print(f"{kind}: {path}")
 
 
 def _index(options: argparse.Namespace) -> None:
-    from fastanc.pipelines.index import build_index, index_path, summary
+    from fastanc.pipelines.index.build import build_index, index_path, summary
 
     out = index_path(options.source)
     if options.refresh:
@@ -219,7 +219,7 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from fastanc.pipelines.pack import pack
+    from fastanc.pipelines.index.pack import pack
 
     print(
         pack(
@@ -234,7 +234,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _names(options: argparse.Namespace) -> None:
     if options.what == "datasets":
-        from fastanc.pipelines.datasets import describe_names
+        from fastanc.pipelines.catalogue import describe_names
 
         print(describe_names())
     elif options.what == "networks":
@@ -243,7 +243,7 @@ def _names(options: argparse.Namespace) -> None:
         for name, about in networks():
             print(f"{name:28}{about}")
     elif options.what == "studies":
-        from fastanc.study import study_names
+        from fastanc.jobs.study import study_names
 
         print("\n".join(study_names()))
     else:

@@ -26,8 +26,9 @@ from fastanc.batch import Batch
 from fastanc.config import Config
 from fastanc.methods.base import Play, Played, mean_played
 from fastanc.parsing import parse
-from fastanc.processes import Interrupted, seed_step
-from fastanc.run import Run
+from fastanc.training.interruption import Interrupted
+from fastanc.training.processes import seed_step
+from fastanc.training.run import Run
 
 
 def train(config: Config) -> Path:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from fastanc.batch import Batch
-
-from .drawing import draw
-from .order import Picks
-from .views import CentreCrop, PadCrop, ViewRule
+from fastanc.pipelines.drawing import draw
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 
 
 class ArraySet:

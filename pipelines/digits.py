@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .index import cache_dir
-from .tars import END_MARK, member_bytes
+from fastanc.pipelines.places import cache_dir
+from fastanc.pipelines.tar_file import END_MARK, member_bytes
 
 MEAN = (0.3095, 0.3095, 0.3095)
 STD = (0.3488, 0.3488, 0.3488)

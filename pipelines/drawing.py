@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .order import Picks
-from .views import ViewRule
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import ViewRule
 
 _TOGETHER = 4096
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fastanc.optimizers import OptimizerConfig
 from fastanc.parsing import parse
-from fastanc.players import Players
 from fastanc.train import train
+from fastanc.training.players import Players
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines.index import build_index
-from fastanc.pipelines.jpeg import JpegSet
+from test_index import _bad_files
+
+from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import RandomResizedCrop
-from test_index import _bad_files
 
 DALI_ALONE = """
 import os, signal, sys

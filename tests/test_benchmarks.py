@@ -10,10 +10,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines.index import build_index
-from fastanc.pipelines.jpeg import JpegSet
-from fastanc.pipelines.order import Picks
-from fastanc.pipelines.views import RandomResizedCrop
 from torch import nn
 
 from benchmarks import gpu_check, launches, run_all, sources, students, studies
@@ -24,14 +20,18 @@ from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_fl
 from benchmarks.step import compare, enter
 from benchmarks.step_game import PARTS, Game, KernelAnc, Setting
 from fastanc.batch import Batch
+from fastanc.jobs.plan import load_of
+from fastanc.jobs.study_table import Row, as_values
 from fastanc.methods.anc import AncConfig
 from fastanc.methods.base import TeacherSpec
 from fastanc.models import zoo
 from fastanc.parsing import parse
-from fastanc.plan import load_of
-from fastanc.processes import seed_step
-from fastanc.study_table import Row, as_values
+from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import RandomResizedCrop
 from fastanc.teacher.online import Online
+from fastanc.training.processes import seed_step
 
 TINY = Setting(student="resnet8", teacher="resnet14", image_px=32, num_classes=10, batch=4, precision="fp32")
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastanc.checkpoint import Checkpoints, damage, load
+from fastanc.training.checkpoint import Checkpoints, damage, load
 
 
 def _write(folder: Path, steps: list[int], keep: int = 9) -> Checkpoints:
@@ -96,7 +96,7 @@ def test_loading_never_unpickles_code(tmp_path: Path) -> None:
 def test_full_disk_leaves_the_last_one_and_says_so(tmp_path: Path) -> None:
     script = f"""
 import resource, signal, torch, pathlib
-from fastanc.checkpoint import Checkpoints
+from fastanc.training.checkpoint import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 c = Checkpoints(pathlib.Path({str(tmp_path)!r}))
 c.save(1, {{"w": torch.zeros(10)}}, {{}}); c.wait()
@@ -118,7 +118,7 @@ except OSError as error:
 def test_killed_writer_never_leaves_a_false_complete(tmp_path: Path) -> None:
     script = f"""
 import torch, pathlib
-from fastanc.checkpoint import Checkpoints
+from fastanc.training.checkpoint import Checkpoints
 c = Checkpoints(pathlib.Path({str(tmp_path)!r}), keep=3)
 step = 0
 while True:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny_run import LENETS, as_words
 from torch import nn
 
-from fastanc.assemble import compile_in_place
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
+from fastanc.training.assemble import compile_in_place
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

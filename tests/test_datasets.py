@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines import datasets
+from PIL import Image
+
+from fastanc.pipelines import catalogue as datasets
 from fastanc.pipelines.arrays import ArraySet
-from fastanc.pipelines.datasets import describe_names, open_dataset
+from fastanc.pipelines.catalogue import describe_names, open_dataset
 from fastanc.pipelines.digits import MEAN, STD, digits_tar
-from fastanc.pipelines.index import open_index
+from fastanc.pipelines.index.build import open_index
 from fastanc.pipelines.order import Picks, share_of
 from fastanc.pipelines.views import CentreCrop
-from PIL import Image
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines import decode_plan
-from fastanc.pipelines.decode_plan import JpegOptions, Probed, ask, probe
-from fastanc.pipelines.index import Index, build_index
 from PIL import Image
+
+from fastanc.pipelines.index.build import Index, build_index
+from fastanc.pipelines.jpeg import probe as decode_plan
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.probe import Probed, ask, probe
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["fastanc.players", "fastanc.processes", "deepspeed", "transformers", "tiny_game"]
+    ["fastanc.training.players", "fastanc.training.processes", "deepspeed", "transformers", "tiny_game"]
 )
 LAUNCH_FILES = Path(__file__).parent.parent / "fastanc" / "recipes" / "launch"
 ANC = {"discriminator": "8-8", "dropout": 0.0}
@@ -53,7 +53,7 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
     from fastanc.batch import Outputs
     from fastanc.methods.base import MethodConfig
     from fastanc.optimizers import OptimizerConfig
-    from fastanc.processes import make_accelerator
+    from fastanc.training.processes import make_accelerator
 
     accelerator = make_accelerator(batch=tiny_game.BATCH)
     tiny_game.Accelerator = lambda cpu: accelerator

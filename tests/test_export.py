@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastanc import export as exporting
-from fastanc.export import Classifier, export
+from fastanc.jobs import export as exporting
+from fastanc.jobs.export import Classifier, export
 from fastanc.models import zoo
 from fastanc.models.taps import Adapted, Tapped
 

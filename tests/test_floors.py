@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# docs/design.md, section 2: a file imports only from lower floors, or from its own folder.
-FLOORS = {
-    **dict.fromkeys(("batch", "optimizers", "processes", "zero"), 0),
-    "kernels": 1,
-    **dict.fromkeys(("losses", "pipelines"), 2),
-    "models": 3,
-    "methods": 4,
-    **dict.fromkeys(("teacher", "players", "rates", "schedule"), 5),
-    **dict.fromkeys(("config", "checkpoint", "validate", "monitor", "report_page"), 6),
-    **dict.fromkeys(("inputs", "parsing", "report", "export", "study_table"), 7),
-    "assemble": 8,
-    "game": 9,
-    "run": 10,
-    "train": 11,
-    **dict.fromkeys(("demo", "study", "cache_jobs", "plan"), 12),
-    "cli": 13,
-}
+Place = tuple[int, ...]
+
+
+def read_house(text: str) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """Return the floor of every room, and of every folder the rank of what lies in it, from docs/design.md."""
+    floors: dict[str, int] = {}
+    ranks: dict[str, dict[str, int]] = {}
+    block = text.split("```house\n")[1].split("```")[0]
+    folder = ""
+    for line in block.splitlines():
+        if line[0].isdigit():
+            floor, room = line.split()[:2]
+            folder = room.rstrip("/") if room.endswith("/") else ""
+            if "/" not in room.rstrip("/"):
+                floors[room.rstrip("/")] = int(floor)
+        else:
+            groups = [group.split() for group in line.split("<")]
+            ranks[folder] = {name.rstrip("/"): k for k, group in enumerate(groups) for name in group}
+    return floors, ranks
+
+
+FLOORS, RANKS = read_house((ROOT / "docs" / "design.md").read_text())
 TAKEN = {"torch", "torchvision", "accelerate", "deepspeed", "transformers", "numpy", "timm", "datasets"}
 TAKEN |= {"evaluate", "draccus", "utils", *sys.stdlib_module_names}
 
@@ -90,20 +95,61 @@ def f():
     assert package == {"fastanc.pipelines.x.y"}
 
 
-def test_every_file_has_a_floor() -> None:
-    rooms = {room(module_of(path)) for path in sources("fastanc", "pipelines")} - {"fastanc", "recipes"}
-    assert rooms <= set(FLOORS), "give it a floor here and in docs/design.md"
+def place(parts: Sequence[str]) -> Place:
+    """Return where a module stands: the floor of its room, then its rank in each folder; lower is smaller."""
+    found = [FLOORS[parts[0]]]
+    for depth in range(1, len(parts)):
+        found.append(RANKS["/".join(parts[:depth])][parts[depth]])
+    return tuple(found)
+
+
+def is_below(module: Sequence[str], importer: Sequence[str]) -> bool:
+    """Tell whether the house lets one file import another: at the first folder where their ways part."""
+    for depth, (mine, other) in enumerate(zip(importer, module)):
+        if mine != other:
+            return place(module[: depth + 1]) < place(importer[: depth + 1])
+    return len(module) > len(importer)  # a package's __init__ gathers what lies inside it
+
+
+MODULES = {tuple(module_of(path).split(".")[1:]): path for path in sources("fastanc", "pipelines")}
+
+
+def existing(name: str) -> tuple[str, ...]:
+    """Return the parts of the module that an imported name belongs to."""
+    parts = tuple(name.split("."))
+    while parts not in MODULES:
+        parts = parts[:-1]
+    return parts
+
+
+def test_every_file_has_a_place() -> None:
+    files = {parts for parts, path in MODULES.items() if path.name != "__init__.py" and parts}
+    for parts in files:
+        place(parts)
+    named = {(room,) for room in FLOORS} | {
+        (*folder.split("/"), name) for folder, names in RANKS.items() for name in names
+    }
+    assert named <= set(MODULES), "the table names what does not exist"
+
+
+def test_the_house_tells_right_from_wrong() -> None:
+    house = "```house\n0 a x\n2 b/ y\n   c d/ < e\n2 b/d/ z\n  f < g\n3 h x\n```"
+    floors, ranks = read_house(house)
+    assert floors == {"a": 0, "b": 2, "h": 3}
+    assert ranks == {"b": {"c": 0, "d": 0, "e": 1}, "b/d": {"f": 0, "g": 1}}
+    assert is_below(("batch",), ("teacher", "online"))
+    assert not is_below(("teacher", "online"), ("batch",))
+    assert is_below(("cache", "rows"), ("cache", "store"))
+    assert not is_below(("cache", "store"), ("cache", "rows"))
+    assert not is_below(("kernels", "mlp"), ("kernels", "small_set"))  # neighbours do not see each other
+    assert is_below(("pipelines", "index", "sources", "tar"), ("pipelines", "index", "build"))
 
 
 @pytest.mark.parametrize("path", sources("fastanc", "pipelines"), ids=module_of)
 def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
-    mine = room(module_of(path))
-    wrong = [
-        name
-        for name in house_imports(path)
-        if room(name) != mine and FLOORS[room(name)] >= FLOORS.get(mine, -1)
-    ]
-    assert wrong == []
+    mine = tuple(module_of(path).split(".")[1:])
+    seen = {existing(name) for name in house_imports(path)} - {mine, ()}
+    assert [".".join(other) for other in seen if not is_below(other, mine)] == [] or mine == ()
 
 
 def test_a_method_sees_no_method_but_base() -> None:
@@ -112,9 +158,11 @@ def test_a_method_sees_no_method_but_base() -> None:
         assert [name for name in seen if not name.startswith("methods.base.")] == [], path.name
 
 
-def test_pipelines_know_of_fastanc_only_batch_and_kernels() -> None:
+def test_pipelines_know_of_fastanc_only_batch_files_and_kernels() -> None:
     for path in sources("pipelines"):
-        assert {room(name) for name in house_imports(path)} <= {"pipelines", "batch", "kernels"}, path.name
+        assert {room(name) for name in house_imports(path)} <= {"pipelines", "batch", "files", "kernels"}, (
+            path.name
+        )
 
 
 def test_nobody_below_imports_train_and_cli_only_when_called() -> None:
@@ -124,7 +172,7 @@ def test_nobody_below_imports_train_and_cli_only_when_called() -> None:
         for path in sources("fastanc", "pipelines")
         if any(room(name) == "train" for name in house_imports(path))
     }
-    assert importers <= {"cli", "demo", "study"}
+    assert importers <= {"cli", "jobs", "api"}
     body = ast.parse((ROOT / "fastanc" / "cli.py").read_text()).body
     top = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert "train" not in {room(name) for name, _ in imported(top, "fastanc.cli")}

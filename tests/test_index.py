@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines import index as index_module
-from fastanc.pipelines.index import Index, build_index, index_path, open_index, rejected_path, summary
-from fastanc.pipelines.inspect_image import jpeg_problem, look
-from fastanc.pipelines.sources import list_source
-from fastanc.pipelines.table import make_index
 from PIL import Image
+
+from fastanc.pipelines.index.build import Index, build_index, index_path, open_index, rejected_path, summary
+from fastanc.pipelines.index import build as index_module
+from fastanc.pipelines.index.image_check import jpeg_problem, look
+from fastanc.pipelines.index.sources import list_source
+from fastanc.pipelines.index.table import make_index
 
 CLASSES = ("n01440764", "n02102040", "n03394916")
 
@@ -443,7 +444,7 @@ def test_index_path_is_beside_or_in_the_cache(tmp_path: Path, monkeypatch: pytes
 _BUILD = """
 import sys
 from pathlib import Path
-from fastanc.pipelines.index import build_index
+from fastanc.pipelines.index.build import build_index
 build_index(Path(sys.argv[1]), out=Path(sys.argv[2]), workers=2, full=True, progress=False)
 """
 
@@ -512,7 +513,7 @@ def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str,
 def test_open_index_builds_once_among_many_processes(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
     tree = _put(tmp_path / "set", jpegs)
     code = (
-        "import sys; from pathlib import Path; import fastanc.pipelines.index as m; inner = m._look_at_all\n"
+        "import sys; from pathlib import Path; import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
         "def spy(*a):\n    open(sys.argv[2], 'a').write('built\\n'); import time; time.sleep(0.5); return inner(*a)\n"
         "m._look_at_all = spy; print(m.open_index(Path(sys.argv[1])).fingerprint)"
     )
@@ -550,7 +551,7 @@ def test_a_million_rows_load_at_once(tmp_path: Path) -> None:
     path = tmp_path / "big.index"
     index.save(path)
     code = (
-        "import sys, time, numpy as np; from pathlib import Path; from fastanc.pipelines.table import Index\n"
+        "import sys, time, numpy as np; from pathlib import Path; from fastanc.pipelines.index.table import Index\n"
         "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
         "before, start = rss(), time.perf_counter(); index = Index.load(Path(sys.argv[1]))\n"
         "total = sum(int(getattr(index, k).sum()) for k in ('sizes', 'labels', 'lengths', 'offsets', 'name_bytes'))\n"

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+
 from fastanc.pipelines.drawing import draw
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import RandomResizedCrop

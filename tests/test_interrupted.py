@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastanc.checkpoint import load
 from fastanc.parsing import parse
 from fastanc.train import _out_of_memory
+from fastanc.training.checkpoint import load
 
 BASE = [
     *("--data.batch", "64", "--schedule.epochs", "3", "--run.log_every", "1", "--run.eval_every", "0"),
@@ -40,7 +40,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 # Real processes with real signals; forked from a server that has imported everything once.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["fastanc.train", "fastanc.demo", "sklearn.datasets", "torchvision"])
+FORKS.set_forkserver_preload(["fastanc.train", "fastanc.jobs.demo", "sklearn.datasets", "torchvision"])
 
 
 def _train(args: list[str], said: Path) -> None:

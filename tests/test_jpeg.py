@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines import decoding
-from fastanc.pipelines.decode_plan import JpegOptions
-from fastanc.pipelines.index import Index, build_index
-from fastanc.pipelines.jpeg import JpegSet
+from PIL import Image
+
+from fastanc.pipelines.index.build import Index, build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.jpeg import decoder as decoding
+from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
-from PIL import Image
 
 N = 36
 RULE = RandomResizedCrop(48, seed=11)
@@ -279,8 +280,8 @@ def test_closing_ends_the_threads(data: JpegSet) -> None:
 def test_a_program_may_end_in_mid_run(tree: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from fastanc.pipelines.index import build_index\n"
-        "from fastanc.pipelines.jpeg import JpegSet\n"
+        "from fastanc.pipelines.index.build import build_index\n"
+        "from fastanc.pipelines.jpeg.jpeg_set import JpegSet\n"
         "from fastanc.pipelines.order import Order\n"
         "from fastanc.pipelines.views import RandomResizedCrop\n"
         "index = build_index(Path(sys.argv[1]), workers=1, progress=False)\n"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastanc.monitor import Monitor, read_metrics
-from fastanc.rates import bottleneck
+from fastanc.training.bottleneck import bottleneck
+from fastanc.training.metrics import Monitor, read_metrics
 
 
 def opened(run_dir: Path, **options: Any) -> Monitor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from fastanc.pipelines.order import Order, evaluation_picks, share_of
 
 

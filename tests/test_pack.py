@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines import pack as pack_module
-from fastanc.pipelines.index import Index, build_index, index_path, rejected_path
-from fastanc.pipelines.pack import Packed, pack
 from PIL import Image
+
+from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
+from fastanc.pipelines.index import pack as pack_module
+from fastanc.pipelines.index.pack import Packed, pack
 
 
 def _jpeg(
@@ -145,7 +146,7 @@ def test_refuses_an_existing_tar_and_a_changed_source(tmp_path: Path) -> None:
 _PACK = """
 import sys
 from pathlib import Path
-from fastanc.pipelines.pack import pack
+from fastanc.pipelines.index.pack import pack
 pack(Path(sys.argv[1]), Path(sys.argv[2]), short_side=200, workers=2, progress=False)
 """
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines.index import build_index
-from fastanc.pipelines.jpeg import JpegSet
-from fastanc.pipelines.order import evaluation_picks
-from fastanc.pipelines.views import CentreCrop
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import models, transforms
 from torchvision.transforms import v2
+
+from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.order import evaluation_picks
+from fastanc.pipelines.views import CentreCrop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE0 = "efficientnet-lite0-57934424.pth"

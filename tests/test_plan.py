@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastanc.jobs.plan import Cluster, Load, describe, load_of, plan
 from fastanc.models import zoo
 from fastanc.parsing import parse
-from fastanc.plan import Cluster, Load, describe, load_of, plan
 
 LOAD = Load(batch=1600, gradient_bytes=40_000_000, flop=1e10, row_bytes=4000, image_bytes=96_000)
 CLUSTER = Cluster(

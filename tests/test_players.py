@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Average, Players
+from fastanc.training.players import Average, Players
 
 SGD = OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.0)
 
@@ -88,8 +88,8 @@ _GAME = """
 import os, sys, torch
 from torch import nn
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Average, Players
-from fastanc.processes import make_accelerator
+from fastanc.training.players import Average, Players
+from fastanc.training.processes import make_accelerator
 
 accelerator = make_accelerator()
 torch.manual_seed(3 + accelerator.process_index)  # another start on every process: it must not matter

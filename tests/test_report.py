@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastanc.report import summary_table, write_report
+from fastanc.jobs.report import summary_table, write_report
 
 pytest.importorskip("matplotlib")
 

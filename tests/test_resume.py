@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastanc.monitor import read_metrics
 from fastanc.parsing import parse
 from fastanc.train import train
+from fastanc.training.metrics import read_metrics
 
 TRAIN = Path(__file__).parent.parent / "fastanc" / "train.py"
 # 1438 images are 11 steps an epoch; one view, so that the second epoch reads what the first one filled.

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastanc.pipelines.decode_plan import JpegOptions
-from fastanc.pipelines.index import Index, build_index, index_path
-from fastanc.pipelines.jpeg import JpegSet
+
+from fastanc.pipelines.index.build import Index, build_index, index_path
+from fastanc.pipelines.index.pack import pack
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
-from fastanc.pipelines.pack import pack
-from fastanc.pipelines.tars import END_MARK, member_bytes
+from fastanc.pipelines.tar_file import END_MARK, member_bytes
 from fastanc.pipelines.views import RandomResizedCrop
 
 N, SEED = 256, 3

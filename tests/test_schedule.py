@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastanc.schedule import factor
+from fastanc.training.schedule import factor
 
 
 def test_cosine_equals_torch() -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastanc.teacher.identity import differences, identity
-from fastanc.teacher.moving import export_cache, import_cache
-from fastanc.teacher.rows import decode
-from fastanc.teacher.store import Field, Store
+from fastanc.cache.identity import differences, identity
+from fastanc.cache.moving import export_cache, import_cache
+from fastanc.cache.rows import decode
+from fastanc.cache.store import Field, Store
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -511,7 +511,7 @@ def test_a_file_size_limit_is_the_same_sentence(tmp_path):
 READ_ONLY = """
 import sys; sys.path.insert(0, {here!r})
 from test_store import *
-from fastanc.teacher.writer import Writer
+from fastanc.cache.writer import Writer
 store = Store.at({path!r})
 assert_right(store, [0])
 for write in (lambda: fill(store, 1), lambda: Writer(store), lambda: make(store.path.parent, weights="new")):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from fastanc.config import Config
+from fastanc.jobs.study import Study, cells, chosen, load, run_study, study_names
+from fastanc.jobs.study_table import Row, as_html, as_text, read_row, verdict
 from fastanc.models import zoo
-from fastanc.study import Study, cells, chosen, load, run_study, study_names
-from fastanc.study_table import Row, as_html, as_text, read_row, verdict
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

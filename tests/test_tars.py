@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines.index import build_index
-from fastanc.pipelines.jpeg import JpegSet
+
+from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Order
-from fastanc.pipelines.tars import END_MARK, Member, member_bytes, walk, walk_nested
+from fastanc.pipelines.tar_file import END_MARK, Member, member_bytes, walk, walk_nested
 from fastanc.pipelines.views import RandomResizedCrop
 
 FILES = {

@@ -12,19 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines.order import Order, Picks
 from test_store import forked
 from torch import nn
 
 from fastanc.batch import Batch, Outputs
+from fastanc.cache.identity import identity
+from fastanc.cache.store import Field, Store
 from fastanc.methods.base import TeacherSpec
 from fastanc.models.taps import Tapped
+from fastanc.pipelines.order import Order, Picks
 from fastanc.teacher.build import break_even, build_cache, verify_teacher
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
-from fastanc.teacher.identity import identity
 from fastanc.teacher.online import Online
-from fastanc.teacher.store import Field, Store
 
 N, D, K = 103, 40, 7
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastanc.batch import Batch, Outputs
-from fastanc.validate import average_buffers, evaluate
+from fastanc.training.validate import average_buffers, evaluate
 
 
 class Table(nn.Module):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines import views
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
+
+from fastanc.pipelines import views
 
 SHAPES = [(500, 375), (600, 64), (50, 50)]
 

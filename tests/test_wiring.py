@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastanc.pipelines.datasets import open_dataset
-from fastanc.pipelines.decode_plan import JpegOptions
-from fastanc.pipelines.noise import latents
-from fastanc.pipelines.order import evaluation_picks
-from fastanc.pipelines.views import CentreCrop
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import LENETS, as_words
 
-from fastanc.export import export
+from fastanc.cache.store import Store
+from fastanc.jobs.export import export
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
-from fastanc.run import Run
+from fastanc.pipelines.catalogue import open_dataset
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.latents import latents
+from fastanc.pipelines.order import evaluation_picks
+from fastanc.pipelines.views import CentreCrop
 from fastanc.teacher.online import Online
-from fastanc.teacher.store import Store
 from fastanc.train import train
+from fastanc.training.run import Run
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -124,7 +124,7 @@ def test_later_students_are_compared_with_kept_rows(tmp_path: Path, monkeypatch:
 
 
 def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastanc import inputs
+    from fastanc.training import inputs
 
     asked = []
     real = inputs.open_dataset

@@ -17,7 +17,7 @@ from fastanc.methods.ksanc import SqueezeConfig
 from fastanc.models.ksanc_teacher import KsancTeacher
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
-from fastanc.players import Players
+from fastanc.training.players import Players
 
 NUM_CLASSES, BATCH, PX, LATENT_DIM = 5, 6, 8, 7
 MEAN, STD = (0.5, 0.25, 0.5), (0.25, 0.5, 0.125)  # exact in fp32, in which a network keeps them

@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from fastanc.batch import Batch
+from fastanc.cache.rows import encode, values_of
+from fastanc.cache.store import Store
+from fastanc.cache.writer import Writer
 from fastanc.teacher.online import Online
-from fastanc.teacher.rows import encode, values_of
-from fastanc.teacher.store import Store
-from fastanc.teacher.writer import Writer
 
 BatchesFor = Callable[[int, np.ndarray], Iterator[Batch]]
 """(view, image numbers) -> batches of exactly these images in this order, the last one may be smaller."""

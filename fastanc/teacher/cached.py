@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fastanc.batch import Batch, Outputs
-from fastanc.teacher.ahead import Picked, ReadAhead, Resident, Source
-from fastanc.teacher.rows import decode, outputs_of
-from fastanc.teacher.store import Store
+from fastanc.cache.rows import decode, outputs_of
+from fastanc.cache.store import Store
+from fastanc.teacher.prefetch import Picked, ReadAhead, Resident, Source
 
 if TYPE_CHECKING:
     from fastanc.methods.base import TeacherSpec

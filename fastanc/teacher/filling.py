@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
-from fastanc.teacher.ahead import Fetched, Picked, ReadAhead
+from fastanc.cache.rows import decode, encode, outputs_of, values_of
+from fastanc.cache.store import Store
+from fastanc.cache.writer import Writer
 from fastanc.teacher.online import Online
-from fastanc.teacher.rows import decode, encode, outputs_of, values_of
-from fastanc.teacher.store import Store
-from fastanc.teacher.writer import Writer
+from fastanc.teacher.prefetch import Fetched, Picked, ReadAhead
 
 _AHEAD = 4
 _FEW = 8

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastanc.batch import Batch, Outputs
-from fastanc.teacher.rows import head_logits
+from fastanc.cache.rows import head_logits
 
 if TYPE_CHECKING:
     from fastanc.methods.base import TeacherSpec

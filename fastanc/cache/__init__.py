@@ -1,0 +1,1 @@
+"""The teacher's rows on disk; nothing here runs a teacher."""

@@ -1,0 +1,127 @@
+"""Runs side by side: a table for the terminal and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastanc.jobs.report_page import RunFolder, page
+from fastanc.training.metrics import read_metrics
+
+_DASH = "–"
+
+
+def summary_table(run_dirs: Sequence[Path]) -> str:
+    """Return the runs' head table as aligned text for a terminal.
+
+    Raises:
+        FileNotFoundError: one of the folders is not a run's.
+    """
+    runs = _read(run_dirs)
+    rows = [[run.label, *_cells(run.summary)] for run in runs]
+    table = [["run", *_COLUMNS], *rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = []
+    for row in table:
+        texts = [text.ljust(width) for text, width in zip(row[:_NUM_WORDS], widths)]
+        texts += [text.rjust(width) for text, width in zip(row[_NUM_WORDS:], widths[_NUM_WORDS:])]
+        lines.append("  ".join(texts).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Path:
+    """Write one HTML file with no external part: head table, curves, throughput, notes, configurations.
+
+    Args:
+        run_dirs: folders with any of config.yaml, metrics.jsonl and summary.json; a run may still go on.
+        out_path: the file to write; its folder is made.
+        lead: HTML that stands above the runs, such as a study's table.
+
+    Raises:
+        FileNotFoundError: one of the folders is not a run's.
+        ValueError: matplotlib is not installed.
+    """
+    runs = _read(run_dirs)
+    html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
+    out_path = Path(out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    out_path.write_text(html, encoding="utf-8")
+    return out_path
+
+
+def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
+    folders = [Path(folder).resolve() for folder in run_dirs]
+    if not folders:
+        raise ValueError("there is no run to report: name at least one run's folder")
+    summaries = []
+    for folder in folders:
+        if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
+            raise FileNotFoundError(
+                f"{folder} is not a run's folder: it has neither config.yaml, metrics.jsonl nor summary.json"
+            )
+        path = folder / "summary.json"
+        summaries.append(json.loads(path.read_text()) if path.is_file() else {})
+    names = [summary.get("name", folder.name) for summary, folder in zip(summaries, folders)]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        RunFolder(
+            label=f"{folder.parent.name}/{folder.name}" if name in twice else name,
+            summary=summary,
+            metrics=read_metrics(metrics) if (metrics := folder / "metrics.jsonl").is_file() else [],
+            config=config.read_text() if (config := folder / "config.yaml").is_file() else "",
+            samples=sheet.read_bytes() if (sheet := folder / "samples.png").is_file() else b"",
+        )
+        for folder, name, summary in zip(folders, names, summaries)
+    ]
+
+
+def _cells(summary: Mapping[str, Any]) -> list[str]:
+    return [_cell(summary, read) for read in _COLUMNS.values()]
+
+
+def _cell(summary: Mapping[str, Any], read: Callable[[Mapping[str, Any]], str]) -> str:
+    try:
+        return read(summary)
+    except KeyError:
+        return _DASH
+
+
+def _network(summary: Mapping[str, Any]) -> str:
+    teacher = summary.get("teacher")
+    return f"{summary['student']} ← {teacher}" if teacher else summary["student"]
+
+
+def _size(number: float) -> str:
+    for power, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= power:
+            return f"{number / power:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+# Column -> how it is read from summary.json; a key that is missing there becomes a dash.
+_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda s: s["method"],
+    "student ← teacher": _network,
+    "teacher from": lambda s: s["teacher_source"] or _DASH,
+    "params": lambda s: _size(s["params"]),
+    "MACs": lambda s: _size(s["macs"]),
+    "error": lambda s: f"{s['val']['error_pct']:.2f} %",
+    "agreement": lambda s: f"{s['val']['agreement_pct']:.2f} %",
+    "images/s": lambda s: f"{s['images_per_s']:,.0f}",
+    "data wait": lambda s: f"{s['data_share']:.1%}",
+    "teacher wait": lambda s: f"{s['teacher_share']:.1%}",
+    "wall time": lambda s: _duration(s["wall_s"]),
+}
+_NUM_WORDS = 4  # columns of words, aligned left; numbers follow

@@ -1,0 +1,291 @@
+"""`fastanc study`: the rows of a paper's table, each with several seeds, over one cache; killed, it goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+from fastanc.config import Config
+from fastanc.jobs.report import write_report
+from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
+from fastanc.parsing import parse
+from fastanc.train import train, with_teacher
+
+Overrides = Mapping[str, Any]
+
+
+_COMPARED = {"--data.name", "--teacher.name", "--student.name"}
+"""With another one of these a number has nothing to do with the paper's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study's YAML file says."""
+
+    title: str
+    """One line above the table."""
+    recipe: str
+    """Recipe of every cell, unless an option names another."""
+    grid: tuple[dict[str, dict[str, Any]], ...]
+    """Axes; each maps an option's name to its overrides. The rows are all their combinations."""
+    seeds: tuple[int, ...] = (0,)
+    """Every row is run once with each."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Overrides of every cell."""
+    prepare: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Runs that come first, by name; the cells name their files as {out}/NAME/FILE."""
+    paper: dict[str, float] = field(default_factory=dict)
+    """The paper's number of a row."""
+    metric: str = "error_pct"
+    """error_pct or accuracy_pct."""
+    protocol: tuple[str, ...] = ()
+    """In what our runs differ from the paper's."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    row: str
+    config: Config
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has nothing left to do."""
+        return (self.config.run.folder / "summary.json").is_file()
+
+
+def study_names() -> list[str]:
+    """Return the names of the studies that come with fastanc."""
+    return sorted(path.stem for path in _home().glob("*.yaml"))
+
+
+def _home() -> Path:
+    return Path(str(resources.files("fastanc.recipes"))) / "studies"
+
+
+def load(name: str) -> Study:
+    """Read a study by bare name or path; ValueError names what is wrong with it."""
+    path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else _home() / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no study {name!r}: known ones are {', '.join(study_names())}, or give a file"
+        )
+    try:
+        study = draccus.decode(Study, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except Exception as error:
+        raise ValueError(f"study {path}: {' '.join(str(error).split())}") from error
+    if study.metric not in METRICS:
+        raise ValueError(f"study {path}: metric {study.metric!r} is unknown: use {' or '.join(METRICS)}")
+    unknown = study.paper.keys() - dict(_rows(study))
+    if unknown:
+        raise ValueError(f"study {path}: paper names {min(unknown)!r}, which is no row of the grid")
+    return study
+
+
+def _rows(study: Study) -> list[tuple[str, dict[str, Any]]]:
+    """Return (name, overrides) of every row, in the order of the grid."""
+    rows = []
+    for options in itertools.product(*(axis.items() for axis in study.grid)):
+        names, overrides = zip(*options)
+        rows.append((" · ".join(names), {k: v for part in overrides for k, v in (part or {}).items()}))
+    return rows
+
+
+def chosen(
+    study: Study,
+    options: Sequence[str],
+    seeds: Sequence[int],
+    recipe: str | None,
+    fields: Sequence[str] = (),
+) -> Study:
+    """Return a smaller study: the rows of some options of its axes, other seeds, another recipe below them.
+
+    With another recipe, or `fields` that name another data set or network, the paper's numbers are left out.
+    Raises ValueError for an option that no axis has.
+    """
+    known = [name for axis in study.grid for name in axis]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--only {name!r} is no option of the study: it has {', '.join(known)}")
+    grid = []
+    for axis in study.grid:
+        wanted = {name: overrides for name, overrides in axis.items() if name in options}
+        grid.append(wanted or axis)
+    rows = dict(_rows(replace(study, grid=tuple(grid))))
+    paper = {row: value for row, value in study.paper.items() if row in rows}
+    left = "" if len(rows) == len(_rows(study)) else f"only the rows with {', '.join(options)}"
+    below = f"recipe {recipe} in the place of {study.recipe}" if recipe else ""
+    if recipe or not _COMPARED.isdisjoint(field.partition("=")[0] for field in fields):
+        paper = {}
+        study = replace(study, title=f"{study.title}; but on other data or networks, see below")
+    return replace(
+        study,
+        grid=tuple(grid),
+        seeds=tuple(seeds) or study.seeds,
+        recipe=recipe or study.recipe,
+        paper=paper,
+        protocol=(*filter(None, (left, below)), *study.protocol),
+    )
+
+
+def cells(study: Study, out: Path, scale: float, fields: Sequence[str]) -> tuple[list[Cell], list[Cell]]:
+    """Return the runs that come first and the cells of the grid; `fields` are overrides of all of them.
+
+    The seeds take turns, so that a study that was ended early has every row, if from fewer seeds.
+    Raises ValueError for a wrong field, and for a finished cell that was made with other settings.
+    """
+    if not 0 < scale <= 1:
+        raise ValueError(f"--scale is {scale}: give a share of the schedule, above 0 and up to 1")
+
+    def cell(row: str, name: str, overrides: Overrides) -> Cell:
+        # A later word wins in a mapping; options that only exist for the chosen method come after it.
+        fixed = {"run.out": str(out), "run.name": name, "run.resume": "latest"}
+        shared = {"recipe": study.recipe, **study.set, "teacher.cache_dir": str(out / "cache")}
+        words = _words({**shared, **overrides, **fixed}, out)
+        made = Cell(row, _scaled(parse([*words, *fields]), out, scale))
+        _refuse_other_settings(made)
+        return made
+
+    first = [cell(name, name, overrides) for name, overrides in study.prepare.items()]
+    grid = [
+        cell(row, f"{_slug(row)}-seed{seed}", {**overrides, "run.seed": seed})
+        for seed in study.seeds
+        for row, overrides in _rows(study)
+    ]
+    return first, grid
+
+
+def _words(overrides: Overrides, out: Path) -> list[str]:
+    """Return overrides as words of a command line, {out} replaced by the study's folder."""
+    words = []
+    for key, value in overrides.items():
+        text = value.replace("{out}", str(out)) if isinstance(value, str) else json.dumps(value)
+        words += [f"--{key}", text]
+    return words
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _scaled(config: Config, out: Path, scale: float) -> Config:
+    """Shorten a configuration: epochs and images each to the square root of the scale, for latent vectors the epochs.
+
+    A teacher that is yet to be trained is a short one of this study.
+    """
+    if scale == 1:
+        return config
+    weights, teacher = config.teacher.weights, config.teacher
+    if teacher.recipe and weights not in (None, "random") and not Path(weights).is_file():
+        own = out / f"teacher-{Path(weights).parent.name}" / "student.safetensors"
+        teacher = replace(teacher, weights=str(own))
+    schedule = config.schedule
+    has_images = config.method.latent_dim is None
+    epochs = max(1, round(schedule.epochs * (math.sqrt(scale) if has_images else scale)))
+    part = epochs / schedule.epochs
+    schedule = replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * part)
+    data = (
+        replace(config.data, share=min(1.0, config.data.share * scale / part)) if has_images else config.data
+    )
+    return replace(config, teacher=teacher, schedule=schedule, data=data)
+
+
+def _refuse_other_settings(cell: Cell) -> None:
+    folder = cell.config.run.folder
+    if not cell.finished:
+        return
+    made = parse(["--config_path", str(folder / "config.yaml")])
+    before, now = draccus.encode(made), draccus.encode(cell.config)
+    for group in now:
+        for key in now[group]:
+            if before[group].get(key) != now[group][key] and (group, key) != ("run", "resume"):
+                raise ValueError(
+                    f"{folder} was finished with {group}.{key} {before[group].get(key)!r}, the study now has"
+                    f" {now[group][key]!r}: set it back, or give another --out"
+                )
+
+
+def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str] = ()) -> str:
+    """Run what is not finished yet, one cell after the other, and return the table as text.
+
+    Writes table.txt, table.json and report.html into `out`. A cell whose loss diverges is named below the table
+    and tried again next time.
+    """
+    first, grid = cells(study, out, scale, fields)
+    failures = []
+    plan = [*first, *grid]
+    for number, cell in enumerate(plan, 1):
+        label = f"[{number}/{len(plan)}] {cell.row}, seed {cell.config.run.seed}"
+        if cell.finished:
+            print(f"{label}: finished before", flush=True)
+            continue
+        print(label, flush=True)
+        try:
+            for config in with_teacher(cell.config):
+                train(config if config is cell.config else _scaled(config, out, scale))
+        except ValueError as error:
+            if cell in first:
+                raise
+            failures.append(f"{cell.row}, seed {cell.config.run.seed} failed: {error}")
+            print(f"fastanc: {failures[-1]}", flush=True)
+        if cell in grid:
+            _write(study, grid, out, _notes(study, grid, scale, fields, failures))
+    notes = _notes(study, grid, scale, fields, failures)
+    text = _write(study, grid, out, notes)
+    finished = [cell.config.run.folder for cell in grid if cell.finished]
+    if finished:
+        write_report(finished, out / "report.html", as_html(*_table(study, grid), notes))
+    return text
+
+
+def _images_left(grid: Sequence[Cell]) -> str:
+    shares = sorted({f"{100 * cell.config.data.share:.3g} %" for cell in grid if cell.config.data.share < 1})
+    return f", {' or '.join(shares)} of the training images" if shares else ""
+
+
+def _table(study: Study, grid: Sequence[Cell]) -> tuple[str, list[Any], str]:
+    rows = []
+    for name, _ in _rows(study):
+        folders = [cell.config.run.folder for cell in grid if cell.row == name]
+        rows.append(read_row(name, folders, study.metric, study.paper.get(name)))
+    return study.title, rows, study.metric
+
+
+def _write(study: Study, grid: Sequence[Cell], out: Path, notes: Sequence[str]) -> str:
+    title, rows, metric = _table(study, grid)
+    text = as_text(title, rows, metric, notes)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.txt").write_text(text)
+    (out / "table.json").write_text(json.dumps(as_values(title, rows, metric, notes), indent=1))
+    return text
+
+
+def _notes(
+    study: Study, grid: Sequence[Cell], scale: float, fields: Sequence[str], failures: Sequence[str]
+) -> list[str]:
+    """Return what a reader must know: the scale, the overrides, the paper's other protocol, the failures."""
+    notes = []
+    if scale != 1:
+        epochs = sorted({cell.config.schedule.epochs for cell in grid})
+        notes.append(
+            f"SCALED: {scale:g} of the full schedule ({', '.join(map(str, epochs))} epochs a run"
+            f"{_images_left(grid)}); not comparable with the paper"
+        )
+    if fields:
+        notes.append(f"overrides on the command line: {' '.join(fields)}")
+    notes.append("spread: sample standard deviation over seeds; wall s: mean training time of a run")
+    _, rows, metric = _table(study, grid)
+    said = verdict(rows, metric)
+    notes += [said] if said else []
+    return [*notes, *study.protocol, *failures]

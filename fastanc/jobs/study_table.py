@@ -1,0 +1,147 @@
+"""A study's table: mean, spread, number of runs and wall time of every row, beside the paper's number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from fastanc.training.metrics import read_metrics
+
+METRICS = {"error_pct": "error %", "accuracy_pct": "accuracy %"}
+_DASH = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the values of its finished runs, and what the paper says."""
+
+    name: str
+    values: tuple[float, ...]
+    wall_s: tuple[float, ...]
+    planned: int
+    """Runs that the study wants."""
+    paper: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the runs; None before the first."""
+        return mean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation (n - 1); None below two runs."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+def read_row(name: str, folders: Sequence[Path], metric: str, paper: float | None) -> Row:
+    """Return a row from its runs' folders; a run without summary.json does not count yet."""
+    values, walls = [], []
+    for folder in folders:
+        if not (folder / "summary.json").is_file():
+            continue
+        error = json.loads((folder / "summary.json").read_text())["val"]["error_pct"]
+        values.append(error if metric == "error_pct" else 100 - error)
+        # Unlike the summary's, this time goes on where a run was resumed.
+        lines = read_metrics(folder / "metrics.jsonl")
+        walls.append(max((line["wall_s"] for line in lines if "wall_s" in line), default=0.0))
+    return Row(name, tuple(values), tuple(walls), len(folders), paper)
+
+
+def verdict(rows: Sequence[Row], metric: str) -> str | None:
+    """Say which rows Welch's t-test tells from the best one (5 %, Holm's correction for their number).
+
+    Only rows of several runs are judged; None when there are fewer than two of them. Needs scipy.
+    """
+    judged = [row for row in rows if len(row.values) > 1]
+    if len(judged) < 2:
+        return None
+    try:
+        from scipy.stats import ttest_ind_from_stats
+    except ImportError:
+        return "which rows differ beyond chance is said with scipy: pip install 'fastanc[report]'"
+    worse = 1 if metric == "error_pct" else -1
+    best, *others = sorted(judged, key=lambda row: worse * mean(row.values))
+    sides = [(mean(row.values), stdev(row.values), len(row.values)) for row in (best, *others)]
+    # Rows without any spread: p is 0, or not a number where the means are equal too.
+    with np.errstate(all="ignore"):
+        found = [ttest_ind_from_stats(*sides[0], *side, equal_var=False).pvalue for side in sides[1:]]
+    found = [1.0 if math.isnan(p) else p for p in found]
+    apart: list[str] = []
+    for rank, (p, row) in enumerate(sorted(zip(found, others), key=lambda pair: pair[0])):
+        if not p * (len(others) - rank) < 0.05:
+            break
+        apart.append(row.name)
+    return (
+        f"worse than the best row, {best.name}, beyond chance (Welch's t-test at 5 %, Holm's correction):"
+        f" {', '.join(apart) or 'none'}"
+    )
+
+
+def _cells(rows: Sequence[Row], metric: str) -> list[list[str]]:
+    head = ["row", METRICS[metric], "spread", "n", "wall s", "paper", "ours - paper"]
+    body = []
+    for row in rows:
+        n = str(len(row.values)) if len(row.values) == row.planned else f"{len(row.values)} of {row.planned}"
+        wall = f"{mean(row.wall_s):.1f}" if row.wall_s else _DASH
+        apart = row.mean - row.paper if row.mean is not None and row.paper is not None else None
+        difference = _DASH if apart is None else f"{apart:+.2f}"
+        body.append([row.name, _text(row.mean), _text(row.spread), n, wall, _text(row.paper), difference])
+    return [head, *body]
+
+
+def _text(value: float | None) -> str:
+    return _DASH if value is None else f"{value:.2f}"
+
+
+def as_text(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> str:
+    """Return title, table and notes as aligned text."""
+    table = _cells(rows, metric)
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = [
+        "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:]))]).rstrip()
+        for cells in table
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([title, "", *lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def as_html(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> str:
+    """Return the same as a fragment of HTML."""
+    head, *body = _cells(rows, metric)
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = ["", *[" class='n'"] * (len(cells) - 1)]
+        return f"<tr>{''.join(f'<{tag}{k}>{escape(c)}</{tag}>' for k, c in zip(kinds, cells))}</tr>"
+
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    table = f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', c) for c in body)}</tbody></table>"
+    return f"<section><h2>{escape(title)}</h2>{table}<ul>{said}</ul></section>"
+
+
+def as_values(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> Mapping[str, object]:
+    """Return the same as plain JSON values."""
+    return {
+        "title": title,
+        "metric": metric,
+        "notes": list(notes),
+        "rows": [
+            {
+                "name": row.name,
+                "mean": row.mean,
+                "spread": row.spread,
+                "n": len(row.values),
+                "planned": row.planned,
+                "values": list(row.values),
+                "wall_s": list(row.wall_s),
+                "paper": row.paper,
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,138 @@
+"""The input of a run: its data sets, their views, their order and how they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from fastanc.batch import Batch
+from fastanc.config import DataConfig
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.catalogue import open_dataset
+from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
+from fastanc.pipelines.latents import latent_batches
+from fastanc.pipelines.order import Order, Picks, evaluation_picks
+from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+
+if TYPE_CHECKING:
+    from fastanc.pipelines.jpeg.jpeg_set import (
+        JpegSet,  # DALI takes seconds to import, and array sets do without
+    )
+
+DataSet: TypeAlias = Union[ArraySet, "JpegSet"]
+
+
+@dataclass
+class Input:
+    """The data sets of a run, their views and their order."""
+
+    train: DataSet
+    val: DataSet
+    rule: ViewRule
+    eval_rule: ViewRule
+    order: Order
+    options: JpegOptions
+    eval_batch: int
+    device: torch.device
+    rank: int
+    world: int
+    latent_dim: int | None = None
+    """Width of the latent vectors of a method without images; `train` is then the validation set."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Return the training batches of steps start to stop - 1."""
+        if self.latent_dim is not None:
+            size, seed = self.order.batch // self.world, self.order.seed
+            return latent_batches(
+                size,
+                self.latent_dim,
+                seed=seed,
+                rank=self.rank,
+                start=start,
+                stop=stop,
+                device=self.device,
+            )
+        return self.train.batches(
+            self.order, self.rule, start=start, stop=stop, device=self.device, options=self.options
+        )
+
+    def picked(self, size: int, view: int, images: np.ndarray) -> Iterator[Batch]:
+        """Return the training input's batches of up to `size` given images [N] of one view."""
+        parts = [images[k : k + size] for k in range(0, len(images), size)]
+        picks = [Picks(part, np.full_like(part, view)) for part in parts]
+        options = replace(self.options, views_per_decode=1)
+        return self.train.batches(picks, self.rule, device=self.device, options=options)
+
+    def val_batches(self) -> Iterator[Batch]:
+        """Return this process's share of the validation set, every image once over all processes."""
+        picks = evaluation_picks(self.val.num_images, self.eval_batch, self.rank, self.world)
+        options = replace(self.options, views_per_decode=1)
+        return self.val.batches(picks, self.eval_rule, device=self.device, options=options)
+
+
+def open_input(
+    config: DataConfig, seed: int, accelerator: Accelerator, latent_dim: int | None = None
+) -> Input:
+    """Open the data sets of a configuration for one process; all processes decode by one plan.
+
+    With a `latent_dim` the training set is not opened: its batches hold latent vectors of that width.
+    """
+    val = open_dataset(config.name, "val", config.root)
+    train = val if latent_dim is not None else open_dataset(config.name, "train", config.root, config.share)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if latent_dim is not None:
+        order = Order(config.steps_per_epoch * config.batch, config.batch, rank, world, seed)
+    else:
+        order = Order(
+            train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
+        )
+    options = JpegOptions(
+        threads=config.threads or None,
+        prefetch=config.prefetch,
+        decode=config.decode,
+        views_per_decode=config.views_per_image,
+    )
+    if not isinstance(train, ArraySet):
+        # Pixels depend on the plan, so one process probes for all.
+        agreed = [train.decided(device, options) if accelerator.is_main_process else None]
+        options = broadcast_object_list(agreed)[0]
+    return Input(
+        train=train,
+        val=val,
+        rule=training_rule(config, train),
+        eval_rule=CentreCrop(config.image_px, config.resize_px),
+        order=order,
+        options=options,
+        eval_batch=config.eval_batch,
+        device=device,
+        rank=rank,
+        world=world,
+        latent_dim=latent_dim,
+    )
+
+
+def input_note(source: Input) -> str | None:
+    """Return one sentence about the cores that decode, of which the bottleneck line speaks later; None for arrays."""
+    if isinstance(source.train, ArraySet) or source.latent_dim is not None:
+        return None
+    cores = cores_per_process()
+    threads = source.options.threads or cores
+    where = f"decode plan {source.options.decode}, {threads} threads"
+    beside = f" for each of the {source.world} processes" if source.world > 1 else ""
+    too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
+    return f"input: {where} on {cores} cores{beside}{too_many}"
+
+
+def training_rule(config: DataConfig, dataset: DataSet) -> ViewRule:
+    """Return the rule of the training views: random resized crops of JPEGs, padded crops of small images."""
+    if isinstance(dataset, ArraySet):
+        return PadCrop(config.image_px, config.view_seed, config.pad, config.flip)
+    return RandomResizedCrop(
+        config.image_px, config.view_seed, scale=(config.min_scale, 1.0), flip=config.flip
+    )

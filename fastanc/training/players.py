@@ -1,0 +1,242 @@
+"""The networks that are trained, their optimizers, and whose turn it is.
+
+Only the student is given to `Accelerator.prepare` (DDP, any ZeRO stage). Every other player is a plain module
+with a plain optimizer whose gradients are averaged over the processes by one flat all-reduce, so that the same
+code gives the same weights plain, under DDP and under DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fastanc.methods.base import Nets
+from fastanc.optimizers import OptimizerConfig
+from fastanc.training.processes import average_flat
+from fastanc.training.zero import take_whole_state, whole_state
+
+
+class Player:
+    """One network of the game with its optimizer."""
+
+    def __init__(self, module: nn.Module, wrapped: nn.Module, optimizer: torch.optim.Optimizer, clip: float):
+        self.module = module
+        self.wrapped = wrapped
+        self.optimizer = optimizer
+        self.clip = clip
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    def freeze(self, frozen: bool) -> None:
+        """Let no gradient reach the weights, or let it again."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(not frozen)
+
+    @property
+    def zero(self) -> Any | None:
+        """The optimizer of ZeRO 1 or 2, which has only a part of the state; None with a whole one."""
+        inner = getattr(self.optimizer, "optimizer", None)
+        return inner if hasattr(inner, "single_partition_of_fp32_groups") else None
+
+    def state(self) -> dict[str, Any]:
+        """Return weights and optimizer as one process alone would have them; every process calls it."""
+        whole = self.optimizer.state_dict() if self.zero is None else whole_state(self.zero)
+        return {"module": self.module.state_dict(), "optimizer": whole}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take weights and optimizer, whatever number of processes they come from."""
+        self.module.load_state_dict(state["module"])
+        if self.zero is None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            take_whole_state(self.zero, state["optimizer"])
+
+    def set_lr(self, factor: float) -> None:
+        """Set every learning rate to its base times `factor`."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+
+class Average:
+    """The exponential moving average of a network: of its weights and of BatchNorm's statistics."""
+
+    def __init__(self, network: nn.Module, decay: float, device: torch.device):
+        self.network = copy.deepcopy(network).to(device).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present weights by 1 - decay; whole numbers are copied."""
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+def _sum(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([term.float() for term in terms.values()]).sum()
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+class Players(Mapping[str, Player]):
+    """All players of a method; one is on turn at a time, the others are frozen meanwhile.
+
+    An unfrozen opponent would gather gradients of another player's loss: silently wrong with DDP and ZeRO-1.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        networks: Mapping[str, nn.Module],
+        optimizers: Mapping[str, OptimizerConfig],
+        *,
+        skip_nonfinite: int = 0,
+    ):
+        """Prepare every player.
+
+        Args:
+            accelerator: of this process.
+            networks: players by name, one of them "student".
+            optimizers: of the players that have one of their own; the student's serves the rest.
+            skip_nonfinite: updates that may be left out because the loss is not finite on some process.
+        """
+        self.accelerator = accelerator
+        self._skips_left = skip_nonfinite
+        self._players: dict[str, Player] = {}
+        for name, network in networks.items():
+            spec = optimizers.get(name, optimizers["student"])
+            if name == "student":
+                self._players[name] = self._prepared(network, spec)
+            else:
+                self._players[name] = self._beside(network, spec)
+
+    def _prepared(self, network: nn.Module, spec: OptimizerConfig) -> Player:
+        network.to(self.accelerator.device)
+        trainable = [p for p in network.parameters() if p.requires_grad]
+        wrapped, optimizer = self.accelerator.prepare(network, spec.build(trainable))
+        return Player(network, wrapped, optimizer, spec.clip)
+
+    def _beside(self, network: nn.Module, spec: OptimizerConfig) -> Player:
+        network.to(self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            for tensor in [*network.parameters(), *network.buffers()]:
+                torch.distributed.broadcast(tensor.data, 0)
+        trainable = [p for p in network.parameters() if p.requires_grad]
+        return Player(network, network, spec.build(trainable), spec.clip)
+
+    def __getitem__(self, name: str) -> Player:
+        return self._players[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._players)
+
+    def __len__(self) -> int:
+        return len(self._players)
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[Nets]:
+        """Freeze every player but `name` and yield the networks by name, the one on turn in its wrapper."""
+        for other, player in self._players.items():
+            player.freeze(other != name)
+        yield {n: p.wrapped if n == name else p.module for n, p in self._players.items()}
+
+    def update(self, name: str, terms: Mapping[str, Tensor]) -> None:
+        """Minimise the sum of a play's terms by one step of the player's optimizer."""
+        loss = _sum(terms)
+        if not self._skips(loss):
+            self._backward(name, loss)
+            self._move(name)
+
+    def update_in_parts(self, name: str, number: int, play: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """Minimise the mean over `number` parts of a batch by one step of the player's optimizer.
+
+        `play` gets a part's number, makes the player's turn with it, and returns its terms.
+        """
+        player = self._players[name]
+        for part in range(number):
+            # Accelerate counts the student's parts: no all-reduce before the last, and no step.
+            counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
+            with counting:
+                loss = _sum(play(part))
+                self._backward(name, loss if name == "student" else loss / number)
+                if part == number - 1:
+                    self._move(name)
+
+    def _skips(self, loss: Tensor) -> bool:
+        if not self._skips_left:
+            return False
+        bad = self.accelerator.reduce((~loss.detach().isfinite()).float(), reduction="sum")
+        skips = bool(bad.item() > 0)
+        self._skips_left -= skips
+        return skips
+
+    def _backward(self, name: str, loss: Tensor) -> None:
+        if name == "student":
+            self.accelerator.backward(loss)
+        else:
+            loss.backward()
+
+    def _move(self, name: str) -> None:
+        player = self._players[name]
+        if name == "student":
+            if player.clip:
+                self.accelerator.clip_grad_norm_(player.wrapped.parameters(), player.clip)
+        else:
+            average_flat(self.accelerator, [p.grad for p in player.parameters if p.grad is not None])
+            if player.clip:
+                torch.nn.utils.clip_grad_norm_(player.parameters, player.clip)
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+
+    def set_lr(self, factor: float) -> None:
+        """Set every player's learning rate to its base times `factor`."""
+        for player in self._players.values():
+            player.set_lr(factor)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return weights and optimizer of every player, for a checkpoint; every process calls it."""
+        return {name: player.state() for name, player in self._players.items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take weights and optimizers from a checkpoint; ValueError names a player that does not fit."""
+        if set(state) != set(self):
+            raise ValueError(f"the checkpoint holds the players {sorted(state)}, this run has {sorted(self)}")
+        for name, player in self._players.items():
+            try:
+                player.load_state(state[name])
+            except (RuntimeError, ValueError) as error:
+                first = str(error).strip().splitlines()[-1].strip()
+                raise ValueError(f"the checkpoint is of another {name}: {first}") from error
+
+    @torch.no_grad()
+    def spoiled(self) -> str | None:
+        """Return the name of a player whose weights are not all finite, or None; the host waits for the device."""
+        for name, player in self._players.items():
+            if not torch.stack([p.sum() for p in player.parameters]).isfinite().all():
+                return name
+        return None
+
+    @torch.no_grad()
+    def assert_equal_everywhere(self) -> None:
+        """Raise RuntimeError where the processes' weights are no longer the same to the last bit."""
+        sums = [sum(w.double().abs().sum() for w in p.module.parameters()) for p in self._players.values()]
+        everyone = self.accelerator.gather(torch.stack([torch.as_tensor(s) for s in sums])[None])
+        if not bool((everyone == everyone[:1]).all()):
+            raise RuntimeError(
+                f"the processes' weights drifted apart: {everyone.tolist()}; please report this"
+            )
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return every player's bare network by name."""
+        return {name: player.module for name, player in self._players.items()}

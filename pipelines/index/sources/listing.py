@@ -1,0 +1,71 @@
+"""What every kind of source is listed as, and how labels and order follow from names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+_KINDS = "jpg jpeg jpe png bmp webp gif tif tiff ppm jp2 avif heic"
+IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
+"""Files of other names are no images and are passed over."""
+
+Label = str | int | None
+
+
+class Candidate(NamedTuple):
+    """A file that may be an image."""
+
+    name: str
+    file: int
+    """Position in `Listing.files`; -1 in a tree, where it is a file of its own."""
+    offset: int
+    length: int
+    label: Label
+
+
+@dataclass
+class Listing:
+    """A source's candidates in the index's order."""
+
+    base: Path
+    """The folder that paths are relative to."""
+    files: list[tuple[str, int]] | None
+    """(path, bytes) of every tar; None for a tree."""
+    candidates: list[Candidate]
+    classes: list[str] | None
+    """Class folders in order, empty ones too; None where the labels are not folders."""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    stamp: str = ""
+    """Changes with any name, length or modification time."""
+
+    def path(self, candidate: Candidate) -> str:
+        """Return the absolute path of the file that holds it."""
+        return os.path.join(
+            self.base, candidate.name if self.files is None else self.files[candidate.file][0]
+        )
+
+
+def order_key(name: str) -> tuple[str, str, str]:
+    """Return the sorting key of a name: by class folder, then folder, then file (ImageFolder's order)."""
+    folder, _, file = name.rpartition("/")
+    return folder.partition("/")[0], folder, file
+
+
+def by_class_folder(candidates: list[Candidate], rejected: list[tuple[str, str]]) -> list[Candidate]:
+    """Label every candidate by its first folder; without any folder there are no labels."""
+    if not any("/" in candidate.name for candidate in candidates):
+        return candidates
+    rejected += [(c.name, "outside of the class folders") for c in candidates if "/" not in c.name]
+    return [c._replace(label=c.name.partition("/")[0]) for c in candidates if "/" in c.name]
+
+
+def stamp_of(facts: Iterable[tuple]) -> str:
+    """Return what changes with any of the facts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        digest.update(repr(fact).encode())
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""A tar of images, a folder of tars, a tar of tars, WebDataset shards: listed by their headers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from fastanc.pipelines.index.image_check import read_range
+from fastanc.pipelines.index.sources.listing import (
+    IMAGE_SUFFIXES,
+    Candidate,
+    Label,
+    Listing,
+    by_class_folder,
+    order_key,
+    stamp_of,
+)
+from fastanc.pipelines.tar_file import Member, walk_nested
+
+_LABEL_SUFFIXES = (".cls", ".json")
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def list_tars(base: Path, shards: list[str]) -> Listing:
+    """Return what the tars `shards` of a folder hold."""
+    status = [(base / shard).stat() for shard in shards]
+    files = [(shard, s.st_size) for shard, s in zip(shards, status)]
+    images: list[Candidate] = []
+    labels: dict[tuple[int, str], Label] = {}
+    rejected: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(8) as pool:
+        for number, members in enumerate(pool.map(lambda shard: walk_nested(base / shard), shards)):
+            for member in members:
+                _sort_member(member, number, base / shards[number], images, labels, rejected)
+    stamp = stamp_of([*((f, s.st_mtime_ns) for f, s in zip(files, status)), *images])
+    if any((image.file, _key(image.name)) in labels for image in images):
+        images = _by_key(images, labels, shards, rejected)
+        return Listing(base, files, _unique(images, rejected), None, rejected, stamp)
+    images = _without_shared_folder(images)
+    if len(shards) > 1 and not any("/" in image.name for image in images):
+        images = [image._replace(name=f"{Path(shards[image.file]).stem}/{image.name}") for image in images]
+        if not all(_WORDNET_ID.fullmatch(Path(shard).stem) for shard in shards):
+            return Listing(base, files, _unique(images, rejected), None, rejected, stamp)
+    images = by_class_folder(_unique(images, rejected), rejected)
+    folders = sorted({image.label for image in images if isinstance(image.label, str)})
+    return Listing(base, files, images, folders or None, rejected, stamp)
+
+
+def _sort_member(
+    member: Member,
+    file: int,
+    path: Path,
+    images: list[Candidate],
+    labels: dict[tuple[int, str], Label],
+    rejected: list[tuple[str, str]],
+) -> None:
+    """Put a tar's member among the images, the labels, the rejected, or nowhere."""
+    name = member.name.removeprefix("./")
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _LABEL_SUFFIXES and not member.problem:
+        label = _read_label(read_range(str(path), member.offset, member.length), suffix, f"{path}, {name}")
+        if label is not None:
+            labels[file, _key(name)] = label
+    elif suffix in IMAGE_SUFFIXES:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            rejected.append((name, "a name that leaves its folder"))
+        elif member.problem:
+            rejected.append((name, member.problem))
+        else:
+            images.append(Candidate(name, file, member.offset, member.length, None))
+
+
+def _key(name: str) -> str:
+    """Return a WebDataset key: the name up to the first dot after the last slash."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _read_label(data: bytes, suffix: str, where: str) -> Label:
+    if suffix == ".cls":
+        text = data.decode("utf-8", "replace").strip()
+        return int(text) if text.lstrip("-").isdigit() else text
+    try:
+        record = json.loads(data)
+    except ValueError:
+        raise ValueError(f"{where} is not JSON: repair or remove it") from None
+    label = (
+        next((record[k] for k in ("label", "cls") if k in record), None) if isinstance(record, dict) else None
+    )
+    if label is not None and not isinstance(label, (int, str)):
+        raise ValueError(f"{where}: the label {label!r} is neither a number nor a name")
+    return label
+
+
+def _by_key(
+    images: list[Candidate],
+    labels: dict[tuple[int, str], Label],
+    shards: list[str],
+    rejected: list[tuple[str, str]],
+) -> list[Candidate]:
+    """Label WebDataset images by key; one image a key, and one without a label is rejected."""
+    kept, seen = [], dict[tuple[int, str], str]()
+    for image in images:
+        key = (image.file, _key(image.name))
+        name = f"{Path(shards[image.file]).stem}/{image.name}" if len(shards) > 1 else image.name
+        if key not in labels:
+            rejected.append((name, "no label: its key has neither .cls nor a .json with a label"))
+        elif seen.setdefault(key, image.name) != image.name:
+            rejected.append((name, f"a second image of the key of {seen[key]}"))
+        else:
+            kept.append(image._replace(name=name, label=labels[key]))
+    return kept
+
+
+def _without_shared_folder(images: list[Candidate]) -> list[Candidate]:
+    """Drop leading folders that all names share, as in a tar of `train/CLASS/FILE`, but never the class."""
+    while images:
+        top = images[0].name.partition("/")[0] + "/"
+        if not all(image.name.startswith(top) and image.name.count("/") > 1 for image in images):
+            break
+        images = [image._replace(name=image.name[len(top) :]) for image in images]
+    return images
+
+
+def _unique(images: list[Candidate], rejected: list[tuple[str, str]]) -> list[Candidate]:
+    """Sort by name and keep the last of equal names, as unpacking would."""
+    last = {image.name: image for image in images}
+    if len(last) < len(images):
+        rejected += [(i.name, "a later member has the same name") for i in images if last[i.name] is not i]
+    return sorted(last.values(), key=lambda image: order_key(image.name))

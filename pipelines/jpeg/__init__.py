@@ -1,0 +1,1 @@
+"""Stored images decoded, cropped and resized by DALI."""

@@ -1,0 +1,286 @@
+"""One pass over steps: a thread reads ahead, DALI decodes the boxes, batches come out finished."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, pipeline_def
+from nvidia.dali import types as dali_types
+from torch import Tensor
+
+from fastanc.batch import Batch
+from fastanc.pipelines.drawing import Drawn, draw
+from fastanc.pipelines.jpeg.bytes import ChangedImage, Indexed, Reader
+from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import CentreCrop, ViewRule
+
+T = TypeVar("T")
+types: Any = dali_types  # its constants are made at import, where mypy does not see them
+_PREPARED = 2
+
+
+class _Feed(NamedTuple):
+    """One step's work for the decoder: G images, K views of each, B = G * K."""
+
+    step: int
+    picks: Picks
+    encoded: list[np.ndarray]
+    """G arrays of bytes."""
+    regions: np.ndarray
+    """[G, 4] int32 (x, y, w, h): what is decoded of each image."""
+    crops: np.ndarray
+    """[G, K, 4] int32: what is resized for each view, within its region."""
+    scaled: np.ndarray
+    """[G, K, 4] int32 (x, y, w, h): to w x h px, of which the square of out_px from (x, y) on is the view."""
+    flips: np.ndarray
+    """[G, K] int32."""
+
+
+def ahead(work: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[T, None, None]:
+    """Yield work(step) of every step in order, done up to `depth` steps early on one background thread."""
+    steps = iter(steps)
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        waiting = deque(thread.submit(work, step) for step in islice(steps, depth))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(thread.submit(work, step) for step in islice(steps, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class Run:
+    """The batches of some steps of one process; `largest` is the most views in one step."""
+
+    def __init__(
+        self,
+        index: Indexed,
+        picks: Callable[[int], Picks],
+        rule: ViewRule,
+        steps: range,
+        largest: int,
+        device: torch.device,
+        options: JpegOptions,
+    ) -> None:
+        self._index, self._rule, self._steps = index, rule, steps
+        self._device, self._options = device, options
+        self._threads = options.threads or cores_per_process()
+        self._reader = Reader(index)
+        self._resizers = ThreadPoolExecutor(self._threads, "resize")
+        # Order, boxes and reading have a thread of their own: they cost the training thread nothing.
+        drawn = draw(picks, rule, index.sizes.__getitem__, steps)
+        self._prepared = ahead(lambda step: self._prepare(next(drawn)), steps, _PREPARED)
+        self._feeds: deque[_Feed] = deque()
+        self._failed = False
+        self._pipeline: Any = _graph(
+            self._source,
+            options,
+            rule,
+            resize=device.type == "cuda",
+            batch_size=largest // options.views_per_decode,
+            num_threads=self._threads,
+            device_id=_dali_device(device),
+            prefetch_queue_depth=options.prefetch,
+        )
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Yield the batches in order; closing the iterator ends the threads."""
+        try:
+            if self._device.type == "cuda":
+                yield from self._cuda_batches()
+            else:
+                yield from ahead(self._cpu_batch, self._steps, self._options.prefetch)
+        finally:
+            self._prepared.close()
+            self._resizers.shutdown(cancel_futures=True)
+            self._reader.close()
+            # It refers to our callback, which refers to it: DALI's memory would wait for the garbage collector.
+            self._pipeline = None
+
+    def _prepare(self, drawn: Drawn) -> _Feed:
+        """All that can be done before decoding: regions, bytes."""
+        (step, picks, boxes, flips), k = drawn, self._options.views_per_decode
+        images = picks.index[::k]
+        if len(picks.index) != k * len(images) or (picks.index != np.repeat(images, k)).any():
+            raise ValueError(
+                f"views_per_decode {k} needs each image {k} times in a row: set Order's views_per_image"
+            )
+        sizes = self._index.sizes[picks.index]
+        scaled = np.full_like(boxes, self._rule.out_px)
+        scaled[:, :2] = 0
+        if isinstance(self._rule, CentreCrop):
+            boxes, scaled = self._rule.exactly(sizes)
+        crops = boxes.reshape(-1, k, 4).copy()
+        if self._options.decode == "mixed":
+            corner, far = np.zeros((len(images), 2), np.int32), sizes[::k]
+        else:
+            corner, far = crops[..., :2].min(1), (crops[..., :2] + crops[..., 2:]).max(1)
+        crops[..., :2] -= corner[:, None]
+        regions = np.concatenate([corner, far - corner], 1)
+        try:
+            encoded = self._reader.read(images)
+        except ChangedImage as error:
+            raise ChangedImage(f"step {step}: {error}") from error
+        return _Feed(step, picks, encoded, regions, crops, scaled.reshape(-1, k, 4), flips.reshape(-1, k))
+
+    def _source(self) -> list[Any]:
+        """DALI's callback: the next step's inputs as _graph takes them; StopIteration ends the pipeline."""
+        feed = next(self._prepared)
+        self._feeds.append(feed)
+        inputs: list[Any] = [feed.encoded, *_corner_and_extent(feed.regions)]
+        if self._device.type == "cuda":
+            for k in range(feed.flips.shape[1]):
+                inputs.append(_int32(feed.flips[:, k]))
+                if _cuts(self._options):
+                    inputs += _corner_and_extent(feed.crops[:, k])
+                if isinstance(self._rule, CentreCrop):
+                    inputs += _corner_and_extent(feed.scaled[:, k])
+        return inputs
+
+    def _decode(self, stream: torch.cuda.Stream | None = None) -> tuple[_Feed, tuple[Any, ...]]:
+        """The next step's feed and DALI's outputs, ordered into this stream."""
+        if self._failed:
+            raise RuntimeError("the run ended with the error before")
+        try:
+            outputs = self._pipeline.run(stream)
+        except RuntimeError as error:
+            self._failed = True
+            if isinstance(error, ChangedImage) or not self._feeds:
+                raise
+            raise RuntimeError(self._blame(self._feeds[0], str(error))) from error
+        return self._feeds.popleft(), outputs
+
+    def _blame(self, feed: _Feed, message: str) -> str:
+        images = feed.picks.index[:: self._options.views_per_decode]
+        sample = re.search(r"sample #(\d+)", message)
+        if sample:
+            who = self._index.name(int(images[int(sample[1])]))
+        else:
+            who = f"one of the {len(images)} images from {self._index.name(int(images[0]))} on"
+        return f"step {feed.step}: {who} does not decode: leave it out by `fastanc index --full` on the set"
+
+    def _cpu_batch(self, step: int) -> Batch:
+        feed, (regions,) = self._decode()
+        (groups, k), side = feed.flips.shape, self._rule.out_px
+        images = torch.empty(groups * k, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        share = -(-groups // self._threads)
+        parts = [range(a, min(a + share, groups)) for a in range(0, groups, share)]
+        list(self._resizers.map(lambda part: _resize(regions, feed, images, part), parts))
+        return self._batch(feed, images)
+
+    def _cuda_batches(self) -> Generator[Batch, None, None]:
+        # DALI may use a tensor's memory again as soon as it dies, whatever torch's stream has yet to read of
+        # it: each is held until the stream has passed all work that was queued while the caller had it.
+        held: deque[tuple[list[Tensor], torch.cuda.Event]] = deque()
+        for _ in self._steps:
+            feed, outputs = self._decode(torch.cuda.current_stream(self._device))
+            views = [torch.from_dlpack(view.as_tensor()) for view in outputs]
+            pixels = views[0] if len(views) == 1 else torch.stack(views, 1).flatten(0, 1)
+            yield self._batch(feed, pixels.permute(0, 3, 1, 2))
+            passed = torch.cuda.Event()
+            passed.record(torch.cuda.current_stream(self._device))
+            held.append((views, passed))
+            while held and held[0][1].query():
+                held.popleft()
+
+    def _batch(self, feed: _Feed, images: Tensor) -> Batch:
+        labels = None
+        if self._index.labels is not None:
+            labels = torch.from_numpy(self._index.labels[feed.picks.index]).to(
+                self._device, non_blocking=True
+            )
+        return Batch(images, feed.picks.index, feed.picks.view, labels, feed.step)
+
+
+def _dali_device(device: torch.device) -> int | None:
+    """DALI's number of a device; None is the CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _cuts(options: JpegOptions) -> bool:
+    """Whether a view is only a part of what was decoded."""
+    return options.views_per_decode > 1 or options.decode == "mixed"
+
+
+def _int32(columns: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(columns, np.int32)
+
+
+def _corner_and_extent(boxes: np.ndarray) -> list[np.ndarray]:
+    return [_int32(boxes[:, :2]), _int32(boxes[:, 2:])]
+
+
+def _resize(regions: Any, feed: _Feed, images: Tensor, part: range) -> None:
+    """Crop, resize and flip all views of these decoded regions into images [B, 3, S, S].
+
+    torch's uint8 resize is integer arithmetic, the same bits on every CPU, and much faster than DALI's.
+    """
+    views, side = feed.flips.shape[1], images.shape[3]
+    for g in part:
+        region = torch.from_dlpack(regions[g]).permute(2, 0, 1)[None]
+        for k in range(views):
+            x, y, w, h = feed.crops[g, k].tolist()
+            crop = region[:, :, y : y + h, x : x + w]
+            left, top, w, h = feed.scaled[g, k].tolist()
+            view = torch.nn.functional.interpolate(crop, (h, w), mode="bilinear", antialias=True)
+            view = view[:, :, top : top + side, left : left + side]
+            images[g * views + k] = (view.flip(3) if feed.flips[g, k] else view)[0]
+
+
+@pipeline_def
+def _graph(source: Callable[[], list[Any]], options: JpegOptions, rule: ViewRule, resize: bool) -> Any:
+    """DALI's graph: decoded regions on the CPU, or K finished views [G, S, S, 3] uint8 where it resizes.
+
+    Nothing is rotated by EXIF: boxes count in stored pixels, as torchvision's ImageFolder sees them.
+    """
+    views, exact = options.views_per_decode if resize else 0, isinstance(rule, CentreCrop)
+    kinds = [types.UINT8] + [types.INT32] * (2 + views * (1 + 2 * _cuts(options) + 2 * exact))
+    encoded, corner, extent, *rest = fn.external_source(
+        source=source, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds
+    )
+    decoder: dict[str, Any] = {"device": "cpu", "adjust_orientation": False, "output_type": types.RGB}
+    if options.decode != "cpu":
+        decoder |= {
+            "device": "mixed",
+            "hw_decoder_load": options.hw_decoder_load,
+            "preallocate_width_hint": options.largest_width_px,
+            "preallocate_height_hint": options.largest_height_px,
+            "jpeg_fancy_upsampling": True,
+        }
+    if options.decode == "mixed":
+        pixels = fn.decoders.image(encoded, **decoder)
+    else:
+        pixels = fn.decoders.image_slice(encoded, corner, extent, axis_names="WH", **decoder)
+    if not resize:
+        return pixels
+    if Pipeline.current().device_id is not None:
+        pixels = pixels.gpu()
+    side: list[int] = [rule.out_px, rule.out_px]
+    given: Iterator[Any] = iter(rest)
+    finished = []
+    for _ in range(views):
+        flip = next(given)
+        view: Any = pixels
+        if _cuts(options):
+            view = fn.slice(view, next(given), next(given), axis_names="WH")
+        if exact:
+            corner, extent = next(given), next(given)
+            height_width = fn.cast(fn.stack(extent[1], extent[0]), dtype=types.FLOAT)
+            view = fn.resize(view, size=height_width, interp_type=types.INTERP_LINEAR, antialias=True)
+            view = fn.slice(view, corner, side, axis_names="WH")
+        else:
+            view = fn.resize(view, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
+        finished.append(fn.flip(view, horizontal=flip))
+    return tuple(finished)

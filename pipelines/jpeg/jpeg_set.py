@@ -1,0 +1,110 @@
+"""JPEG sets: an index of stored images -> batches of views, uint8 on the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import nvidia.dali
+import torch
+
+from fastanc.batch import Batch
+from fastanc.pipelines.jpeg.bytes import Indexed, check
+from fastanc.pipelines.jpeg.decoder import Run
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.probe import decide
+from fastanc.pipelines.order import Picks
+from fastanc.pipelines.views import PadCrop, ViewRule
+
+
+class JpegSet:
+    """A data set of indexed JPEGs (other formats that the index accepted too), [B, 3, S, S] uint8 batches."""
+
+    channels = 3
+
+    def __init__(
+        self,
+        name: str,
+        index: Indexed,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.name, self.index = name, index
+        self.classes, self.labels = index.classes, index.labels
+        self.num_images, self.num_classes = len(index), len(index.classes)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._checked = False
+        self._decided: dict[tuple[str, JpegOptions], JpegOptions] = {}
+
+    def decided(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegOptions:
+        """Return the options with the decode plan of this device, probed once where it says auto.
+
+        With several processes one must decide and hand its options to the others: pixels depend on the plan.
+        Raises ValueError for a GPU's plan on the CPU.
+        """
+        options, device = options or JpegOptions(), torch.device(device)
+        if device.type == "cpu":
+            if options.decode not in ("auto", "cpu"):
+                raise ValueError(f"decode {options.decode!r} needs a CUDA device: use auto or cpu")
+            return replace(options, decode="cpu")
+        if options.decode != "auto":
+            return options
+        key = (str(device), options)
+        if key not in self._decided:
+            plan = decide(self.index, device, options)
+            self._decided[key] = replace(options, decode=plan)
+        return self._decided[key]
+
+    def describe(
+        self, device: torch.device | str = "cpu", options: JpegOptions | None = None
+    ) -> dict[str, object]:
+        """Return what fixes the pixels of a view, ready for JSON: a part of the cache's identity."""
+        plan, on_cpu = self.decided(device, options), torch.device(device).type == "cpu"
+        mixed = {} if plan.decode == "cpu" else {"hw_decoder_load": plan.hw_decoder_load}
+        return {
+            "set": self.name,
+            "fingerprint": self.index.fingerprint,
+            "decoder": plan.decode,
+            **mixed,
+            "resize": "torch uint8 bilinear" if on_cpu else "dali gpu triangular",
+            "antialias": True,
+            "dali": nvidia.dali.__version__,
+        }
+
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """Return the sizes [B, 2] of (w, h) in pixels of the stored images."""
+        return self.index.sizes[index]
+
+    def batches(
+        self,
+        picks: Callable[[int], Picks] | Sequence[Picks],
+        rule: ViewRule,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        options: JpegOptions | None = None,
+    ) -> Iterator[Batch]:
+        """Return the batches of steps start, start + 1, ... below `stop` (None: for ever, or all of a list).
+
+        A batch stays valid for as long as it is held; the iterator has close(). Raises ValueError when a file
+        changed since it was indexed, and RuntimeError naming step and file when one does not decode.
+        """
+        if isinstance(rule, PadCrop):
+            raise ValueError(f"PadCrop is for sets kept as arrays: use RandomResizedCrop for {self.name}")
+        if callable(picks):
+            steps = range(start, sys.maxsize if stop is None else stop)
+            largest = len(picks(start).index)
+        else:
+            steps = range(start, len(picks) if stop is None else min(stop, len(picks)))
+            largest = max((len(pick.index) for pick in picks), default=0)
+            picks = picks.__getitem__
+        if not steps:
+            return iter(())
+        if not self._checked:
+            check(self.index)
+            self._checked = True
+        options = self.decided(device, options)
+        return Run(self.index, picks, rule, steps, largest, torch.device(device), options).batches()

@@ -1,0 +1,45 @@
+"""How JPEGs are decoded: the plans of a GPU, and what else a user can choose.
+
+| plan | JPEG decoded | box cut out | resized |
+| --- | --- | --- | --- |
+| mixed_roi | GPU, the box only | by the decoder | GPU |
+| mixed | GPU, whole | GPU | GPU |
+| cpu | CPU, the box only | by the decoder | GPU |
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+PLANS = ("mixed_roi", "mixed", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegOptions:
+    """How JPEGs are decoded; `decode` and `hw_decoder_load` may change a pixel's last bits, no other may."""
+
+    decode: str = "auto"
+    """On CUDA mixed_roi, mixed, cpu, or auto: what a probe finds fastest. On the CPU there is one plan."""
+    threads: int | None = None
+    """Decoding threads; None takes the cores that this process may use."""
+    prefetch: int = 2
+    """Batches that wait, finished, for the training step."""
+    views_per_decode: int = 1
+    """K views of an image from one decode; the order must have views_per_image K."""
+    hw_decoder_load: float = 0.65
+    """Share of a batch for the GPU's JPEG unit (mixed plans); 0 decodes every image in the same way."""
+    largest_width_px: int = 0
+    largest_height_px: int = 0
+    """Memory set aside at start for images of this size (mixed plans); 0 grows when needed."""
+
+    def __post_init__(self) -> None:
+        if self.decode not in ("auto", *PLANS):
+            raise ValueError(f"decode {self.decode!r} is unknown: use auto, {', '.join(PLANS)}")
+        if self.prefetch < 1 or self.views_per_decode < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("prefetch, views_per_decode and threads must be at least 1")
+
+
+def cores_per_process() -> int:
+    """Return how many CPU cores this process has, when it shares them with the others that were launched."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
