@@ -127,11 +127,12 @@ class Contest:
         self.plain = PlainGame(_bare(plain, plain.teacher), _bare(plain, plain.student), device)
         network = setting.network(setting.student).to(device)
         self.game = Game(
-            make_method("anc", self.spec),
+            make_method("anc"),
             network,
             None,
             iter(()),
             device,
+            spec=self.spec,
             precision=setting.precision,
             mode=mode,
         )
@@ -147,7 +148,7 @@ class Contest:
         return self.data.batches(self.order, self.rule, device=self.device, options=self.options)
 
     def _cached(self) -> Cached:
-        return Cached(self.store, self.teacher.head, self.order, device=self.device, spec=self.spec)
+        return Cached(self.store, self.teacher.head, self.order, device=self.device)
 
     @contextmanager
     def _plain_loop(self) -> Generator[Step, None, None]:

@@ -81,7 +81,7 @@ def enter(
     spec = TeacherSpec(setting.num_classes, network.feature_dim, channels, network)
     teacher: Online | Filling | Cached | None = None
     if source is not None:
-        teacher = Online(network, spec, setting.autocast)
+        teacher = Online(network, setting.autocast)
     if source in ("filling", "cached"):
         assert isinstance(teacher, Online)
         assert network.feature_dim is not None
@@ -94,13 +94,14 @@ def enter(
             teacher = Filling(teacher, store, network.head, order, device=device)
         else:
             store.put(0, np.arange(order.n), {f.name: torch.randn(order.n, f.width) for f in fields})
-            teacher = Cached(store, network.head, order, device=device, spec=spec)
+            teacher = Cached(store, network.head, order, device=device)
     game = Game(
-        make_method(method, spec),
+        make_method(method),
         setting.network(setting.student, stages),
         teacher,
         synthetic(setting, order, device),
         device,
+        spec=spec,
         precision=setting.precision,
         mode=mode,
     )
@@ -204,7 +205,7 @@ def teacher_rates(
     for mode in modes:
         for fold in (False, True) if mode == "eager" else (True,):
             network = frozen_teacher(setting, device, mode, fold)
-            online = Online(network, TeacherSpec(setting.num_classes, network.feature_dim), setting.autocast)
+            online = Online(network, setting.autocast)
             found = measure(partial(online, batch), warmup=2, runs=rounds, cuda=device.type == "cuda")
             rows.append(
                 {

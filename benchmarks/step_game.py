@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from fastanc.batch import Batch, Outputs
 from fastanc.kernels.discriminator_move import discriminator_move
 from fastanc.kernels.fooling_move import fooling_move
 from fastanc.losses import squared_error
-from fastanc.methods.anc import Anc, AncConfig
+from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method, Nets, Played, TeacherSpec, sides
-from fastanc.methods.ksanc import KsancConfig
-from fastanc.methods.l2 import L2Config
-from fastanc.methods.supervised import SupervisedConfig
 from fastanc.models import zoo
 from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
@@ -31,6 +26,7 @@ from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
 from fastanc.training.players import Players
 from fastanc.training.processes import make_accelerator, seed_step
+from fastanc.training.step import moves
 
 PARTS = ("data", "teacher", "student_forward", "discriminator_play", "student_play", "optimizer")
 SGD = OptimizerConfig(lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -65,11 +61,12 @@ class Setting:
         return network.to(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True, kw_only=True)
 class KernelAnc(Anc):
     """ANC with its two moves by the Triton kernels; the same losses, for the default configuration alone."""
 
     def _keep(self, sample: Tensor) -> Tensor:
-        return torch.rand(sample.shape, device=sample.device) >= self.config.dropout
+        return torch.rand(sample.shape, device=sample.device) >= self.dropout
 
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """The discriminator's move in two launches."""
@@ -78,9 +75,7 @@ class KernelAnc(Anc):
         assert student.features is not None
         features = student.features.detach()
         weights = list(nets["discriminator"].parameters())
-        move = discriminator_move(
-            teacher.features, features, weights, self._keep(features), self.config.dropout
-        )
+        move = discriminator_move(teacher.features, features, weights, self._keep(features), self.dropout)
         return Played({"discriminate": move.loss})
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
@@ -88,7 +83,7 @@ class KernelAnc(Anc):
         teacher, student = sides(batch, out)
         assert student.features is not None
         weights = list(nets["discriminator"].parameters())
-        move = fooling_move(student.features, weights, self._keep(student.features), self.config.dropout)
+        move = fooling_move(student.features, weights, self._keep(student.features), self.dropout)
         return Played({"fool": move.loss, "data": squared_error(student.logits, teacher.logits)})
 
 
@@ -130,16 +125,20 @@ class Game:
         batches: Iterator[Batch],
         device: torch.device,
         *,
+        spec: TeacherSpec,
         precision: str = "fp32",
         mode: str = "eager",
         optimizer: OptimizerConfig = SGD,
     ):
         self.method, self.teacher, self.batches, self.device = method, teacher, batches, device
-        networks = method.networks(student)
+        networks = method.networks(student, spec)
         if mode != "eager":
             networks["student"].compile(mode="reduce-overhead" if mode == "graphs" else "default")
         self.players = Players(make_accelerator(precision=precision), networks, {"student": optimizer})
         self.clock = Clock(device)
+        self.players["student"].wrapped.register_forward_hook(lambda *_: self.clock("student_forward"))
+        for player in self.players:
+            self._optimizer_apart(player)
         self._graphs = mode == "graphs"
         self._steps_done = 0
 
@@ -155,25 +154,14 @@ class Game:
         if self.teacher is not None:
             batch.target = self.teacher(batch)
         clock("teacher")
-        with self.players.turn("student") as nets:
-            out = self.method.forward(nets, batch)
-        clock("student_forward")
-        for play in self.method.plays:
-            with self.players.turn(play.player) as nets, self._optimizer_apart(play.player):
-                self.players.update(play.player, play.loss(nets, batch, out).terms)
-            clock(f"{play.player}_play")
+        for made in moves(self.method, self.players, batch):
+            clock(f"{made.player}_play")
 
-    @contextmanager
-    def _optimizer_apart(self, player: str) -> Iterator[None]:
+    def _optimizer_apart(self, player: str) -> None:
         prepared = self.players[player].optimizer
         optimizer = getattr(prepared, "optimizer", prepared)  # Accelerate's wrapper has no hooks
-        hooks: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(lambda *_: self.clock(f"{player}_play")),
-            optimizer.register_step_post_hook(lambda *_: self.clock("optimizer")),
-        ]
-        yield
-        for hook in hooks:
-            hook.remove()
+        optimizer.register_step_pre_hook(lambda *_: self.clock(f"{player}_play"))
+        optimizer.register_step_post_hook(lambda *_: self.clock("optimizer"))
 
     def turn(self, steps: int) -> dict[str, float]:
         """Play some steps; return the milliseconds of one, its parts, and processor milliseconds `cpu`."""
@@ -187,12 +175,9 @@ class Game:
         return {key: ms / steps for key, ms in {**self.clock.taken(), "cpu": 1e3 * cpu_s}.items()}
 
 
-def make_method(name: str, spec: TeacherSpec) -> Method:
+def make_method(name: str) -> Method:
     """Return a method with its default options."""
-    if name == "anc kernels":
-        return KernelAnc(AncConfig(), spec)
-    methods = {"supervised": SupervisedConfig, "l2": L2Config, "anc": AncConfig, "ksanc": KsancConfig}
-    return methods[name]().build(spec)
+    return KernelAnc() if name == "anc kernels" else Method.get_choice_class(name)()
 
 
 def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:

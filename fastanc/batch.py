@@ -5,7 +5,7 @@ Shape legend, used everywhere: B batch, K classes, C channels, H W map size, D f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,10 @@ class Outputs(NamedTuple):
     """[B, F], KSANC's squeezed descriptors of all stages, concatenated."""
 
 
+def _nobody() -> np.ndarray:
+    return np.empty(0, np.int64)
+
+
 @dataclass
 class Batch:
     """One step's input of one process."""
@@ -32,21 +36,21 @@ class Batch:
     images: Tensor
     """[B, C, H, W] uint8 (0..255), channels_last, on the training device; or float in 0..1; or latent
     vectors [B, Z] where there is no data set. Every network normalises by itself."""
-    index: np.ndarray
-    """[B] int64 image numbers, on the host, where the cache needs them."""
-    view: np.ndarray
-    """[B] int64 view numbers, on the host."""
-    labels: Tensor | None
+    index: np.ndarray = field(default_factory=_nobody)
+    """[B] int64 image numbers, on the host, where the cache needs them; empty in a loop without one."""
+    view: np.ndarray = field(default_factory=_nobody)
+    """[B] int64 view numbers, likewise."""
+    labels: Tensor | None = None
     """[B] int64 on the training device; None where the set has none."""
-    step: int
+    step: int = 0
     """The global step this batch belongs to."""
     target: Outputs | None = None
     """The teacher's outputs on these images."""
 
     def parts(self, count: int) -> list[Batch]:
         """Return the batch in `count` equal parts, in order; they share its memory."""
-        size, rest = divmod(len(self.index), count)
-        assert not rest, (len(self.index), count)
+        size, rest = divmod(len(self.images), count)
+        assert not rest, (len(self.images), count)
         return [self._cut(slice(k * size, (k + 1) * size)) for k in range(count)]
 
     def _cut(self, where: slice) -> Batch:

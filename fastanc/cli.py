@@ -161,6 +161,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from fastanc.jobs.plan import Cluster, describe, load_of
     from fastanc.parsing import parse
+    from fastanc.training.assemble import sketch
 
     cluster = Cluster(
         gpus=options.gpus,
@@ -171,9 +172,8 @@ def _plan(options: argparse.Namespace) -> None:
         storage_bytes_per_s=options.storage_gb_per_s * 1e9,
         network_bytes_per_s=options.network_gb_per_s * 1e9,
     )
-    config = parse(options.fields)
-    sizes = {"classes": options.classes, "channels": options.channels, "image_bytes": options.image_bytes}
-    print(describe(load_of(config, **sizes), cluster))
+    networks = sketch(parse(options.fields), classes=options.classes, channels=options.channels)
+    print(describe(load_of(networks, image_bytes=options.image_bytes), cluster))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -194,8 +194,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from fastanc.jobs.export import export
-    from fastanc.training.assemble import load_student
+    from fastanc.jobs.export import export, load_student
 
     for kind, path in export(load_student(options.run_dir), options.out, options.formats).items():
         print(f"{kind}: {path}")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastanc.methods.anc import AncConfig
-from fastanc.methods.base import MethodConfig
+from fastanc.methods.anc import Anc
+from fastanc.methods.base import Method
 from fastanc.optimizers import OptimizerConfig
 
 
@@ -94,6 +94,8 @@ class TeacherConfig(NetworkConfig):
     """File of weights; the word random allows an untrained teacher (speed tests only)."""
     estimators: str | None = None
     """estimators.safetensors of a ksanc_teacher run on these weights; ksanc students need it."""
+    classes: str | None = None
+    """Which of the teacher's classes the set's are: its columns, joined by commas, or a file of its class names."""
     recipe: str | None = "digits_teacher"
     """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
     cache: str = "fill"
@@ -207,7 +209,7 @@ class Config:
     """Teacher and cache."""
     student: NetworkConfig = field(default_factory=NetworkConfig)
     """The network that is trained and kept."""
-    method: MethodConfig = field(default_factory=AncConfig)
+    method: Method = field(default_factory=Anc)
     """The game; `type` chooses it."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The student's optimizer, and every other player's unless the method says otherwise."""
@@ -215,7 +217,7 @@ class Config:
     """Length and learning rates."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, MethodConfig) and type(self.method) is MethodConfig:
+        if isinstance(self.method, Method) and type(self.method) is Method:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import draccus
 from draccus import cfgparsing
 
 from fastanc.config import Config
-from fastanc.methods.base import MethodConfig
+from fastanc.methods.base import Method
 
 DEFAULT_RECIPE = "digits_anc"
 _NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
@@ -31,7 +31,7 @@ def recipe_names() -> list[str]:
 
 def method_names() -> list[str]:
     """Return the names of the methods that are registered."""
-    return sorted(MethodConfig.get_known_choices())
+    return sorted(Method.get_known_choices())
 
 
 def recipe_path(name: str) -> Path:
@@ -117,11 +117,34 @@ def dump(config: Config) -> str:
     return str(draccus.dump(config))
 
 
+def with_teacher(config: Config) -> list[Config]:
+    """Return the runs a configuration stands for: its teacher's first, if that has to be trained yet."""
+    weights, recipe = config.teacher.weights, config.teacher.recipe
+    if (
+        recipe is None
+        or weights in (None, "random")
+        or Path(weights).is_file()
+        or not config.method.needs_teacher
+    ):
+        return [config]
+    folder = Path(weights).parent
+    teacher = parse(["--recipe", recipe, "--run.name", folder.name, "--run.out", str(folder.parent)])
+    if teacher.data.name != config.data.name or teacher.student.name != config.teacher.name:
+        raise ValueError(
+            f"teacher.weights: there is no file {weights}, and teacher.recipe {recipe} would train a"
+            f" {teacher.student.name} on {teacher.data.name}, not the {config.teacher.name} on {config.data.name}"
+            " of this run: name your teacher's file or recipe"
+        )
+    if config.data.root is not None:
+        teacher = replace(teacher, data=replace(teacher.data, root=config.data.root))
+    return [replace(teacher, run=replace(teacher.run, resume="latest")), config]
+
+
 def _check_keys(tree: Any, owner: type, prefix: str) -> None:
     if not isinstance(tree, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {tree!r}")
-    if issubclass(owner, MethodConfig):
-        known = MethodConfig.get_known_choices()
+    if issubclass(owner, Method):
+        known = Method.get_known_choices()
         if tree["type"] not in known:
             raise ValueError(
                 f"method.type {tree['type']!r} is unknown: use one of {', '.join(sorted(known))}"
@@ -129,7 +152,7 @@ def _check_keys(tree: Any, owner: type, prefix: str) -> None:
         owner = known[tree["type"]]
     names = {f.name for f in fields(owner)}
     for key, value in tree.items():
-        if key == "type" and issubclass(owner, MethodConfig):
+        if key == "type" and issubclass(owner, Method):
             continue
         if key not in names:
             close = difflib.get_close_matches(str(key), sorted(names), 1)
@@ -139,7 +162,7 @@ def _check_keys(tree: Any, owner: type, prefix: str) -> None:
             )
         inner = Config.__dataclass_fields__[key].default_factory if owner is Config else None
         if isinstance(inner, type) and is_dataclass(inner):
-            group = MethodConfig if key == "method" else inner
+            group = Method if key == "method" else inner
             _check_keys(value, group, f"{prefix}{key}.")
 
 

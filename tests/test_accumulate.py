@@ -124,20 +124,13 @@ def test_an_update_with_a_loss_that_is_not_finite_is_left_out_so_many_times() ->
 PLUGIN = """
 from dataclasses import dataclass
 import torch
-from fastanc.methods.base import Method, MethodConfig, Play, Played
+from fastanc.methods.base import Method, Played
 
-@MethodConfig.register_subclass("bursting")
+@Method.register_subclass("bursting")
 @dataclass(frozen=True, kw_only=True)
-class BurstingConfig(MethodConfig):
-    needs_teacher = False
-    def build(self, teacher):
-        return Bursting()
-
 class Bursting(Method):
     needs = frozenset({"labels"})
-    def __init__(self):
-        self.plays = (Play("student", self.play),)
-    def play(self, nets, batch, out):
+    def student_play(self, nets, batch, out):
         loss = torch.nn.functional.cross_entropy(out.logits, batch.labels)
         return Played({"loss": loss / 0 if batch.step in (1, 2) else loss})
 """

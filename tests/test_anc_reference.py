@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from tiny_game import BATCH, MEAN, SGD, STD, Game
 from torch import Tensor, nn
 
-from fastanc.methods.anc import AncConfig
+from fastanc.methods.anc import Anc
 from fastanc.models.taps import Adapted, Tapped
 
 
-def plain_anc(game: Game, config: AncConfig, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+def plain_anc(game: Game, config: Anc, steps: int) -> tuple[list[Tensor], list[Tensor]]:
     """The paper's algorithm: probabilities, two optimizers, its own dropout. Returns the weights of both."""
     start = copy.deepcopy(game.start)
     adapted = isinstance(start["student"], Adapted)
@@ -68,7 +68,7 @@ def plain_anc(game: Game, config: AncConfig, steps: int) -> tuple[list[Tensor], 
     return params_s, params_d
 
 
-def assert_equal_after_five_steps(config: AncConfig, game: Game) -> None:
+def assert_equal_after_five_steps(config: Anc, game: Game) -> None:
     for step in range(5):
         game.step(step)
     params_s, params_d = plain_anc(game, config, 5)
@@ -85,7 +85,7 @@ def assert_equal_after_five_steps(config: AncConfig, game: Game) -> None:
     list(product(["none", "l1", "l2", "adversarial"], ["features", "logits"], [0.0, 0.5])),
 )
 def test_five_steps_equal_the_paper(regulariser: str, on: str, dropout: float) -> None:
-    config = AncConfig(regulariser=regulariser, on=on, dropout=dropout, mu=0.01, discriminator="16-8")
+    config = Anc(regulariser=regulariser, on=on, dropout=dropout, mu=0.01, discriminator="16-8")
     assert_equal_after_five_steps(config, Game(config, student=(3, 9)))
 
 
@@ -93,17 +93,17 @@ def test_five_steps_equal_the_paper(regulariser: str, on: str, dropout: float) -
     "options", [{"regulariser_sample": "clean"}, {"lambda_data": 0.3}, {"discriminator": "128-256-128"}]
 )
 def test_five_steps_equal_the_paper_with_options(options: dict[str, object]) -> None:
-    config = AncConfig(**{"discriminator": "16-8", **options})
+    config = Anc(**{"discriminator": "16-8", **options})
     assert_equal_after_five_steps(config, Game(config, student=(3, 9)))
 
 
 def test_unequal_widths_train_an_adapter_with_the_student() -> None:
-    config = AncConfig(discriminator="16-8")
+    config = Anc(discriminator="16-8")
     game = Game(config, teacher=(6, 9), student=(3, 4))
     assert isinstance(game.players["student"].module, Adapted)
     assert_equal_after_five_steps(config, game)
 
 
 def test_equal_widths_and_logits_need_no_adapter() -> None:
-    for config, channels in ((AncConfig(), (3, 9)), (AncConfig(on="logits"), (3, 4))):
+    for config, channels in ((Anc(), (3, 9)), (Anc(on="logits"), (3, 4))):
         assert isinstance(Game(config, student=channels).players["student"].module, Tapped)

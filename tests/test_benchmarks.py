@@ -22,7 +22,7 @@ from benchmarks.step_game import PARTS, Game, KernelAnc, Setting
 from fastanc.batch import Batch
 from fastanc.jobs.plan import load_of
 from fastanc.jobs.study_table import Row, as_values
-from fastanc.methods.anc import AncConfig
+from fastanc.methods.anc import Anc
 from fastanc.methods.base import TeacherSpec
 from fastanc.models import zoo
 from fastanc.parsing import parse
@@ -109,7 +109,7 @@ def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
     spec = TeacherSpec(10, teacher.feature_dim, (), teacher)
     images, at = [torch.rand(8, 3, 64, 64, dtype=torch.float64) for _ in range(2)], np.arange(8)
     batches = (Batch(image, at, at, None, step) for step, image in enumerate(images))
-    game = Game(AncConfig().build(spec), ours, Online(teacher, spec), batches, CPU)
+    game = Game(Anc(), ours, Online(teacher), batches, CPU, spec=spec)
     modules = {name: module.double() for name, module in game.players.modules().items()}
     modules["discriminator"].load_state_dict(plain.discriminator.state_dict())
     if student == "resnet50":
@@ -134,9 +134,9 @@ def test_kernel_variant_is_the_method() -> None:
     torch.manual_seed(0)
     spec = TeacherSpec(10, 64)
     losses = []
-    for kind in (AncConfig(dropout=0.0).build(spec), KernelAnc(AncConfig(dropout=0.0), spec)):
+    for kind in (Anc(dropout=0.0), KernelAnc(dropout=0.0)):
         torch.manual_seed(1)
-        nets = {name: net.eval() for name, net in kind.networks(TINY.network("resnet8")).items()}
+        nets = {name: net.eval() for name, net in kind.networks(TINY.network("resnet8"), spec).items()}
         images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
         batch = Batch(images, np.arange(4), np.arange(4), None, 0, nets["student"](images.flip(0)))
         out = kind.forward(nets, batch)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastanc.config import Config
-from fastanc.methods.base import MethodConfig
+from fastanc.methods.base import Method
 from fastanc.parsing import decode, dump, parse, recipe_path
 
 RECIPES = sorted(Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
@@ -80,7 +80,7 @@ def test_fields_cannot_be_changed() -> None:
 
 def _config_classes() -> list[type]:
     decode({})  # discovers the methods
-    methods = [MethodConfig.get_choice_class(name) for name in MethodConfig.get_known_choices()]
+    methods = [Method.get_choice_class(name) for name in Method.get_known_choices()]
     groups = ["fastanc.config", "fastanc.optimizers"]
     named = [
         c for m in groups for c in vars(import_module(m)).values() if inspect.isclass(c) and c.__module__ == m

@@ -51,7 +51,7 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
     import tiny_game
 
     from fastanc.batch import Outputs
-    from fastanc.methods.base import MethodConfig
+    from fastanc.methods.base import Method
     from fastanc.optimizers import OptimizerConfig
     from fastanc.training.processes import make_accelerator
 
@@ -65,7 +65,7 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
     for name, (method, options, optimizer) in GAMES.items():
         accelerator.deepspeed_engine_wrapped = None  # an Accelerator keeps the first engine it makes
         tiny_game.SGD = OptimizerConfig(name=optimizer, lr=0.02, momentum=0.9, weight_decay=2e-4)
-        game = tiny_game.Game(MethodConfig.get_choice_class(method)(**options))
+        game = tiny_game.Game(Method.get_choice_class(method)(**options))
         for player in game.players.values():
             player.module.eval()
             player.wrapped.eval()
@@ -80,10 +80,7 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
                 batch.labels = batch.labels[mine]
             if batch.target is not None:
                 batch.target = Outputs(*(t if t is None else t.float()[mine] for t in batch.target[:2]))
-            outputs = game.forward(batch)
-            for play in game.method.plays:
-                for _ in range(play.repeats):
-                    game.move(play, batch, outputs)
+            list(game.moves(batch))
         result[name] = game.players.state()
     if rank == 0:
         torch.save(result, out)

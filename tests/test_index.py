@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastanc.pipelines.index.build import Index, build_index, index_path, open_index, rejected_path, summary
 from fastanc.pipelines.index import build as index_module
+from fastanc.pipelines.index.build import Index, build_index, index_path, open_index, rejected_path, summary
 from fastanc.pipelines.index.image_check import jpeg_problem, look
 from fastanc.pipelines.index.sources import list_source
 from fastanc.pipelines.index.table import make_index

@@ -15,15 +15,16 @@ import torch
 from tiny_game import Game, make_game, tapped
 from torch import Tensor
 
-from fastanc.methods.anc import AncConfig
-from fastanc.methods.base import MethodConfig, TeacherSpec
+from fastanc.batch import Batch
+from fastanc.methods.anc import Anc
+from fastanc.methods.base import Method, TeacherSpec
 from fastanc.methods.can import CanDiscriminatorOptimizer
 from fastanc.methods.datafree import GeneratorOptimizer
 from fastanc.methods.ksanc import SqueezeConfig
 from fastanc.optimizers import OptimizerConfig
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(MethodConfig.get_known_choices())
+NAMES = sorted(Method.get_known_choices())
 SPEC = TeacherSpec(num_classes=5, feature_dim=9, stage_channels=(6, 9))
 
 
@@ -34,11 +35,11 @@ def _parameters(game: Game, name: str) -> list[Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_player_on_turn_moves(name: str) -> None:
     game = make_game(name)
-    batch = game.batch(0)
-    out = game.forward(batch)
+    moves = game.moves(game.batch(0))
     for play in game.method.plays:
         before = {player: _parameters(game, player) for player in game.players}
-        played = game.move(play, batch, out)
+        made, played = next(moves)
+        assert made == play.player
         assert played.terms
         assert all(value.isfinite() and value.dim() == 0 for value in played.terms.values())
         assert not any(value.requires_grad for value in played.measures.values())
@@ -46,27 +47,24 @@ def test_only_the_player_on_turn_moves(name: str) -> None:
             same = [torch.equal(a, b) for a, b in zip(before[player], _parameters(game, player), strict=True)]
             assert all(same) if player != play.player else not all(same)
             assert all(p.grad is None for p in game.players[player].module.parameters())
+    assert next(moves, None) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_player_has_a_play_and_columns_are_unique(name: str) -> None:
-    method = make_game(name).method
-    assert {play.player for play in method.plays} == set(method.networks(tapped(6, 9, seed=3)))
     game = make_game(name)
-    batch = game.batch(0)
-    out = game.forward(batch)
+    assert {play.player for play in game.method.plays} == set(game.players)
     columns: dict[str, str] = {}
-    for play in game.method.plays:
-        played = game.move(play, batch, out)
+    for player, played in game.moves(game.batch(0)):
         for column in (*played.terms, *played.measures):
-            assert columns.setdefault(column, play.player) == play.player
+            assert columns.setdefault(column, player) == player
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_needs_are_exact(name: str) -> None:
     """The batch holds nothing but `needs`; spoil one of them and a term is spoilt."""
     assert make_game(name).step(0)  # runs with what it says, and with nothing else
-    for need in make_game(name).method.needs - {"network"}:
+    for need in make_game(name).method.needs - {"network", "latents", "student_stages"}:
         game = make_game(name)
         batch = game.batch(0)
         if need == "labels":
@@ -80,9 +78,8 @@ def test_needs_are_exact(name: str) -> None:
         assert not all(term.isfinite() for term in _terms(game, batch)), f"{name} does not read {need}"
 
 
-def _terms(game: Game, batch: object) -> list[Tensor]:
-    out = game.forward(batch)
-    return [term for play in game.method.plays for term in game.move(play, batch, out).terms.values()]
+def _terms(game: Game, batch: Batch) -> list[Tensor]:
+    return [term for move in game.moves(batch) for term in move.played.terms.values()]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +92,9 @@ def _terms(game: Game, batch: object) -> list[Tensor]:
         ("attention_transfer", {"alpha": 0.5}, {"logits", "stages", "labels"}),
         ("fsp", {}, {"stages", "labels"}),
         ("ksanc", {"labels": "teacher"}, {"logits", "descriptors"}),
-        ("ksanc_teacher", {"labels": "teacher"}, {"logits"}),
+        ("ksanc_teacher", {"labels": "teacher"}, {"logits", "student_stages"}),
         ("can", {}, {"logits", "labels"}),
-        ("datafree", {}, {"network"}),
+        ("datafree", {}, {"network", "latents"}),
     ],
 )
 def test_needs_follow_the_options(name: str, options: dict[str, object], needs: set[str]) -> None:
@@ -125,7 +122,7 @@ def test_losses_of_five_steps_are_as_they_were(name: str) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [MethodConfig.get_choice_class(name) for name in NAMES]
+    [Method.get_choice_class(name) for name in NAMES]
     + [SqueezeConfig, CanDiscriminatorOptimizer, GeneratorOptimizer],
 )
 def test_every_field_is_documented(config: type) -> None:
@@ -158,7 +155,7 @@ def test_every_field_is_documented(config: type) -> None:
 )
 def test_wrong_options_are_one_sentence(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        MethodConfig.get_choice_class(name)(**options).build(SPEC)
+        Method.get_choice_class(name)(**options).networks(tapped(3, 9, seed=0), SPEC)
     assert "\n" not in str(caught.value)
 
 
@@ -166,19 +163,19 @@ def test_networks_that_do_not_fit_are_one_sentence() -> None:
     narrow, untapped = tapped(3, 4, seed=0), tapped(3, 4, seed=0)
     untapped.stage_names = ()
     for name in ("fitnets", "attention_transfer", "fsp", "ksanc"):
-        method = MethodConfig.get_choice_class(name)().build(SPEC)
+        method = Method.get_choice_class(name)()
         with pytest.raises(ValueError, match="the student has 0 and the teacher 2: name equally many"):
-            method.networks(untapped)
+            method.networks(untapped, SPEC)
     with pytest.raises(ValueError, match="needs stage maps of tiny"):
-        MethodConfig.get_choice_class("ksanc_teacher")().build(SPEC).networks(untapped)
+        Method.get_choice_class("ksanc_teacher")().networks(untapped, SPEC)
     headless = tapped(3, 4, seed=0)
     headless.head_name = None
     with pytest.raises(ValueError, match="needs the features of tiny"):
-        MethodConfig.get_choice_class("ksanc_teacher")().build(SPEC).networks(headless)
+        Method.get_choice_class("ksanc_teacher")().networks(headless, SPEC)
     with pytest.raises(ValueError, match="choose a pair of equal widths"):
-        MethodConfig.get_choice_class("fsp")().build(SPEC).networks(narrow)
+        Method.get_choice_class("fsp")().networks(narrow, SPEC)
     with pytest.raises(ValueError, match="set method.on to logits"):
-        AncConfig().build(TeacherSpec(num_classes=5))
+        Anc().networks(narrow, TeacherSpec(num_classes=5))
 
 
 @pytest.mark.parametrize("name", ["anc", "ksanc", "datafree"])
@@ -193,7 +190,7 @@ def test_the_discriminator_takes_its_own_optimizer_or_the_students(name: str) ->
 def test_setting_one_field_of_an_optimizer_keeps_the_papers_others() -> None:
     @dataclasses.dataclass(frozen=True)
     class Only:
-        method: MethodConfig
+        method: Method
 
     args = ["--method.type", "datafree", "--method.generator_optimizer.lr", "0.02"]
     parsed = draccus.parse(Only, args=args).method.generator_optimizer

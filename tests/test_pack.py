@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index import pack as pack_module
+from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index.pack import Packed, pack
 
 

@@ -18,7 +18,6 @@ from torch import nn
 from fastanc.batch import Batch, Outputs
 from fastanc.cache.identity import identity
 from fastanc.cache.store import Field, Store
-from fastanc.methods.base import TeacherSpec
 from fastanc.models.taps import Tapped
 from fastanc.pipelines.order import Order, Picks
 from fastanc.teacher.build import break_even, build_cache, verify_teacher
@@ -50,7 +49,7 @@ def network() -> Tapped:
 
 
 def online(autocast=None) -> Online:
-    return Online(network(), TeacherSpec(K, D), autocast)
+    return Online(network(), autocast)
 
 
 def pixels(view, index) -> torch.Tensor:
@@ -113,7 +112,7 @@ def test_cached_is_online_bit_for_bit_with_fp32_rows(tmp_path, world):
         assert_equal(run(filling, order, 0, steps), run(online(), order, 0, steps))
         filling.close()
     for order in orders:
-        cached = Cached(store, network().head, order, device=CPU, spec=TeacherSpec(K, D))
+        cached = Cached(store, network().head, order, device=CPU)
         assert_equal(run(cached, order, 0, steps), run(online(), order, 0, steps))
         assert cached.rows_read == 20 * order.steps_per_epoch
         assert cached.rows_computed == 0
@@ -125,7 +124,7 @@ def test_built_rows_are_the_networks_within_their_rounding(tmp_path, dtype, boun
     store = make(tmp_path, dtype)
     build(store, [0, 1])
     order = Order(N, 10, seed=1, views=2)
-    cached = Cached(store, network().head, order, device=CPU, spec=TeacherSpec(K, D))
+    cached = Cached(store, network().head, order, device=CPU)
     truth = Truth()
     weight = network().head.weight.double().abs().sum(1)
     for step, out in enumerate(run(cached, order, 0, 2 * order.steps_per_epoch)):
@@ -147,7 +146,7 @@ def test_filled_rows_are_what_the_student_saw(tmp_path):
         first = run(filling, order, 0, steps)
         again = run(filling, order, 4 * order.steps_per_epoch, 4 * order.steps_per_epoch + 5)  # view 0 again
         filling.close()
-        cached = Cached(store, network().head, order, device=CPU, spec=TeacherSpec(K, D))
+        cached = Cached(store, network().head, order, device=CPU)
         assert_equal(first, run(cached, order, 0, steps))
         assert not torch.equal(first[0].features, run(online(), order, 0, 1)[0].features)
         cached.close()
@@ -251,7 +250,7 @@ def test_batches_that_were_not_foreseen_are_read_all_the_same(tmp_path):
     store = make(tmp_path)
     build(store, [0, 1])
     order = Order(N, 10, seed=1, views=2)
-    cached = Cached(store, network().head, order, device=CPU, spec=TeacherSpec(K, D))
+    cached = Cached(store, network().head, order, device=CPU)
     other = Order(N, 7, seed=8, views=2)
     steps = [order(0), order(1), other(1), order(2), order(9), other(3), order(3)]
     steps.append(Picks(np.array([5, 5, 60]), np.array([1, 0, 1])))  # views mixed in one batch
@@ -270,10 +269,8 @@ def test_a_cache_kept_in_memory_gives_the_same_rows(tmp_path, budget, dtype):
     order = Order(N, 10, seed=1, views=1)
     picks = [Picks(order(k).index, order(k).index % 2 * 2) for k in range(10)]
     picks.append(Picks(np.arange(15), np.arange(15) % 3))
-    plain = Cached(store, network().head, lambda k: picks[k % 11], device=CPU, spec=TeacherSpec(K, D))
-    kept = Cached(
-        store, network().head, lambda k: picks[k % 11], device=CPU, spec=TeacherSpec(K, D), **budget
-    )
+    plain = Cached(store, network().head, lambda k: picks[k % 11], device=CPU)
+    kept = Cached(store, network().head, lambda k: picks[k % 11], device=CPU, **budget)
     for k, p in enumerate(picks):
         assert_equal([kept(batch_of(p, k))], [plain(batch_of(p, k))])
     kept.close()
@@ -284,7 +281,7 @@ def test_missing_rows_are_one_sentence_even_when_read_ahead(tmp_path):
     store = make(tmp_path)
     build(store, [0])
     order = Order(N, 10, seed=1)  # fresh views for ever, the cache has one
-    cached = Cached(store, network().head, order, device=CPU, spec=TeacherSpec(K, D))
+    cached = Cached(store, network().head, order, device=CPU)
     run(cached, order, 0, 10)
     with pytest.raises(FileNotFoundError, match=r"view 1, image \d+ .*fastanc cache build"):
         run(cached, order, 10, 11)
@@ -298,7 +295,7 @@ def test_a_teacher_without_linear_head_stores_logits(tmp_path):
     filling = Filling(online(), store, None, order, device=CPU)
     run(filling, order, 0, 10)
     filling.close()
-    cached = Cached(store, None, order, device=CPU, spec=TeacherSpec(K))
+    cached = Cached(store, None, order, device=CPU)
     for one, two in zip(run(cached, order, 0, 10), run(online(), order, 0, 10)):
         assert torch.equal(one.logits, two.logits)
         assert one.features is None
@@ -320,7 +317,7 @@ def test_narrow_teachers_give_float32_logits_equal_to_their_rows(tmp_path):
 
 def test_online_is_frozen_and_in_eval_mode():
     net = network().train()
-    teacher = Online(net, TeacherSpec(K, D))
+    teacher = Online(net)
     batch = batch_of(Picks(np.arange(6), np.zeros(6, np.int64)))
     one, two = teacher(batch), teacher(batch)
     assert torch.equal(one.logits, two.logits)  # no dropout
@@ -395,7 +392,7 @@ def test_an_error_of_the_writing_thread_reaches_the_loop(tmp_path):
     with torch.no_grad():
         net.network.norm.weight.fill_(1e6)
     order = Order(N, 10, seed=1, views=1)
-    filling = Filling(Online(net, TeacherSpec(K, D)), store, net.head, order, device=CPU)
+    filling = Filling(Online(net), store, net.head, order, device=CPU)
     run(filling, order, 0, 1)
     with pytest.raises(ValueError, match="not finite as float16"):
         filling.flush()
@@ -408,7 +405,7 @@ def test_an_error_of_the_writing_thread_reaches_the_loop(tmp_path):
 def test_on_cuda_filling_and_cached_are_equal(tmp_path, budget):
     store = make(tmp_path, "fp16")
     order = Order(N, 10, seed=1, views=2)
-    teacher = Online(network().cuda(), TeacherSpec(K, D))
+    teacher = Online(network().cuda())
     filling = Filling(teacher, store, teacher.network.head, order, device="cuda")
 
     def cuda(teacher, start, stop):
@@ -422,6 +419,6 @@ def test_on_cuda_filling_and_cached_are_equal(tmp_path, budget):
     first = cuda(filling, 0, 20)
     filling.close()
     build(store, [0, 1])
-    cached = Cached(store, teacher.network.head, order, device="cuda", spec=TeacherSpec(K, D), **budget)
+    cached = Cached(store, teacher.network.head, order, device="cuda", **budget)
     assert_equal(first, cuda(cached, 0, 20))
     cached.close()

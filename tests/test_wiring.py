@@ -259,27 +259,18 @@ MINE = '''
 """Sign distillation, in one file."""
 from dataclasses import dataclass
 import torch
-from fastanc.methods.base import Method, MethodConfig, Play, Played, sides
+from fastanc.methods.base import Method, Played, sides
 
-@MethodConfig.register_subclass("mine")
+@Method.register_subclass("mine")
 @dataclass(frozen=True, kw_only=True)
-class MineConfig(MethodConfig):
+class Mine(Method):
     weight: float = 2.0
     """Factor of the only term."""
-
-    def build(self, teacher):
-        return Mine(self)
-
-class Mine(Method):
     needs = frozenset({"logits"})
-
-    def __init__(self, config):
-        self.config = config
-        self.plays = (Play("student", self.student_play),)
 
     def student_play(self, nets, batch, out):
         teacher, student = sides(batch, out)
-        return Played({"sign": self.config.weight * (student.logits - teacher.logits.sign()).abs().mean()})
+        return Played({"sign": self.weight * (student.logits - teacher.logits.sign()).abs().mean()})
 '''
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
-from fastanc.methods.base import Method, MethodConfig, Play, Played, TeacherSpec
+from fastanc.methods.base import Method, TeacherSpec
 from fastanc.methods.ksanc import SqueezeConfig
 from fastanc.models.ksanc_teacher import KsancTeacher
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
-from fastanc.training.players import Players
+from fastanc.training.players import Players, frozen_of
+from fastanc.training.step import Move, moves
 
 NUM_CLASSES, BATCH, PX, LATENT_DIM = 5, 6, 8, 7
 MEAN, STD = (0.5, 0.25, 0.5), (0.25, 0.5, 0.125)  # exact in fp32, in which a network keeps them
@@ -48,21 +49,23 @@ def tapped(*channels: int, seed: int) -> Tapped:
 class Game:
     """A method between a teacher and a student, and the batches of a few steps."""
 
-    def __init__(
-        self, config: MethodConfig, teacher: Sequence[int] = (6, 9), student: Sequence[int] = (3, 4)
-    ):
+    def __init__(self, method: Method, teacher: Sequence[int] = (6, 9), student: Sequence[int] = (3, 4)):
         self.teacher = tapped(*teacher, seed=1).eval().requires_grad_(False)
         torch.manual_seed(2)
-        squeeze = getattr(config, "squeeze", SqueezeConfig())
+        squeeze = getattr(method, "squeeze", SqueezeConfig())
         self.squeezed = KsancTeacher(copy.deepcopy(self.teacher), **asdict(squeeze)).double().squeezed
-        self.method: Method = config.build(
-            TeacherSpec(NUM_CLASSES, teacher[-1], self.teacher.stage_channels(), self.teacher)
-        )
+        self.method = method
+        self.spec = TeacherSpec(NUM_CLASSES, teacher[-1], self.teacher.stage_channels(), self.teacher)
         self.student = tapped(*student, seed=3)
         torch.manual_seed(4)
-        networks = {name: net.double() for name, net in self.method.networks(self.student).items()}
+        networks = {name: net.double() for name, net in method.networks(self.student, self.spec).items()}
         self.start = copy.deepcopy(networks)
-        self.players = Players(Accelerator(cpu=True), networks, {"student": SGD, **self.method.optimizers()})
+        self.players = Players(
+            Accelerator(cpu=True),
+            networks,
+            {"student": SGD, **method.optimizers()},
+            frozen=frozen_of(method, self.spec),
+        )
 
     def batch(self, step: int) -> Batch:
         """Return the images of a step with what the method needs, and nothing else."""
@@ -73,7 +76,7 @@ class Game:
         needs = self.method.needs
         where = np.arange(BATCH)
         return Batch(
-            images=latents if "network" in needs else images,
+            images=latents if "latents" in needs else images,
             index=where,
             view=where,
             labels=labels if "labels" in needs else None,
@@ -85,7 +88,7 @@ class Game:
     def answer(self, images: Tensor) -> Outputs | None:
         """Return the teacher's outputs that the method needs; the logits come with any of them."""
         needs = self.method.needs
-        if not needs - {"labels", "network"}:
+        if not needs & {"logits", "features", "stages", "descriptors"}:
             return None
         out = self.squeezed(images)
         return Outputs(
@@ -96,25 +99,14 @@ class Game:
         )
 
     def step(self, step: int) -> list[dict[str, Tensor]]:
-        """Play one step as train.py does and return the terms of every play."""
-        batch = self.batch(step)
-        out = self.forward(batch)
-        moves = [play for play in self.method.plays for _ in range(play.repeats)]
-        results = [self.move(play, batch, out) for play in moves]
+        """Make one step as train.py does and return the terms of every play."""
+        results = [move.played for move in self.moves(self.batch(step))]
         return [{k: v.detach() for k, v in {**r.terms, **r.measures}.items()} for r in results]
 
-    def forward(self, batch: Batch) -> Outputs | None:
-        """Seed the step and run the student's one pass."""
+    def moves(self, batch: Batch) -> Iterator[Move]:
+        """Make the moves of a step one by one."""
         torch.manual_seed(batch.step)
-        with self.players.turn("student") as nets:
-            return self.method.forward(nets, batch)
-
-    def move(self, play: Play, batch: Batch, out: Outputs | None) -> Played:
-        """Make one play."""
-        with self.players.turn(play.player) as nets:
-            played = play.loss(nets, batch, out)
-            self.players.update(play.player, played.terms)
-            return played
+        return moves(self.method, self.players, batch)
 
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of every weight and buffer of every player."""
@@ -127,6 +119,6 @@ class Game:
 
 def make_game(name: str, **options: object) -> Game:
     """Return the game of a method by its name, with its defaults but for the options."""
-    config = MethodConfig.get_choice_class(name)(**{**OPTIONS.get(name, {}), **options})
+    method = Method.get_choice_class(name)(**{**OPTIONS.get(name, {}), **options})
     same = name in ("fsp", "ksanc_teacher")
-    return Game(config, student=(6, 9) if same else (3, 4))
+    return Game(method, student=(6, 9) if same else (3, 4))

@@ -5,46 +5,27 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from fastanc.cache.identity import IDENTITY
 from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.store import Store
-from fastanc.config import Config
 from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
-from fastanc.teacher.online import Online
-from fastanc.training import assemble, inputs
-from fastanc.training.processes import make_accelerator
-
-
-class _Bench:
-    """Teacher, input and store of a configuration, without a student."""
-
-    def __init__(self, config: Config, create: bool):
-        self.accelerator = make_accelerator(batch=config.data.batch)
-        self.config = config
-        self.input = inputs.open_input(config.data, config.run.seed, self.accelerator)
-        network = assemble.build_teacher_network(config, self.input.train)
-        self.store = assemble.open_store(config, self.input, network, create=create)
-        self.online: Online = assemble.open_online(config, self.input, network)
-        self.batches = partial(self.input.picked, max(1, config.data.batch // self.input.world))
+from fastanc.training.assemble import open_bench
 
 
 def _build(options: Namespace) -> None:
-    config = parse(options.fields)
-    bench = _Bench(config, create=True)
-    views = config.data.views or config.schedule.epochs
+    bench = open_bench(parse(options.fields), create=True)
     built = build_cache(
         bench.store,
-        range(views),
+        range(bench.views),
         bench.batches,
-        bench.online,
-        rank=bench.accelerator.process_index,
-        world=bench.accelerator.num_processes,
+        bench.teacher.online(bench.source.device),
+        rank=bench.source.rank,
+        world=bench.source.world,
         wait=bench.accelerator.wait_for_everyone,
-        epochs=config.schedule.epochs,
+        epochs=bench.epochs,
         students=options.students,
     )
     if bench.accelerator.is_main_process:
@@ -64,7 +45,7 @@ def _info(options: Namespace) -> None:
 
 def _verify(options: Namespace) -> int:
     if options.path is None or options.teacher:
-        bench = _Bench(parse(options.fields), create=False)
+        bench = open_bench(parse(options.fields), create=False)
         store = bench.store
     else:
         store = Store.at(options.path)
@@ -72,7 +53,9 @@ def _verify(options: Namespace) -> int:
     for item in damage:
         print(f"view {item.view}, {item.shard}: {item.reason}")
     if options.teacher:
-        for deviation in verify_teacher(store, bench.online, bench.batches, options.teacher):
+        for deviation in verify_teacher(
+            store, bench.teacher.online(bench.source.device), bench.batches, options.teacher
+        ):
             print(deviation)
     if not damage:
         print(f"{store.path}: every shard is what was committed")

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastanc.models.taps import unwrapped
+from fastanc.models import zoo
+from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
 
 FORMATS = ("safetensors", "torch_export", "onnx")
@@ -84,6 +85,13 @@ def export(
         _compare(_READERS[name](path, classifier)(probe), expected, path)
         written[name] = path
     return written
+
+
+def load_student(run_dir: Path) -> Tapped:
+    """Build the student that a run left behind; FileNotFoundError when it is not finished."""
+    if not (run_dir / "student.safetensors").is_file():
+        raise FileNotFoundError(f"{run_dir} has no student.safetensors: name the folder of a finished run")
+    return zoo.load_weights(run_dir / "student.safetensors")
 
 
 def _trace(classifier: Classifier, example: Tensor, name: str, path: Path) -> None:

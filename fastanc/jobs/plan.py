@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastanc.config import Config
-from fastanc.methods.base import TeacherSpec
-from fastanc.models import zoo
 from fastanc.models.counting import count
+from fastanc.training.assemble import Sketch
 
-_ROW_BYTES = {"fp32": 4, "fp16": 2, "uint8": 1}
 _TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
 
 
@@ -109,32 +106,14 @@ def plan(load: Load, cluster: Cluster) -> Plan:
     )
 
 
-def load_of(config: Config, *, classes: int, channels: int, image_bytes: int) -> Load:
-    """Return what a configuration asks for; its networks are built without weights, its data is not needed."""
-    px = config.data.image_px
-
-    def network(name: str) -> zoo.Tapped:
-        stages = "auto" if config.method.reads_stages else ()
-        return zoo.build(
-            name.split("@")[0], num_classes=classes, in_channels=channels, image_px=px, stages=stages
-        )
-
-    student = network(config.student.name)
-    spec, row_bytes = TeacherSpec(num_classes=classes), 0
-    if config.method.needs_teacher:
-        teacher = network(config.teacher.name)
-        stages = teacher.stage_channels(px, channels) if teacher.stage_names else ()
-        spec = TeacherSpec(classes, teacher.feature_dim, stages, teacher)
-        if config.teacher.cache != "off":
-            row_bytes = (teacher.feature_dim or classes) * _ROW_BYTES[config.teacher.rows]
-    method = config.method.build(spec)
-    players = method.networks(student)
-    moved = sum(play.repeats * _trained(players[play.player]) for play in method.plays)
+def load_of(sketch: Sketch, *, image_bytes: int) -> Load:
+    """Return what a configuration's networks ask for, where so many bytes are read for a stored image."""
+    moved = sum(_trained(sketch.players[play.player]) for play in sketch.method.plays)
     return Load(
-        batch=config.data.batch,
+        batch=sketch.batch,
         gradient_bytes=4 * moved,
-        flop=2.0 * _TRAINING_PASSES * count(student, image_px=px).macs,
-        row_bytes=row_bytes,
+        flop=2.0 * _TRAINING_PASSES * count(sketch.student).macs,
+        row_bytes=sketch.row_bytes,
         image_bytes=image_bytes,
     )
 

@@ -18,8 +18,8 @@ import yaml
 from fastanc.config import Config
 from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
-from fastanc.parsing import parse
-from fastanc.train import train, with_teacher
+from fastanc.parsing import parse, with_teacher
+from fastanc.train import train
 
 Overrides = Mapping[str, Any]
 
@@ -191,7 +191,7 @@ def _scaled(config: Config, out: Path, scale: float) -> Config:
         own = out / f"teacher-{Path(weights).parent.name}" / "student.safetensors"
         teacher = replace(teacher, weights=str(own))
     schedule = config.schedule
-    has_images = config.method.latent_dim is None
+    has_images = "latents" not in config.method.needs
     epochs = max(1, round(schedule.epochs * (math.sqrt(scale) if has_images else scale)))
     part = epochs / schedule.epochs
     schedule = replace(schedule, epochs=epochs, warmup_epochs=schedule.warmup_epochs * part)

@@ -22,16 +22,41 @@ from fastanc.losses import (
     squared_error,
     weight_penalty,
 )
-from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, seen, sides
+from fastanc.methods.base import (
+    WON,
+    Method,
+    Nets,
+    Play,
+    Played,
+    TeacherSpec,
+    Watch,
+    one_of,
+    own_optimizer,
+    seen,
+    sides,
+)
 from fastanc.models.discriminators import discriminator
 from fastanc.models.taps import Adapted, Tapped
 from fastanc.optimizers import OptimizerConfig
 
+IDLE = Watch(
+    "d_adversarial",
+    0.98,
+    "the game is idle: the discriminator took the adversarial sample for the teacher's ({mean:.3f}) over {windows}"
+    " windows, so the student's adversarial term has nothing left to teach; in anc set method.regulariser_sample"
+    " to clean",
+)
 
-@MethodConfig.register_subclass("anc")
+
+@Method.register_subclass("anc")
 @dataclass(frozen=True, kw_only=True)
-class AncConfig(MethodConfig):
-    """The paper's main results are the defaults: features, dropout, adversarial samples, lambda 1."""
+class Anc(Method):
+    """Two players; the discriminator moves first (paper, section 3.5).
+
+    The paper's main results are the defaults: features, dropout, adversarial samples, lambda 1. Departs from it:
+    each of the two plays draws its own dropout mask (same distribution, no state kept); an adapter on the
+    student's side where the feature widths differ (the paper's are equal).
+    """
 
     on: str = "features"
     """What the discriminator sees: features (the input of the last linear layer) or logits."""
@@ -65,69 +90,64 @@ class AncConfig(MethodConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"method.dropout is {self.dropout}: a probability, 0 up to but not including 1")
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher; ValueError when it has no features to look at."""
-        if self.on == "features" and teacher.feature_dim is None:
-            raise ValueError("the teacher has no last linear layer to tap: set method.on to logits")
-        return Anc(self, teacher)
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits, and what the discriminator sees."""
+        return frozenset({"logits", self.on})
 
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """Discriminator, then student."""
+        return Play("discriminator", self.discriminator_play), Play("student", self.student_play)
 
-class Anc(Method):
-    """Two players; the discriminator moves first (paper, section 3.5).
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """Either side of the game may fall asleep."""
+        return WON, IDLE
 
-    Departs from the paper: each of the two plays draws its own dropout mask (same distribution, no state
-    kept); an adapter on the student's side where the feature widths differ (the paper's are equal).
-    """
-
-    def __init__(self, config: AncConfig, teacher: TeacherSpec):
-        self.config = config
-        self.teacher = teacher
-        self.needs = frozenset({"logits", config.on})
-        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return student (with an adapter where the widths differ) and discriminator."""
-        width = self.teacher.num_classes if self.config.on == "logits" else self.teacher.feature_dim
-        assert width is not None
-        unequal = self.config.on == "features" and student.feature_dim != width
+        width = teacher.num_classes if self.on == "logits" else teacher.feature_dim
+        if width is None:
+            raise ValueError("the teacher has no last linear layer to tap: set method.on to logits")
+        unequal = self.on == "features" and student.feature_dim != width
         player = Adapted(student, width) if unequal else student
-        return {"student": player, "discriminator": discriminator(self.config.discriminator, width)}
+        return {"student": player, "discriminator": discriminator(self.discriminator, width)}
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Return the discriminator's optimizer unless it is the student's."""
-        own = self.config.discriminator_optimizer
-        return {} if own is None else {"discriminator": own}
+        return own_optimizer("discriminator", self.discriminator_optimizer)
 
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise BCE(D(t), 1) + BCE(D(s), 0) + R(D)."""
         teacher, student = sides(batch, out)
-        t, s = seen(teacher, self.config.on), seen(student, self.config.on).detach()
+        t, s = seen(teacher, self.on), seen(student, self.on).detach()
         samples = [t, s]
-        if self.config.regulariser == "adversarial":
-            samples.append(self.adversarial(s) if self.config.regulariser_sample == "dropped" else s)
+        if self.regulariser == "adversarial":
+            samples.append(self.adversarial(s) if self.regulariser_sample == "dropped" else s)
         on_t, on_s, *on_adversarial = nets["discriminator"](torch.cat(samples)).chunk(len(samples))
         terms = {"discriminate": discriminator_loss(on_t, on_s)}
-        if self.config.regulariser == "adversarial":
+        if self.regulariser == "adversarial":
             terms["regularise"] = as_teacher(on_adversarial[0])
-        elif self.config.regulariser != "none":
-            power = 1 if self.config.regulariser == "l1" else 2
-            penalty = weight_penalty(nets["discriminator"].parameters(), power, self.config.penalty_reduction)
-            terms["regularise"] = self.config.mu * penalty
+        elif self.regulariser != "none":
+            power = 1 if self.regulariser == "l1" else 2
+            penalty = weight_penalty(nets["discriminator"].parameters(), power, self.penalty_reduction)
+            terms["regularise"] = self.mu * penalty
         return Played(terms, judgement_measures(on_t, on_s))
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise BCE(D(drop(s)), 1) + lambda ||z_t - z_s||^2."""
         teacher, student = sides(batch, out)
-        on_adversarial = nets["discriminator"](self.adversarial(seen(student, self.config.on)))
-        error = squared_error(student.logits, teacher.logits, self.config.data_reduction)
+        on_adversarial = nets["discriminator"](self.adversarial(seen(student, self.on)))
+        error = squared_error(student.logits, teacher.logits, self.data_reduction)
         return Played(
             {
-                "fool": fooling_loss(on_adversarial, self.config.saturating),
-                "data": self.config.lambda_data * error,
+                "fool": fooling_loss(on_adversarial, self.saturating),
+                "data": self.lambda_data * error,
             },
             {"d_adversarial": on_adversarial.detach().sigmoid().mean()},
         )
 
     def adversarial(self, sample: Tensor) -> Tensor:
         """Return the adversarial sample: dropout is the generator's noise."""
-        return F.dropout(sample, self.config.dropout)
+        return F.dropout(sample, self.dropout)

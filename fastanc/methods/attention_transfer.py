@@ -11,11 +11,10 @@ from fastanc.batch import Batch, Outputs
 from fastanc.losses import attention_transfer, kd_terms
 from fastanc.methods.base import (
     Method,
-    MethodConfig,
     Nets,
-    Play,
     Played,
     TeacherSpec,
+    check_alpha,
     paired_stages,
     sides,
     task_needs,
@@ -23,12 +22,14 @@ from fastanc.methods.base import (
 from fastanc.models.taps import Tapped
 
 
-@MethodConfig.register_subclass("attention_transfer")
+@Method.register_subclass("attention_transfer")
 @dataclass(frozen=True, kw_only=True)
-class AttentionTransferConfig(MethodConfig):
-    """Spatial attentions of every stage beside the task."""
+class AttentionTransfer(Method):
+    """Spatial attentions of every stage beside the task, without an adapter.
 
-    reads_stages = True
+    Attentions have no channels, and sizes are pooled to the smaller. Departs from the paper: its beta / 2
+    multiplies a norm, here beta multiplies a mean (the authors' code).
+    """
 
     beta: float = 1000.0
     """Factor of each stage's mean squared error of the unit-length attentions."""
@@ -37,26 +38,17 @@ class AttentionTransferConfig(MethodConfig):
     temperature: float = 4.0
     """Softmax temperature of the KL."""
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher."""
-        return AttentionTransfer(self, teacher)
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Stage maps, and what the task needs."""
+        return task_needs(self.alpha) | {"stages"}
 
-class AttentionTransfer(Method):
-    """One player without an adapter: attentions have no channels, and sizes are pooled to the smaller.
-
-    Departs from the paper: its beta / 2 multiplies a norm, here beta multiplies a mean (the authors' code).
-    """
-
-    def __init__(self, config: AttentionTransferConfig, teacher: TeacherSpec):
-        self.config = config
-        self.channels = teacher.stage_channels
-        self.needs = task_needs(config.alpha) | {"stages"}
-        self.plays = (Play("student", self.student_play),)
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the student; ValueError unless both networks have equally many stages."""
-        paired_stages(student, self.channels)
+        paired_stages(student, teacher)
         return {"student": student}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
@@ -66,6 +58,5 @@ class AttentionTransfer(Method):
         assert student.stages is not None
         pairs = zip(student.stages, teacher.stages, strict=True)
         distance = torch.stack([attention_transfer(s, t) for s, t in pairs]).sum()
-        c = self.config
-        task = kd_terms(student.logits, teacher.logits, batch.labels, c.alpha, c.temperature)
-        return Played({"attention": c.beta * distance, **task})
+        task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
+        return Played({"attention": self.beta * distance, **task})

@@ -1,14 +1,13 @@
-"""What a method is: the networks of its game, one student pass, and the plays in the order they are made."""
+"""What a method is: one frozen dataclass with its knobs, what it reads, its players and their plays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import draccus
-import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
@@ -20,6 +19,11 @@ if TYPE_CHECKING:
     from fastanc.models.taps import Tapped
 
 Nets = Mapping[str, nn.Module]
+"""Every player's network by name; beside them "teacher", frozen, for a method that needs the network."""
+
+OF_TEACHER = frozenset({"logits", "features", "stages", "descriptors", "network"})
+OF_BATCH = frozenset({"labels", "latents"})
+OF_STUDENT = frozenset({"student_stages"})
 
 
 class Played(NamedTuple):
@@ -31,22 +35,122 @@ class Played(NamedTuple):
     """Detached scalars that are only logged."""
 
 
-def mean_played(results: Sequence[Played]) -> Played:
-    """Return the means of the terms and measures of several plays of one kind."""
-    terms, measures = (
-        {key: torch.stack([values[key].detach() for values in part]).mean() for key in part[0]}
-        for part in ([r.terms for r in results], [r.measures for r in results])
-    )
-    return Played(terms, measures)
-
-
-@dataclass(frozen=True)
-class Play:
-    """One player's move: the loss it minimises, and how often it moves in a step."""
+class Play(NamedTuple):
+    """One player's move: the loss that it minimises."""
 
     player: str
     loss: Callable[[Nets, Batch, Outputs | None], Played]
-    repeats: int = 1
+
+
+class Watch(NamedTuple):
+    """A sentence that is due once, when a logged column stays above a bound."""
+
+    column: str
+    bound: float
+    sentence: str
+    """Filled in by `format` with `mean`, the column's, and `windows`, for how many windows of the log."""
+
+
+WON = Watch(
+    "won",
+    0.98,
+    "the discriminator has won: it told teacher and student apart in {mean:.1%} of the cases over {windows}"
+    " windows, so the student learns little from it; lower its learning rate, regularise it more, or give the"
+    " adversarial term less weight",
+)
+"""For methods whose discriminator's play returns `losses.judgement_measures`."""
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """What a method may know of the teacher before the first batch."""
+
+    num_classes: int
+    feature_dim: int | None = None
+    """D of the features; None where the teacher has no linear head."""
+    stage_channels: tuple[int, ...] = ()
+    """C_i of every stage map."""
+    network: Tapped | Squeezed | None = None
+    """The frozen teacher itself; None when its outputs come from the cache alone."""
+
+
+def spec_of(teacher: Tapped | Squeezed) -> TeacherSpec:
+    """Return what a method may know of this network."""
+    channels = teacher.stage_channels() if teacher.stage_names else ()
+    return TeacherSpec(teacher.num_classes, teacher.feature_dim, channels, teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
+    """A compression method: its fields are its knobs, and everything that a trainer prepares follows from `needs`.
+
+    A subclass registers its name (`@Method.register_subclass("mine")`), says what it `needs`, and defines
+    `student_play`, or, with more players, `networks` and `plays`. The trainer freezes every player but the one on
+    turn, so a loss may pass through any network of the game. An instance holds knobs and no state.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The registered name, as in `method: {type: NAME}`."""
+        return self.get_choice_name(type(self))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What is read, and so what a trainer has to prepare; a plain class attribute will do.
+
+        Of the teacher: logits, features, stages, descriptors (KSANC's), network (with gradient to its input, as
+        `nets["teacher"]`). Of the batch: labels; latents (vectors [B, latent_dim] in the place of images, for which
+        the method has a field `latent_dim`). Of the student: student_stages; stages and descriptors tap both.
+        """
+        return frozenset()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a run of this method has a teacher at all."""
+        return bool(self.needs & OF_TEACHER)
+
+    @property
+    def taps_student(self) -> bool:
+        """Whether the student's stage maps are read."""
+        return bool(self.needs & {"stages", "descriptors", "student_stages"})
+
+    @property
+    def taps_teacher(self) -> bool:
+        """Whether the teacher's stage maps are read."""
+        return bool(self.needs & {"stages", "descriptors"})
+
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """The plays of a step, in order."""
+        return (Play("student", self.student_play),)
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """What is worth a sentence while a run of this method goes on."""
+        return ()
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """Return every player by name; "student" may carry an adapter. ValueError where the two do not fit."""
+        return {"student": student}
+
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """Return the optimizers of the players that do not take the student's."""
+        return {}
+
+    def forward(self, nets: Nets, batch: Batch) -> Outputs | None:
+        """Run the student once; every play of the step reads this result."""
+        return nets["student"](batch.images)
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        """Return the student's terms."""
+        raise TypeError(f"{type(self).__name__} must define student_play(), or plays")
+
+    def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
+        """Return what is evaluated: the student, without what the game has put around it."""
+        return student
+
+    def save(self, nets: Nets, folder: Path) -> None:
+        """Write into a finished run's folder what the method leaves beside the student."""
 
 
 def sides(batch: Batch, out: Outputs | None) -> tuple[Outputs, Outputs]:
@@ -63,13 +167,13 @@ def seen(outputs: Outputs, on: str) -> Tensor:
     return fp32(values)
 
 
-def paired_stages(student: Tapped, teacher_channels: tuple[int, ...]) -> tuple[int, ...]:
+def paired_stages(student: Tapped, teacher: TeacherSpec) -> tuple[int, ...]:
     """Return the student's stage channels; ValueError unless both networks have equally many stages."""
     own = student.stage_channels() if student.stage_names else ()
-    if not own or len(own) != len(teacher_channels):
+    if not own or len(own) != len(teacher.stage_channels):
         raise ValueError(
             f"this method pairs stage maps, but the student has {len(own)} and the teacher"
-            f" {len(teacher_channels)}: name equally many in student.stages and teacher.stages"
+            f" {len(teacher.stage_channels)}: name equally many in student.stages and teacher.stages"
         )
     return own
 
@@ -80,74 +184,17 @@ def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} {value!r} is unknown: use one of {', '.join(choices)}")
 
 
-def task_needs(alpha: float) -> frozenset[str]:
-    """Return what `losses.kd_terms` needs at this weight; ValueError outside 0..1."""
+def own_optimizer(player: str, config: OptimizerConfig | None) -> dict[str, OptimizerConfig]:
+    """Return what `Method.optimizers` says of a player whose optimizer may be left to the student's."""
+    return {} if config is None else {player: config}
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError unless a weight of the teacher's word lies in 0..1."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"method.alpha is {alpha}: a weight between 0 (labels only) and 1 (teacher only)")
+
+
+def task_needs(alpha: float) -> frozenset[str]:
+    """Return what `losses.kd_terms` needs at this weight."""
     return frozenset({"logits"} if alpha > 0 else ()) | frozenset({"labels"} if alpha < 1 else ())
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """What a method may know of the teacher before the first batch."""
-
-    num_classes: int
-    feature_dim: int | None = None
-    """D of the features; None where the teacher has no linear head."""
-    stage_channels: tuple[int, ...] = ()
-    """C_i of every stage map."""
-    network: Tapped | Squeezed | None = None
-    """The frozen teacher itself; None when its outputs come from the cache alone."""
-
-
-class Method:
-    """A compression method; one instance serves one run.
-
-    Subclasses fill `needs`, `networks` and `plays`. The trainer freezes every player but the one on turn,
-    so a loss may pass through any network of the game.
-    """
-
-    needs: frozenset[str] = frozenset()
-    """Of "logits", "features", "stages", "descriptors" (the teacher's outputs), "network" (the teacher,
-    with gradient to its input) and "labels"; without any of the outputs a batch may have no target."""
-    plays: tuple[Play, ...] = ()
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
-        """Return every player by name; "student" may carry an adapter."""
-        return {"student": student}
-
-    def optimizers(self) -> dict[str, OptimizerConfig]:
-        """Return the optimizers of the players other than the student."""
-        return {}
-
-    def forward(self, nets: Nets, batch: Batch) -> Outputs | None:
-        """Run the student once; every play of the step reads this result."""
-        return nets["student"](batch.images)
-
-    def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
-        """Return what is evaluated: the student, without what the game has put around it."""
-        return student
-
-    def save(self, nets: Nets, folder: Path) -> None:
-        """Write into a finished run's folder what the method leaves beside the student."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
-    """A method's knobs; each method's file registers its own."""
-
-    needs_teacher: ClassVar[bool] = True
-    """Whether a run of this method has a teacher at all."""
-    reads_stages: ClassVar[bool] = False
-    """Whether the method reads stage maps, so that both networks are tapped there."""
-    latent_dim: ClassVar[int | None] = None
-    """Width of the latent vectors that a batch holds in the place of images; None for images."""
-
-    @property
-    def kind(self) -> str:
-        """The registered name, as in `method: {type: NAME}`."""
-        return self.get_choice_name(type(self))
-
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher."""
-        raise NotImplementedError(f"{type(self).__name__} must define build()")

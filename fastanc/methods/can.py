@@ -21,7 +21,7 @@ from fastanc.losses import (
     fp32,
     judgement_measures,
 )
-from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, sides
+from fastanc.methods.base import WON, Method, Nets, Play, Played, TeacherSpec, Watch, one_of, sides
 from fastanc.models.discriminators import can_discriminator
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
@@ -37,10 +37,15 @@ class CanDiscriminatorOptimizer(OptimizerConfig):
     """L2 penalty."""
 
 
-@MethodConfig.register_subclass("can")
+@Method.register_subclass("can")
 @dataclass(frozen=True, kw_only=True)
-class CanConfig(MethodConfig):
-    """The paper's losses have no weights; ours are 1 by default, and 0 gives the rows of its Table 3."""
+class Can(Method):
+    """Two players; the discriminator moves first.
+
+    The paper's losses have no weights; ours are 1 by default, and 0 gives the rows of its Table 3. Departs from
+    it: teacher and student pass through the discriminator in one batch in both plays, so that its BatchNorm does
+    not give the source away; the teacher's logits belong to the student's view.
+    """
 
     labels_weight: float = 1.0
     """Factor of the cross entropy with the labels (L_S)."""
@@ -64,40 +69,34 @@ class CanConfig(MethodConfig):
     def __post_init__(self) -> None:
         one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher."""
-        return Can(self, teacher)
-
-
-class Can(Method):
-    """Two players; the discriminator moves first.
-
-    Departs from the paper: teacher and student pass through the discriminator in one batch in both plays, so
-    that its BatchNorm does not give the source away; the teacher's logits belong to the student's view.
-    """
-
     needs = frozenset({"logits", "labels"})
 
-    def __init__(self, config: CanConfig, teacher: TeacherSpec):
-        self.config = config
-        self.num_classes = teacher.num_classes
-        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """Discriminator, then student."""
+        return Play("discriminator", self.discriminator_play), Play("student", self.student_play)
 
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """A discriminator that has won."""
+        return (WON,)
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return student and discriminator."""
-        c = self.config
-        judge = can_discriminator(self.num_classes, width=c.width, depth=c.depth, dropout=c.dropout)
+        judge = can_discriminator(
+            teacher.num_classes, width=self.width, depth=self.depth, dropout=self.dropout
+        )
         return {"student": student, "discriminator": judge}
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Return the discriminator's optimizer."""
-        return {"discriminator": self.config.discriminator_optimizer}
+        return {"discriminator": self.discriminator_optimizer}
 
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise -1/2 (L_A + L_DS)."""
         teacher, student = sides(batch, out)
         assert batch.labels is not None
-        (class_t, source_t), (class_s, source_s) = self.judge(nets, teacher.logits, student.logits.detach())
+        (class_t, source_t), (class_s, source_s) = _judge(nets, teacher.logits, student.logits.detach())
         terms = {
             "discriminate": 0.5 * can_source_loss(source_t, source_s),
             "classify": 0.5 * can_class_loss(class_t, class_s, batch.labels),
@@ -109,23 +108,23 @@ class Can(Method):
         """Minimise L_S + L_L1 + 1/2 (L_A - L_DS), without the teacher's parts, which are constants."""
         teacher, student = sides(batch, out)
         assert batch.labels is not None
-        _, (class_s, source_s) = self.judge(nets, teacher.logits, student.logits)
-        c = self.config
-        error = absolute_error(student.logits, teacher.logits, c.data_reduction)
+        _, (class_s, source_s) = _judge(nets, teacher.logits, student.logits)
+        error = absolute_error(student.logits, teacher.logits, self.data_reduction)
         return Played(
             {
-                "labels": c.labels_weight * cross_entropy(student.logits, batch.labels),
-                "data": c.data_weight * error,
-                "fool": 0.5 * c.game_weight * can_fooling_loss(source_s, c.saturating),
-                "conditional": 0.5 * c.game_weight * cross_entropy(class_s, batch.labels),
+                "labels": self.labels_weight * cross_entropy(student.logits, batch.labels),
+                "data": self.data_weight * error,
+                "fool": 0.5 * self.game_weight * can_fooling_loss(source_s, self.saturating),
+                "conditional": 0.5 * self.game_weight * cross_entropy(class_s, batch.labels),
             }
         )
 
-    def judge(self, nets: Nets, teacher: Tensor, student: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return (class logits [B, K], source logits [B, 2]) of teacher and student from one joint pass."""
-        judged = nets["discriminator"](torch.cat([fp32(teacher), fp32(student)]))
-        k = self.num_classes
-        return [(half[:, :k], half[:, k:]) for half in judged.chunk(2)]
+
+def _judge(nets: Nets, teacher: Tensor, student: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return (class logits [B, K], source logits [B, 2]) of teacher and student from one joint pass."""
+    judged = nets["discriminator"](torch.cat([fp32(teacher), fp32(student)]))
+    k = teacher.shape[1]
+    return [(half[:, :k], half[:, k:]) for half in judged.chunk(2)]
 
 
 def _odds(source: Tensor) -> Tensor:

@@ -30,7 +30,18 @@ from fastanc.losses import (
     soft_kl,
     squared_error,
 )
-from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, one_of, seen
+from fastanc.methods.base import (
+    WON,
+    Method,
+    Nets,
+    Play,
+    Played,
+    TeacherSpec,
+    Watch,
+    one_of,
+    own_optimizer,
+    seen,
+)
 from fastanc.models.discriminators import discriminator
 from fastanc.models.generators import dafl_generator, dfad_generator, save_sheet
 from fastanc.models.taps import Adapted, Tapped
@@ -51,10 +62,12 @@ class GeneratorOptimizer(OptimizerConfig):
     """L2 penalty."""
 
 
-@MethodConfig.register_subclass("datafree")
+@Method.register_subclass("datafree")
 @dataclass(frozen=True, kw_only=True)
-class DataFreeConfig(MethodConfig):
-    """DAFL: student_steps 1, latents batch, distance kl, generator dafl, disagreement and fool 0.
+class DataFree(Method):
+    """Three players: discriminator and student `student_steps` times, then the generator.
+
+    DAFL: student_steps 1, latents batch, distance kl, generator dafl, disagreement and fool 0.
 
     DFAD: one_hot, information, activation and fool 0.
     """
@@ -89,7 +102,7 @@ class DataFreeConfig(MethodConfig):
     """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
     generator_optimizer: GeneratorOptimizer = GeneratorOptimizer()
     """The generator's optimizer."""
-    latent_dim: int = 256  # type: ignore[misc]
+    latent_dim: int = 256
     """Width of a latent vector (DFAD 256; DAFL 1000)."""
     generator: str = "dfad"
     """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
@@ -109,54 +122,52 @@ class DataFreeConfig(MethodConfig):
         if not any((self.one_hot, self.information, self.activation, self.disagreement)):
             raise ValueError("method.one_hot, information, activation and disagreement are all 0: set one")
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method; ValueError without the teacher's network, or its features where they count."""
-        if not isinstance(teacher.network, Tapped):
+    needs = frozenset({"network", "latents"})
+
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """The matching moves, then the generator's."""
+        moves = [Play("student", self.student_play)]
+        if self.fool > 0:
+            moves.insert(0, Play("discriminator", self.discriminator_play))
+        return (*moves * self.student_steps, Play("generator", self.generator_play))
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """A discriminator that has won."""
+        return (WON,)
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """Return student (with an adapter where features differ), generator and, if needed, discriminator.
+
+        ValueError without the teacher's network, or its features where they count.
+        """
+        t, width = teacher.network, teacher.feature_dim
+        if not isinstance(t, Tapped):
             raise ValueError("datafree sends gradients through the teacher: set teacher.cache to off")
-        if teacher.feature_dim is None and (self.activation > 0 or (self.fool > 0 and self.on == "features")):
+        if width is None and (self.activation > 0 or (self.fool > 0 and self.on == "features")):
             raise ValueError(
                 "the teacher has no last linear layer to tap: set method.on to logits, method.activation to 0"
             )
-        return DataFree(self, teacher, teacher.network)
-
-
-class DataFree(Method):
-    """Three players: discriminator and student `student_steps` times, then the generator."""
-
-    needs = frozenset({"network"})
-
-    def __init__(self, config: DataFreeConfig, spec: TeacherSpec, teacher: Tapped):
-        self.config = config
-        self.spec = spec
-        self.teacher = teacher
-        moves = [Play("student", self.student_play)]
-        if config.fool > 0:
-            moves.insert(0, Play("discriminator", self.discriminator_play))
-        self.plays = (*moves * config.student_steps, Play("generator", self.generator_play))
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
-        """Return student (with an adapter where features differ), generator and, if needed, discriminator."""
-        c = self.config
-        t = self.teacher
-        generator = dafl_generator if c.generator == "dafl" else dfad_generator
-        made = generator(
-            c.latent_dim, t.in_channels, t.image_px, mean=t.mean, std=t.std, width=c.generator_width
+        made = dafl_generator if self.generator == "dafl" else dfad_generator
+        generator = made(
+            self.latent_dim, t.in_channels, t.image_px, mean=t.mean, std=t.std, width=self.generator_width
         )
-        nets: dict[str, nn.Module] = {"student": student, "generator": made}
-        if c.fool > 0:
-            width = self.spec.num_classes if c.on == "logits" else self.spec.feature_dim
-            assert width is not None
-            if c.on == "features" and student.feature_dim != width:
+        nets: dict[str, nn.Module] = {"student": student, "generator": generator}
+        if self.fool > 0:
+            if self.on == "logits":
+                width = teacher.num_classes
+            elif student.feature_dim != width:
+                assert width is not None
                 nets["student"] = Adapted(student, width)
-            nets["discriminator"] = discriminator(c.discriminator, width)
+            assert width is not None
+            nets["discriminator"] = discriminator(self.discriminator, width)
         return nets
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Return the optimizers of generator and discriminator, the latter unless it is the student's."""
-        own: dict[str, OptimizerConfig] = {"generator": self.config.generator_optimizer}
-        if self.config.discriminator_optimizer is not None:
-            own["discriminator"] = self.config.discriminator_optimizer
-        return own
+        own = own_optimizer("discriminator", self.discriminator_optimizer)
+        return {"generator": self.generator_optimizer, **own}
 
     def forward(self, nets: Nets, batch: Batch) -> Outputs | None:
         """Nothing: every play makes its own images."""
@@ -165,11 +176,11 @@ class DataFree(Method):
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise BCE(D(h_T), 1) + BCE(D(h_S), 0), and -log D of adversarial samples."""
         with torch.no_grad():
-            images = nets["generator"](self.latents(batch))
-            t = seen(self.teacher(images), self.config.on)
-            s = seen(nets["student"](images), self.config.on)
-        regularised = self.config.regulariser == "adversarial"
-        samples = [t, s, self.adversarial(s)] if regularised else [t, s]
+            images = nets["generator"](self._latents(batch))
+            t = seen(nets["teacher"](images), self.on)
+            s = seen(nets["student"](images), self.on)
+        regularised = self.regulariser == "adversarial"
+        samples = [t, s, self._adversarial(s)] if regularised else [t, s]
         on_t, on_s, *on_adversarial = nets["discriminator"](torch.cat(samples)).chunk(len(samples))
         terms = {"discriminate": discriminator_loss(on_t, on_s)}
         if regularised:
@@ -179,54 +190,53 @@ class DataFree(Method):
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the distance to the teacher and -eta log D(h_S) on images that are held fixed."""
         with torch.no_grad():
-            images = nets["generator"](self.latents(batch))
-            teacher = self.teacher(images)
+            images = nets["generator"](self._latents(batch))
+            teacher = nets["teacher"](images)
         student = nets["student"](images)
-        terms = {"data": self.distance(student.logits, teacher.logits)}
-        if self.config.fool > 0:
-            judged = nets["discriminator"](self.adversarial(seen(student, self.config.on)))
-            terms["fool"] = self.config.fool * fooling_loss(judged)
+        terms = {"data": self._distance(student.logits, teacher.logits)}
+        if self.fool > 0:
+            judged = nets["discriminator"](self._adversarial(seen(student, self.on)))
+            terms["fool"] = self.fool * fooling_loss(judged)
         return Played(terms)
 
     def generator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise DAFL's terms on the teacher and DFAD's between teacher and student."""
-        c = self.config
-        images = nets["generator"](self.latents(batch))
-        teacher = self.teacher(images)
+        images = nets["generator"](self._latents(batch))
+        teacher = nets["teacher"](images)
         terms: dict[str, Tensor] = {}
-        if c.one_hot > 0:
-            terms["one_hot"] = c.one_hot * one_hotness(teacher.logits)
-        if c.information > 0:
-            terms["information"] = c.information * information(teacher.logits)
-        if c.activation > 0:
+        if self.one_hot > 0:
+            terms["one_hot"] = self.one_hot * one_hotness(teacher.logits)
+        if self.information > 0:
+            terms["information"] = self.information * information(teacher.logits)
+        if self.activation > 0:
             assert teacher.features is not None
-            terms["activation"] = c.activation * activation(teacher.features)
-        if c.disagreement > 0:
-            with _eval_mode(nets["student"], c.student_eval):
+            terms["activation"] = self.activation * activation(teacher.features)
+        if self.disagreement > 0:
+            with _eval_mode(nets["student"], self.student_eval):
                 student = nets["student"](images)
-            terms["disagreement"] = c.disagreement * disagreement(student.logits, teacher.logits)
+            terms["disagreement"] = self.disagreement * disagreement(student.logits, teacher.logits)
         return Played(terms)
 
     def save(self, nets: Nets, folder: Path) -> None:
         """Write samples.png: what the generator makes of latent vectors that are the same in every run."""
         draw = torch.Generator().manual_seed(0)
-        latents = torch.randn(_SHOWN, self.config.latent_dim, generator=draw)
+        latents = torch.randn(_SHOWN, self.latent_dim, generator=draw)
         save_sheet(nets["generator"], latents, folder / "samples.png")
 
-    def latents(self, batch: Batch) -> Tensor:
+    def _latents(self, batch: Batch) -> Tensor:
         """Return latent vectors [B, Z]: the batch's, or new ones (the step's seed makes them repeatable)."""
-        return batch.images if self.config.latents == "batch" else torch.randn_like(batch.images)
+        return batch.images if self.latents == "batch" else torch.randn_like(batch.images)
 
-    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the student's distance to the teacher, mean over the batch."""
-        if self.config.distance == "kl":
+        if self.distance == "kl":
             return soft_kl(student, teacher)
-        error = absolute_error if self.config.distance == "l1" else squared_error
+        error = absolute_error if self.distance == "l1" else squared_error
         return error(student, teacher, "mean")
 
-    def adversarial(self, sample: Tensor) -> Tensor:
+    def _adversarial(self, sample: Tensor) -> Tensor:
         """Return the adversarial sample."""
-        return F.dropout(sample, self.config.dropout)
+        return F.dropout(sample, self.dropout)
 
 
 @contextmanager

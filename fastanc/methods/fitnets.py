@@ -10,11 +10,10 @@ from fastanc.batch import Batch, Outputs
 from fastanc.losses import hint, kd_terms
 from fastanc.methods.base import (
     Method,
-    MethodConfig,
     Nets,
-    Play,
     Played,
     TeacherSpec,
+    check_alpha,
     paired_stages,
     sides,
     task_needs,
@@ -22,12 +21,15 @@ from fastanc.methods.base import (
 from fastanc.models.taps import Tapped
 
 
-@MethodConfig.register_subclass("fitnets")
+@Method.register_subclass("fitnets")
 @dataclass(frozen=True, kw_only=True)
-class FitNetsConfig(MethodConfig):
-    """Hint, then (or beside) distillation."""
+class FitNets(Method):
+    """Hint, then (or beside) distillation; the regressor is a 1x1 convolution on the student's side.
 
-    reads_stages = True
+    Departs from the paper: maps of unequal size are average-pooled to the smaller one where the paper sizes
+    the regressor's kernel; the regressor is linear, because the maps of pre-activation networks are signed;
+    the squared error is a mean with weight 100; a one-stage form is the default.
+    """
 
     hint_stage: int = 1
     """Number of the stage whose map is the hint, 0 is the shallowest, -1 the deepest."""
@@ -41,46 +43,33 @@ class FitNetsConfig(MethodConfig):
     temperature: float = 3.0
     """Softmax temperature of the KL."""
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher; ValueError for a stage that it does not have."""
-        num = len(teacher.stage_channels)
-        if not -num <= self.hint_stage < num:
-            raise ValueError(f"method.hint_stage is {self.hint_stage}, but the teacher has {num} stages")
-        return FitNets(self, teacher)
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Stage maps, and what the task needs."""
+        return task_needs(self.alpha) | {"stages"}
 
-class FitNets(Method):
-    """One player, whose regressor is a 1x1 convolution on the student's side.
-
-    Departs from the paper: maps of unequal size are average-pooled to the smaller one where the paper sizes
-    the regressor's kernel; the regressor is linear, because the maps of pre-activation networks are signed;
-    the squared error is a mean with weight 100; a one-stage form is the default.
-    """
-
-    def __init__(self, config: FitNetsConfig, teacher: TeacherSpec):
-        self.config = config
-        self.channels = teacher.stage_channels
-        self.needs = task_needs(config.alpha) | {"stages"}
-        self.plays = (Play("student", self.student_play),)
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
-        """Return the student with its regressor."""
-        own = paired_stages(student, self.channels)
-        stage = self.config.hint_stage
-        return {"student": Regressed(student, stage, nn.Conv2d(own[stage], self.channels[stage], 1))}
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """Return the student with its regressor; ValueError for a stage that the teacher does not have."""
+        channels, stage = teacher.stage_channels, self.hint_stage
+        if not -len(channels) <= stage < len(channels):
+            raise ValueError(f"method.hint_stage is {stage}, but the teacher has {len(channels)} stages")
+        own = paired_stages(student, teacher)
+        return {"student": Regressed(student, stage, nn.Conv2d(own[stage], channels[stage], 1))}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise hint and task, or one after the other."""
         teacher, student = sides(batch, out)
         assert teacher.stages is not None
         assert student.stages is not None
-        c = self.config
-        guided = hint(student.stages[c.hint_stage], teacher.stages[c.hint_stage])
-        task = kd_terms(student.logits, teacher.logits, batch.labels, c.alpha, c.temperature)
+        guided = hint(student.stages[self.hint_stage], teacher.stages[self.hint_stage])
+        task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
         # A resting term is multiplied by 0, not left out: DDP's static graph wants every weight every time.
-        hinting, tasking = _phases(batch.step, c.hint_steps)
+        hinting, tasking = _phases(batch.step, self.hint_steps)
         terms = {name: tasking * term for name, term in task.items()}
-        return Played({"hint": hinting * c.hint_weight * guided, **terms})
+        return Played({"hint": hinting * self.hint_weight * guided, **terms})
 
 
 class Regressed(nn.Module):

@@ -12,11 +12,10 @@ from fastanc.batch import Batch, Outputs
 from fastanc.losses import fsp, kd_terms
 from fastanc.methods.base import (
     Method,
-    MethodConfig,
     Nets,
-    Play,
     Played,
     TeacherSpec,
+    check_alpha,
     paired_stages,
     sides,
     task_needs,
@@ -24,12 +23,14 @@ from fastanc.methods.base import (
 from fastanc.models.taps import Tapped
 
 
-@MethodConfig.register_subclass("fsp")
+@Method.register_subclass("fsp")
 @dataclass(frozen=True, kw_only=True)
-class FspConfig(MethodConfig):
-    """FSP matrices of consecutive stages, beside the task or before it."""
+class Fsp(Method):
+    """FSP matrices of consecutive stages, beside the task or before it; both networks have equal channels.
 
-    reads_stages = True
+    Departs from the paper: the matrices relate the ends of consecutive stages (RepDistiller), not the first
+    and last map within a stage; a one-stage form is the default.
+    """
 
     weight: float = 50.0
     """Factor of each matrix's mean squared error."""
@@ -41,31 +42,21 @@ class FspConfig(MethodConfig):
     temperature: float = 4.0
     """Softmax temperature of the KL."""
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher."""
-        return Fsp(self, teacher)
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Stage maps, and what the task needs."""
+        return task_needs(self.alpha) | {"stages"}
 
-class Fsp(Method):
-    """One player; both networks must have the same stage channels, as in the paper.
-
-    Departs from the paper: the matrices relate the ends of consecutive stages (RepDistiller), not the first
-    and last map within a stage; a one-stage form is the default.
-    """
-
-    def __init__(self, config: FspConfig, teacher: TeacherSpec):
-        self.config = config
-        self.channels = teacher.stage_channels
-        self.needs = task_needs(config.alpha) | {"stages"}
-        self.plays = (Play("student", self.student_play),)
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the student; ValueError when its stages are not as wide as the teacher's."""
-        own = paired_stages(student, self.channels)
-        if own != self.channels:
+        own = paired_stages(student, teacher)
+        if own != teacher.stage_channels:
             raise ValueError(
                 f"fsp compares matrices of channels, but the student's stages have {own} and the teacher's"
-                f" {self.channels}: choose a pair of equal widths or another method"
+                f" {teacher.stage_channels}: choose a pair of equal widths or another method"
             )
         return {"student": student}
 
@@ -74,12 +65,11 @@ class Fsp(Method):
         teacher, student = sides(batch, out)
         assert teacher.stages is not None
         assert student.stages is not None
-        c = self.config
         pairs = zip(pairwise(student.stages), pairwise(teacher.stages), strict=True)
         distance = torch.stack([fsp(s, t) for s, t in pairs]).sum()
-        task = kd_terms(student.logits, teacher.logits, batch.labels, c.alpha, c.temperature)
+        task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
         # A resting term is multiplied by 0, not left out: DDP's static graph wants every weight every time.
-        flowing = float(c.flow_steps == 0 or batch.step < c.flow_steps)
-        tasking = float(c.flow_steps == 0 or batch.step >= c.flow_steps)
+        flowing = float(self.flow_steps == 0 or batch.step < self.flow_steps)
+        tasking = float(self.flow_steps == 0 or batch.step >= self.flow_steps)
         terms = {name: tasking * term for name, term in task.items()}
-        return Played({"flow": flowing * c.weight * distance, **terms})
+        return Played({"flow": flowing * self.weight * distance, **terms})

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from fastanc.batch import Batch, Outputs
 from fastanc.losses import kd_terms
-from fastanc.methods.base import Method, MethodConfig, Nets, Play, Played, TeacherSpec, sides, task_needs
+from fastanc.methods.base import Method, Nets, Played, check_alpha, sides, task_needs
 
 
-@MethodConfig.register_subclass("kd")
+@Method.register_subclass("kd")
 @dataclass(frozen=True, kw_only=True)
-class KdConfig(MethodConfig):
+class Kd(Method):
     """alpha T^2 KL(teacher || student) + (1 - alpha) cross entropy."""
 
     alpha: float = 0.9
@@ -19,21 +19,15 @@ class KdConfig(MethodConfig):
     temperature: float = 4.0
     """Softmax temperature of the KL; the term is multiplied by its square."""
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher."""
-        return Kd(self)
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
 
-
-class Kd(Method):
-    """Two terms, one player."""
-
-    def __init__(self, config: KdConfig):
-        self.config = config
-        self.needs = task_needs(config.alpha) | {"logits"}
-        self.plays = (Play("student", self.student_play),)
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits, and labels where they count."""
+        return task_needs(self.alpha) | {"logits"}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the weighted terms."""
         teacher, student = sides(batch, out)
-        c = self.config
-        return Played(kd_terms(student.logits, teacher.logits, batch.labels, c.alpha, c.temperature))
+        return Played(kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature))

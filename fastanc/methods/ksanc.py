@@ -27,13 +27,15 @@ from fastanc.losses import (
     weight_penalty,
 )
 from fastanc.methods.base import (
+    WON,
     Method,
-    MethodConfig,
     Nets,
     Play,
     Played,
     TeacherSpec,
+    Watch,
     one_of,
+    own_optimizer,
     paired_stages,
     sides,
 )
@@ -62,12 +64,13 @@ class SqueezeConfig:
         one_of("method.squeeze.pooling", self.pooling, ("sum", "mean"))
 
 
-@MethodConfig.register_subclass("ksanc_teacher")
+@Method.register_subclass("ksanc_teacher")
 @dataclass(frozen=True, kw_only=True)
-class KsancTeacherConfig(MethodConfig):
-    """Trains the teacher's estimators by the task, before any student."""
+class KsancTeacherTraining(Method):
+    """Trains the teacher's estimators and their head by the task, before any student; the network never moves.
 
-    reads_stages = True
+    The recipe's student is the teacher's network with its trained weights.
+    """
 
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor."""
@@ -78,26 +81,13 @@ class KsancTeacherConfig(MethodConfig):
         one_of("method.labels", self.labels, _LABELS)
 
     @property
-    def needs_teacher(self) -> bool:  # type: ignore[override]
-        """Whether the teacher is run beside its own copy."""
-        return self.labels == "teacher"
+    def needs(self) -> frozenset[str]:
+        """The network's own stages, and whoever gives the labels."""
+        return frozenset({"student_stages", "labels" if self.labels == "data" else "logits"})
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method; the recipe's student is the teacher's network with its trained weights."""
-        return KsancTeacherTraining(self)
-
-
-class KsancTeacherTraining(Method):
-    """One player: the estimators and their head; the network under them never moves."""
-
-    def __init__(self, config: KsancTeacherConfig):
-        self.config = config
-        self.needs = frozenset({"labels" if config.labels == "data" else "logits"})
-        self.plays = (Play("student", self.student_play),)
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the frozen network with its estimators as the player."""
-        return {"student": KsancTeacher(student, **asdict(self.config.squeeze))}
+        return {"student": KsancTeacher(student, **asdict(self.squeeze))}
 
     def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
         """Return the player: its logits are read from the descriptors, the student's would never change."""
@@ -112,15 +102,19 @@ class KsancTeacherTraining(Method):
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the cross entropy of the descriptors' logits."""
         assert out is not None
-        return Played({"labels": cross_entropy(out.logits, _labels(batch, self.config.labels))})
+        return Played({"labels": cross_entropy(out.logits, _labels(batch, self.labels))})
 
 
-@MethodConfig.register_subclass("ksanc")
+@Method.register_subclass("ksanc")
 @dataclass(frozen=True, kw_only=True)
-class KsancConfig(MethodConfig):
-    """The paper's lambdas and mu are not published; all are 1 here, the weights' penalty small."""
+class Ksanc(Method):
+    """Two players; the discriminator moves first.
 
-    reads_stages = True
+    The paper's lambdas and mu are not published; all are 1 here, the weights' penalty small. Departs from it: the
+    student adds -log P(label) where the printed min over S would subtract it (as in CAN); R(D) moves only the
+    discriminator; the logits come from the networks' own heads, beside g^b; teacher and student pass through the
+    discriminator in one batch, so that its BatchNorm does not give the source away.
+    """
 
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor; as the teacher's estimators were trained."""
@@ -149,8 +143,23 @@ class KsancConfig(MethodConfig):
         one_of("method.labels", self.labels, _LABELS)
         one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
 
-    def build(self, teacher: TeacherSpec) -> Method:
-        """Return the method for a student of this teacher; ValueError without stages."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """Logits and descriptors, and labels unless the teacher gives them."""
+        return frozenset({"logits", "descriptors"} | ({"labels"} if self.labels == "data" else set()))
+
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """Discriminator, then student."""
+        return Play("discriminator", self.discriminator_play), Play("student", self.student_play)
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """A discriminator that has won."""
+        return (WON,)
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """Return the student with its estimators, and the discriminator; ValueError where the two do not fit."""
         if not teacher.stage_channels:
             raise ValueError("ksanc needs the teacher's stages: name them in teacher.stages")
         if isinstance(teacher.network, Squeezed):
@@ -160,29 +169,9 @@ class KsancConfig(MethodConfig):
                     f"the teacher's estimators attend on {theirs['attend_on']} and pool by"
                     f" {theirs['pooling']}: set method.squeeze likewise"
                 )
-        return Ksanc(self, teacher)
-
-
-class Ksanc(Method):
-    """Two players; the discriminator moves first.
-
-    Departs from the paper: the student adds -log P(label) where the printed min over S would subtract it
-    (as in CAN); R(D) moves only the discriminator; the logits come from the networks' own heads, beside g^b;
-    teacher and student pass through the discriminator in one batch, so that its BatchNorm does not give the
-    source away.
-    """
-
-    def __init__(self, config: KsancConfig, teacher: TeacherSpec):
-        self.config = config
-        self.teacher = teacher
-        self.needs = frozenset({"logits", "descriptors"} | ({"labels"} if config.labels == "data" else set()))
-        self.plays = (Play("discriminator", self.discriminator_play), Play("student", self.student_play))
-
-    def networks(self, student: Tapped) -> dict[str, nn.Module]:
-        """Return the student with its estimators, and the discriminator."""
-        k, layout, channels = self.teacher.num_classes, self.config.discriminator, self.teacher.stage_channels
-        paired_stages(student, channels)
-        estimators = estimators_for(student, channels, **asdict(self.config.squeeze))
+        paired_stages(student, teacher)
+        k, layout = teacher.num_classes, self.discriminator
+        estimators = estimators_for(student, teacher.stage_channels, **asdict(self.squeeze))
         bn = layout == "batchnorm"
         return {
             "student": Squeezed(student, estimators),
@@ -191,8 +180,7 @@ class Ksanc(Method):
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
         """Return the discriminator's optimizer unless it is the student's."""
-        own = self.config.discriminator_optimizer
-        return {} if own is None else {"discriminator": own}
+        return own_optimizer("discriminator", self.discriminator_optimizer)
 
     def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise -(L^o + L^C) and mu_w (|w| + w^2) - mu log D(s)."""
@@ -200,11 +188,11 @@ class Ksanc(Method):
         judged_t, judged_s = _judge(nets, teacher.logits, student.logits.detach())
         weights = list(nets["discriminator"].parameters())
         penalty = weight_penalty(weights, 1) + weight_penalty(weights, 2)
-        labels = _labels(batch, self.config.labels)
+        labels = _labels(batch, self.labels)
         terms = {
             "discriminate": discriminator_loss(judged_t[:, :1], judged_s[:, :1]),
             "classify": can_class_loss(judged_t[:, 1:], judged_s[:, 1:], labels),
-            "regularise": self.config.mu * as_teacher(judged_s[:, :1]) + self.config.mu_weights * penalty,
+            "regularise": self.mu * as_teacher(judged_s[:, :1]) + self.mu_weights * penalty,
         }
         return Played(terms, judgement_measures(judged_t[:, :1], judged_s[:, :1]))
 
@@ -213,16 +201,15 @@ class Ksanc(Method):
         teacher, student = sides(batch, out)
         assert teacher.descriptors is not None
         assert student.descriptors is not None
-        c = self.config
         _, judged = _judge(nets, teacher.logits, student.logits)
-        conditional = cross_entropy(judged[:, 1:], _labels(batch, c.labels))
-        squeeze = squared_error(student.descriptors, teacher.descriptors, c.data_reduction)
+        conditional = cross_entropy(judged[:, 1:], _labels(batch, self.labels))
+        squeeze = squared_error(student.descriptors, teacher.descriptors, self.data_reduction)
         return Played(
             {
-                "data": c.lambda_data * squared_error(student.logits, teacher.logits, c.data_reduction),
-                "fool": c.lambda_game * fooling_loss(judged[:, :1], c.saturating),
-                "conditional": c.lambda_game * conditional,
-                "squeeze": c.lambda_squeeze * squeeze,
+                "data": self.lambda_data * squared_error(student.logits, teacher.logits, self.data_reduction),
+                "fool": self.lambda_game * fooling_loss(judged[:, :1], self.saturating),
+                "conditional": self.lambda_game * conditional,
+                "squeeze": self.lambda_squeeze * squeeze,
             }
         )
 

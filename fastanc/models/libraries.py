@@ -33,7 +33,7 @@ class Bare(NamedTuple):
 def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     """Return the classifier NAME or NAME@WEIGHTS; `zoo.build` says what is raised."""
     name, _, tag = rest.partition("@")
-    names = torchvision.models.list_models(module=torchvision.models)
+    names = _torchvision_names()
     if name not in names:
         close = ", ".join(difflib.get_close_matches(name, names, cutoff=0.3))
         raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
@@ -93,6 +93,29 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
             f"({type(error).__name__}): connect to the network once, or name a file in `weights`"
         ) from error
     return Bare(network, published.mean, published.std)
+
+
+def published_classes(name: str) -> int | None:
+    """Return how many classes the published weights in a name (NAME@WEIGHTS) know; None without any."""
+    library, _, rest = name.partition(":")
+    name, _, tag = rest.partition("@")
+    if not tag:
+        return None
+    if library == "torchvision":
+        weights = (
+            torchvision.models.get_model_weights(name).__members__ if name in _torchvision_names() else {}
+        )
+        return len(weights[tag].meta["categories"]) if tag in weights else None
+    try:
+        import timm
+    except ImportError:
+        return None
+    published = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return published.num_classes if published is not None else None
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
 
 
 def _check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:

@@ -8,19 +8,39 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from fastanc.models.lenet import LeNet4, LeNet5
-from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision
+from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
 from fastanc.models.nin import NiN
+from fastanc.models.registered import (
+    make_registered,
+    num_classes_of,
+    object_name,
+    register_network,
+    registered_names,
+    statistics_of,
+)
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
 from fastanc.models.taps import Tapped, last_linear
 from fastanc.models.weights import fit_weights, head_digest, read_weights, save_weights, weights_digest
 from fastanc.models.wide_resnet import WideResNet
 
-__all__ = ["build", "describe_names", "head_digest", "load_weights", "save_weights", "weights_digest"]
+__all__ = [
+    "build",
+    "describe_names",
+    "head_digest",
+    "load_weights",
+    "own_classes",
+    "register_network",
+    "save_weights",
+    "tap",
+    "weights_digest",
+]
 
+_OTHER = 7919  # no network has so many classes
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -133,7 +153,10 @@ def build(
     elif library == "timm":
         bare = from_timm(rest, shape, new_head=new_head)
     else:
-        bare = _own(name, shape)
+        made = make_registered(name, shape)
+        if isinstance(made, Tapped):
+            return made
+        bare = made or _own(name, shape)
     published = {"mean": bare.mean, "std": bare.std}
     if weights is not None:
         state, metadata = read_weights(weights)
@@ -175,6 +198,68 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
     )
     tapped.name = said["name"]
     return tapped
+
+
+def is_registered(name: str) -> bool:
+    """Tell whether a user's file made this name known."""
+    return name in registered_names()
+
+
+def tap(
+    network: nn.Module,
+    *,
+    in_channels: int,
+    image_px: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str | None = None,
+    stages: Sequence[str] | str = (),
+    default_mean: Sequence[float] | None = None,
+    default_std: Sequence[float] | None = None,
+) -> Tapped:
+    """Return a network that was given as an object with its normalisation and taps; a Tapped is returned as it is.
+
+    Mean and std come from the arguments, the network's own `pretrained_cfg` (timm) or the data set, in this order.
+    Raises ValueError where it cannot be run at this size.
+    """
+    if isinstance(network, Tapped):
+        return network
+    own_mean, own_std = statistics_of(network)
+    return Tapped(
+        network,
+        head=head,
+        stages=stages,
+        mean=mean or own_mean or default_mean or (0.5,) * in_channels,
+        std=std or own_std or default_std or (0.25,) * in_channels,
+        num_classes=num_classes_of(network, in_channels, image_px),
+        name=object_name(network),
+        in_channels=in_channels,
+        image_px=image_px,
+    )
+
+
+def own_classes(name: str, weights: str | os.PathLike[str] | None, in_channels: int = 3) -> int | None:
+    """Return how many classes the weights of a network know; None where nothing says it.
+
+    Published weights say it themselves, and so does a file that fastanc wrote; of another file the shapes do: the
+    parameters that differ from those of a network built for another number of classes.
+    """
+    if published := published_classes(name):
+        return published
+    if weights is None:
+        return None
+    state, metadata = read_weights(weights)
+    if "num_classes" in metadata:
+        return int(json.loads(metadata["num_classes"]))
+    px = 224 if ":" in name else 32
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=px).bare.state_dict()
+    found = {
+        len(state[key])
+        for key, value in built.items()
+        if key in state and value.dim() and len(value) == _OTHER and state[key].shape[1:] == value.shape[1:]
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _own(name: str, shape: Shape) -> Bare:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,9 +11,6 @@ from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import decode, outputs_of
 from fastanc.cache.store import Store
 from fastanc.teacher.prefetch import Picked, ReadAhead, Resident, Source
-
-if TYPE_CHECKING:
-    from fastanc.methods.base import TeacherSpec
 
 _AHEAD = 4
 
@@ -27,7 +23,6 @@ class Cached:
         head: the teacher's last linear layer; None where the cache stores logits.
         picks: step -> index and view of this process, the same arithmetic as the input's order.
         device: of the training.
-        spec: what a method may know of the teacher.
         ahead: steps to read ahead.
         host_budget_bytes: keep the complete views in host memory when they fit into so many.
         device_budget_bytes: the same on the device; tried first.
@@ -46,13 +41,11 @@ class Cached:
         picks: Callable[[int], Picked] | None,
         *,
         device: torch.device | str,
-        spec: TeacherSpec,
         ahead: int = _AHEAD,
         host_budget_bytes: int = 0,
         device_budget_bytes: int = 0,
     ) -> None:
         device = torch.device(device)
-        self.spec = spec
         self.rows_read = 0
         self._fields = store.fields
         self._head = None if head is None else head.to(device)
@@ -65,11 +58,6 @@ class Cached:
         elif views and num_bytes <= host_budget_bytes:
             source = Resident(self._reader, views, store.num_images, torch.device("cpu"))
         self._ahead = ReadAhead(source, picks, ahead, device, partial=False)
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds this process waited for rows."""
-        return self._ahead.waited_s
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:

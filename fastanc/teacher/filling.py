@@ -52,7 +52,6 @@ class Filling:
         ahead: int = _AHEAD,
     ) -> None:
         device = torch.device(device)
-        self.spec = online.spec
         self.rows_read = 0
         self.online, self.store, self._fields = online, store, store.fields
         self._head = None if head is None else head.to(device)
@@ -66,11 +65,6 @@ class Filling:
     def rows_computed(self) -> int:
         """Images the teacher was run on."""
         return self.online.rows_computed
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds this process waited for rows."""
-        return self._ahead.waited_s
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:

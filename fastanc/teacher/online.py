@@ -10,7 +10,7 @@ from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import head_logits
 
 if TYPE_CHECKING:
-    from fastanc.methods.base import TeacherSpec
+    from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
 
 
@@ -19,17 +19,14 @@ class Online:
 
     Args:
         network: the teacher, on the training device; it is frozen here.
-        spec: what a method may know of it.
         autocast: dtype of its pass; None runs it in the dtype of its weights. Logits are always float32: from
             narrower features they are computed again by the head in float32, as a cached teacher does.
     """
 
-    waited_s = 0.0
     rows_read = 0
 
-    def __init__(self, network: Tapped, spec: TeacherSpec, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, network: Tapped | Squeezed, autocast: torch.dtype | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.spec = spec
         self.rows_computed = 0
         self._autocast = autocast
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -105,7 +104,6 @@ class ReadAhead:
     ) -> None:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        self.waited_s = 0.0
         self._source, self._picks, self._ahead = source, picks, ahead
         self._device, self._partial = device, partial
         self._cuda = device.type == "cuda"
@@ -120,7 +118,6 @@ class ReadAhead:
 
         A batch that is not what `picks` says of its step is read directly.
         """
-        began = time.perf_counter()
         due = self._due.get(batch.step)
         expected = due[0] if due else None
         if due is None and self._picks is not None and self._ahead:
@@ -134,7 +131,6 @@ class ReadAhead:
             current.wait_event(fetched.ready)
             for value in fetched.rows.values():
                 value.record_stream(current)
-        self.waited_s += time.perf_counter() - began
         return fetched
 
     def read_now(self, picked: Picked | Batch) -> Fetched:

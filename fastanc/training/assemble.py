@@ -1,233 +1,435 @@
-"""From a configuration to the parts of a run: each function unpacks its group and hands plain values down."""
+"""From a configuration, and what a caller gives as objects, to the parts of a run.
+
+Beside parsing this is the only file that reads a configuration: it unpacks every group and hands plain values down,
+so that each part works and is tested without one.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import draccus
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
 from torch import nn
 
-from fastanc.cache.identity import identity
-from fastanc.cache.store import Field, Store
-from fastanc.config import Config, DataConfig, NetworkConfig, TeacherConfig
-from fastanc.methods.base import Method, TeacherSpec
+from fastanc.batch import Batch
+from fastanc.cache.store import Store
+from fastanc.config import Config, DataConfig, NetworkConfig
+from fastanc.methods.base import OF_TEACHER, Method, TeacherSpec, spec_of
 from fastanc.models import zoo
-from fastanc.models.attention import Squeezed
+from fastanc.models.attention import Squeezed, estimators_for
 from fastanc.models.calibration import calibrate_batchnorm
+from fastanc.models.classes import pick_classes, read_columns
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
-from fastanc.models.taps import Tapped, unwrapped
-from fastanc.pipelines.views import ViewRule, boxes_crc
+from fastanc.models.taps import Tapped
+from fastanc.parsing import dump
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.dataset import DataSet
+from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
-from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
-from fastanc.teacher.online import Online
-from fastanc.training.inputs import DataSet, Input
+from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.training.compiling import compile_in_place
+from fastanc.training.game import Game
+from fastanc.training.inputs import Input, input_note, open_input
+from fastanc.training.players import Average, Players, frozen_of
+from fastanc.training.processes import make_accelerator
+from fastanc.training.run import Pace, Run, Settings
+from fastanc.training.schedule import factor
 
-Teacher = Online | Cached | Filling
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GAME_SEED = 1_000_003
+_TEACHER_SEED = 0
 
 
-def build_network(
-    config: NetworkConfig, data: DataConfig, dataset: DataSet, weights: str | None, with_stages: bool
-) -> Tapped:
-    """Build a network for a data set, with its weights, its normalisation and, if wanted, its stage taps."""
-    return zoo.build(
-        config.name,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.channels,
-        image_px=data.image_px,
-        weights=weights,
-        mean=config.mean,
-        std=config.std,
-        default_mean=dataset.mean,
-        default_std=dataset.std,
-        head=config.head,
-        stages=(config.stages or "auto") if with_stages else (),
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a caller hands over as objects, in the place of names; None leaves a name's."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+    train: DataSet | None = None
+    val: DataSet | None = None
+
+
+NOTHING = Given()
+
+
+def open_run(config: Config, given: Given | None = None) -> Run:
+    """Build the run of a configuration: ValueError or FileNotFoundError in one sentence where that cannot be."""
+    began, given = time.perf_counter(), given or NOTHING
+    accelerator = _accelerator(config)
+    source = _open_input(config, accelerator, given)
+    pace = _pace(config, source.order.steps_per_epoch)
+    game = _open_game(config, accelerator, source, given)
+    notes = [note for note in (input_note(source),) if note]
+    val_answers: Callable[[], Answers] | None = None
+    if game.teacher is not None:
+        cache = _cache_choice(config)
+        if "latents" in config.method.needs:
+            cache = replace(cache, mode="off")
+        val_answers = partial(
+            open_val_answers, game.teacher, source.val, source.eval_rule, cache, source.device
+        )
+    return Run(
+        source,
+        game,
+        _settings(config, source, game, pace),
+        began=began,
+        val_answers=val_answers,
+        complete_cache=_completion(config, source, accelerator),
+        notes=notes,
     )
 
 
-def build_teacher_network(config: Config, dataset: DataSet) -> Tapped | Squeezed:
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Teacher, input and cache of a configuration, without a student."""
+
+    accelerator: Accelerator
+    source: Input
+    teacher: FrozenTeacher
+    store: Store
+    views: int
+    """Views of every image that a run asks for."""
+    epochs: int
+    """Of a run."""
+
+    @property
+    def batches(self) -> Callable[[int, np.ndarray], Iterator[Batch]]:
+        """View and image numbers -> batches of exactly these."""
+        return partial(self.source.picked, max(1, self.source.order.batch // self.source.world))
+
+
+def open_bench(config: Config, *, create: bool, given: Given | None = None) -> Bench:
+    """Open what `fastanc cache` works on; `create` makes the cache where there is none."""
+    given = given or NOTHING
+    accelerator = make_accelerator(batch=config.data.batch)
+    source = _open_input(config, accelerator, given)
+    teacher = open_teacher(config, source.train, given)
+    store = open_store(teacher, source.train, source.rule, _cache_choice(config), create=create)
+    return Bench(
+        accelerator=accelerator,
+        source=source,
+        teacher=teacher,
+        store=store,
+        views=source.order.views or config.schedule.epochs * source.order.views_per_image,
+        epochs=config.schedule.epochs,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """The networks of a configuration without weights and data, to be counted."""
+
+    student: Tapped
+    players: dict[str, nn.Module]
+    method: Method
+    row_bytes: int
+    """Of a cached row; 0 without a cache."""
+    batch: int
+
+
+def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
+    """Build a configuration's networks for a data set of so many classes and channels, which is not opened."""
+    empty, names = np.zeros((1, 1, 1, channels), np.uint8), [str(k) for k in range(classes)]
+    images = ArraySet("sketch", empty, None, names, (0.5,) * channels, (0.25,) * channels)
+    method = config.method
+
+    def bare(network: NetworkConfig, stages: bool) -> Tapped:
+        named = replace(network, name=network.name.split("@")[0], weights=None)
+        return _network(named, config.data, images, classes, None, stages)
+
+    student = bare(config.student, method.taps_student)
+    spec, row_bytes = TeacherSpec(classes), 0
+    if method.needs_teacher:
+        network: Tapped | Squeezed = bare(config.teacher, method.taps_teacher)
+        spec = spec_of(network)
+        if "descriptors" in method.needs:
+            network = Squeezed(network, estimators_for(network))
+        if config.teacher.cache != "off":
+            teacher = FrozenTeacher(network=network, name=config.teacher.name)
+            fields = teacher.fields(config.teacher.rows)
+            row_bytes = sum(part.row_bytes for field in fields for part in field.parts())
+    return Sketch(
+        student=student,
+        players=method.networks(student, spec),
+        method=method,
+        row_bytes=row_bytes,
+        batch=config.data.batch,
+    )
+
+
+def _accelerator(config: Config) -> Accelerator:
+    return make_accelerator(
+        precision=config.run.precision,
+        batch=config.data.batch,
+        clip=config.optimizer.clip,
+        accumulate=config.run.accumulate,
+    )
+
+
+def _open_input(config: Config, accelerator: Accelerator, given: Given) -> Input:
+    latent_dim = config.method.latent_dim if "latents" in config.method.needs else None
+    return open_input(config.data, config.run.seed, accelerator, latent_dim)
+
+
+def _pace(config: Config, steps_per_epoch: int) -> Pace:
+    schedule_steps = config.schedule.epochs * steps_per_epoch
+    return Pace(
+        steps_per_epoch=steps_per_epoch,
+        schedule_steps=schedule_steps,
+        total_steps=min(schedule_steps, config.run.max_steps or schedule_steps),
+        eval_every=config.run.eval_every,
+        checkpoint_every=config.run.checkpoint_every,
+    )
+
+
+def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings:
+    share, parts = config.data.batch // source.world, config.run.accumulate
+    if share % parts:
+        raise ValueError(
+            f"run.accumulate {parts} does not divide the {share} images of a process: change one"
+        )
+    schedule = config.schedule
+    return Settings(
+        folder=config.run.folder,
+        seed=config.run.seed,
+        pace=pace,
+        lr=config.optimizer.lr,
+        lr_factor=partial(
+            factor,
+            total_steps=pace.schedule_steps,
+            name=schedule.name,
+            warmup_steps=round(schedule.warmup_epochs * pace.steps_per_epoch),
+            milestones=schedule.milestones,
+            gamma=schedule.gamma,
+        ),
+        parts=parts,
+        log_every=config.run.log_every,
+        skip_nonfinite=config.run.skip_nonfinite,
+        keep=config.run.keep,
+        resume=config.run.resume,
+        cuda_graphs=config.run.compile_mode != "default",  # the other two use them
+        teacher_cache=config.teacher.cache,
+        text=dump(config),
+        fields=draccus.encode(config),
+        facts={
+            "name": config.run.name,
+            "method": config.method.kind,
+            "student": config.student.name,
+            "teacher": config.teacher.name if game.teacher is not None else None,
+            "dataset": config.data.name,
+            "trained_on": _trained_on(config.data, source),
+            "batch": config.data.batch,
+            "seed": config.run.seed,
+            "teacher_source": config.teacher.cache if game.answers is not None else None,
+        },
+    )
+
+
+def _trained_on(data: DataConfig, source: Input) -> str:
+    if source.images is not source.train:
+        return "latent vectors"
+    return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"
+
+
+def _cache_choice(config: Config) -> CacheChoice:
+    teacher = config.teacher
+    return CacheChoice(
+        mode=teacher.cache,
+        folder=Path(teacher.cache_dir),
+        rows=teacher.rows,
+        memory_bytes=int(teacher.memory_gib * 2**30),
+    )
+
+
+def _open_game(config: Config, accelerator: Accelerator, source: Input, given: Given) -> Game:
+    """Build the networks, hand them to the players, open the teacher; ValueError where they do not fit."""
+    method, images = config.method, source.images
+    teacher = open_teacher(config, images, given) if method.needs_teacher else None
+    num_classes = images.num_classes if teacher is None else teacher.network.num_classes
+    if "labels" in method.needs:
+        _check_labels(config, images, num_classes)
+    set_seed(config.run.seed)
+    student = _network(
+        config.student, config.data, images, num_classes, given.student, method.taps_student, new_head=True
+    )
+    # A seed of their own: a student by name and one that is given meet the same opponents.
+    set_seed(config.run.seed + _GAME_SEED)
+    spec = TeacherSpec(num_classes) if teacher is None else teacher.spec
+    networks = method.networks(student, spec)
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        # DeepSpeed views weights as bytes, which needs the contiguous layout.
+        networks["student"].to(memory_format=torch.channels_last)
+    notes = _compile(config, accelerator, images.channels, networks["student"], teacher)
+    # Copied before the student is wrapped.
+    average = Average(student, config.run.ema, accelerator.device) if config.run.ema else None
+    players = Players(
+        accelerator,
+        networks,
+        {"student": config.optimizer, **method.optimizers()},
+        frozen=frozen_of(method, spec),
+        skip_nonfinite=config.run.skip_nonfinite,
+    )
+    return Game(
+        accelerator=accelerator,
+        student=student,
+        method=method,
+        players=players,
+        average=average,
+        teacher=teacher,
+        answers=_answers(config, source, teacher),
+        labels_count=source.val.labels is not None and source.val.num_classes == num_classes,
+        notes=notes,
+    )
+
+
+def _check_labels(config: Config, images: DataSet, num_classes: int) -> None:
+    if images.labels is None:
+        raise ValueError(
+            f"data.name {images.name} has no labels, which method.type {config.method.kind} needs"
+        )
+    if images.num_classes != num_classes:
+        raise ValueError(
+            f"the teacher knows {num_classes} classes and data.name {images.name} has {images.num_classes}, whose"
+            f" labels method.type {config.method.kind} needs: say with teacher.classes which of the teacher's they"
+            " are, or take a method without labels"
+        )
+
+
+def _network(
+    config: NetworkConfig,
+    data: DataConfig,
+    images: DataSet,
+    num_classes: int,
+    given: nn.Module | None,
+    with_stages: bool,
+    *,
+    weights: str | None = None,
+    new_head: bool = False,
+) -> Tapped:
+    """Build a network by its name, or tap the one that is given."""
+    options: dict[str, Any] = {
+        "in_channels": images.channels,
+        "image_px": data.image_px,
+        "mean": config.mean,
+        "std": config.std,
+        "default_mean": images.mean,
+        "default_std": images.std,
+        "head": config.head,
+        "stages": (config.stages or "auto") if with_stages else (),
+    }
+    if given is not None:
+        return zoo.tap(given, **options)
+    return zoo.build(
+        config.name, num_classes=num_classes, weights=weights or config.weights, new_head=new_head, **options
+    )
+
+
+def open_teacher(config: Config, images: DataSet, given: Given = NOTHING) -> FrozenTeacher:
     """Build the frozen teacher; ValueError when it would be an untrained one that nobody asked for."""
-    weights = config.teacher.weights
-    published = "@" in config.teacher.name
-    if weights is None and not published:
+    teacher, weights = config.teacher, config.teacher.weights
+    # Weights that nobody trained are a function of the network's name, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_TEACHER_SEED)
+        network = _teacher_network(config, images, given.teacher)
+    if weights == "random" and given.teacher is None:
+        calibrate_batchnorm(network, images.channels, config.data.image_px)
+    if teacher.classes is not None:
+        network = pick_classes(network, read_columns(teacher.classes, images.classes))
+    if teacher.fold:
+        network = fold_batchnorm(network)
+    whole: Tapped | Squeezed = network
+    if teacher.estimators is not None and config.method.taps_teacher:
+        whole = load_estimators(network, teacher.estimators).squeezed
+    elif "descriptors" in config.method.needs:
+        raise ValueError(
+            "teacher.estimators is missing: train them with --method.type ksanc_teacher, then name that run's"
+            " estimators.safetensors"
+        )
+    return FrozenTeacher(
+        network=whole.eval().requires_grad_(False),
+        name=teacher.name,
+        precision=teacher.precision,
+        folded=teacher.fold,
+    )
+
+
+def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -> Tapped:
+    teacher, weights, stages = config.teacher, config.teacher.weights, config.method.taps_teacher
+    if given is not None:
+        return _network(teacher, config.data, images, 0, given, stages)
+    if weights is None and "@" not in teacher.name and not zoo.is_registered(teacher.name):
         raise ValueError(
             "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
         )
     if weights not in (None, "random") and not Path(weights).is_file():
         raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
-    file = None if weights == "random" else weights
-    network = build_network(config.teacher, config.data, dataset, file, config.method.reads_stages)
-    if weights == "random":
-        calibrate_batchnorm(network, dataset.channels, config.data.image_px)
-    if config.teacher.fold:
-        network = fold_batchnorm(network)
-    whole: Tapped | Squeezed = network
-    if config.teacher.estimators is not None and config.method.reads_stages:
-        whole = load_estimators(network, config.teacher.estimators).squeezed
-    return whole.eval().requires_grad_(False)
-
-
-def teacher_spec(network: Tapped | Squeezed, data: DataConfig, channels: int) -> TeacherSpec:
-    """Return what a method may know of the teacher before the first batch."""
-    return TeacherSpec(
-        num_classes=network.num_classes,
-        feature_dim=network.feature_dim,
-        stage_channels=network.stage_channels(data.image_px, channels) if network.stage_names else (),
-        network=network,
-    )
-
-
-def cache_identity(config: Config, source: Input, network: Tapped | Squeezed) -> dict[str, Any]:
-    """Return everything that the cached rows depend on."""
-    return _identity(config, source, source.train.name, source.train, source.rule, network)
-
-
-def _identity(
-    config: Config, source: Input, name: str, dataset: DataSet, rule: ViewRule, network: Tapped | Squeezed
-) -> dict[str, Any]:
-    every = np.arange(dataset.num_images)
-    return identity(
-        dataset={"name": name, **dataset.describe(source.device, source.options)},
-        rule=rule.describe(),
-        boxes_crc=boxes_crc(rule, dataset.sizes(every), 0),
-        teacher={
-            "name": config.teacher.name,
-            "weights": zoo.weights_digest(unwrapped(network)),
-            "precision": config.teacher.precision,
-            "head": zoo.head_digest(unwrapped(network)),
-            "folded": config.teacher.fold,
-            **_estimators_fact(network),
-        },
-    )
-
-
-def _estimators_fact(network: Tapped | Squeezed) -> dict[str, str]:
-    return {"estimators": zoo.weights_digest(network.estimators)} if isinstance(network, Squeezed) else {}
-
-
-def cache_fields(config: TeacherConfig, network: Tapped | Squeezed) -> list[Field]:
-    """Return the columns: features (logits of a teacher without a linear head), and KSANC's descriptors."""
-    if network.head is None:
-        fields = [Field("logits", network.num_classes, config.rows)]
-    else:
-        assert network.feature_dim is not None
-        fields = [Field("features", network.feature_dim, config.rows)]
-    if isinstance(network, Squeezed):
-        fields.append(Field("descriptors", network.estimators.descriptor_dim, config.rows))
-    return fields
-
-
-def open_store(config: Config, source: Input, network: Tapped | Squeezed, *, create: bool) -> Store:
-    """Open the cache of this configuration's teacher on this configuration's views."""
-    return Store.open(
-        Path(config.teacher.cache_dir),
-        cache_identity(config, source, network),
-        cache_fields(config.teacher, network),
-        source.train.num_images,
-        create=create,
-    )
-
-
-def open_online(config: Config, source: Input, network: Tapped | Squeezed) -> Online:
-    """Return the teacher as a network that is run."""
-    spec = teacher_spec(network, config.data, source.train.channels)
-    network.to(source.device)
-    # Of the network Online asks for its outputs and its head, which a squeezed one has as well.
-    return Online(network, spec, _DTYPES[config.teacher.precision])  # type: ignore[arg-type]
-
-
-def open_teacher(config: Config, source: Input, method: Method, network: Tapped | Squeezed) -> Teacher:
-    """Return where the teacher's outputs come from: the network, the cache, or both."""
-    online = open_online(config, source, network)
-    if "descriptors" in method.needs and not isinstance(network, Squeezed):
+    own = zoo.own_classes(teacher.name, None if weights == "random" else weights, images.channels)
+    if not (own or images.num_classes):
         raise ValueError(
-            "teacher.estimators is missing: train them with --method.type ksanc_teacher, then name that run's"
-            " estimators.safetensors"
+            f"data.name {images.name} has no labels and teacher.name {teacher.name} does not say how many classes"
+            " it knows: name its weights, or take published ones (NAME@WEIGHTS)"
         )
-    if config.teacher.cache == "off":
-        return online
-    beyond = method.needs - {"logits", "features", "descriptors", "labels"}
-    if beyond:
-        raise ValueError(
-            f"the method reads the teacher's {', '.join(sorted(beyond))}, which no cache holds: --teacher.cache off"
-        )
-    store = open_store(config, source, network, create=config.teacher.cache == "fill")
-    if config.teacher.cache == "read":
-        budget = int(config.teacher.memory_gib * 2**30)
-        return Cached(
-            store,
-            network.head,
-            source.order,
-            device=source.device,
-            spec=online.spec,
-            host_budget_bytes=budget,
-            device_budget_bytes=budget if source.device.type == "cuda" else 0,
-        )
-    return Filling(online, store, network.head, source.order, device=source.device)
+    without = replace(teacher, weights=None) if weights == "random" else teacher
+    return _network(without, config.data, images, own or images.num_classes, None, stages)
 
 
-def open_val_teacher(config: Config, source: Input, network: Tapped | Squeezed) -> Teacher:
-    """Return where the teacher's outputs on the validation set come from, which the students' are compared with.
-
-    Where training fills a cache these rows are kept beside it, so that every later student reads them.
-    """
-    online = open_online(config, source, network)
-    if config.teacher.cache == "off" or source.latent_dim is not None:
-        return online
-    plain = network.network if isinstance(network, Squeezed) else network
-    facts = _identity(config, source, f"{source.val.name}-val", source.val, source.eval_rule, plain)
-    folder, fields = Path(config.teacher.cache_dir), cache_fields(config.teacher, plain)
-    if config.teacher.cache == "fill":
-        store = Store.open(folder, facts, fields, source.val.num_images, create=True)
-        return Filling(online, store, network.head, device=source.device)
-    try:
-        store = Store.open(folder, facts, fields, source.val.num_images)
-    except FileNotFoundError:
-        return online
-    if not store.complete(0):
-        return online
-    return Cached(store, network.head, None, device=source.device, spec=online.spec)
+def _answers(config: Config, source: Input, teacher: FrozenTeacher | None) -> Answers | None:
+    if teacher is None:
+        return None
+    if "latents" in config.method.needs:  # the method plays the network itself
+        teacher.network.to(source.device)
+        return None
+    reads = config.method.needs & OF_TEACHER
+    return open_answers(
+        teacher, source.train, source.rule, source.order, _cache_choice(config), reads, source.device
+    )
 
 
-def complete_cache(config: Config, source: Input, teacher: Filling, accelerator: Accelerator) -> None:
-    """Add the rows that an epoch's dropped remainder left out, once every view was walked through."""
+def _completion(config: Config, source: Input, accelerator: Accelerator) -> Callable[[Filling], None] | None:
+    """Return what adds the rows that an epoch's dropped remainder left out, once every view was walked through."""
     walked = source.order.views
     if walked is None or config.schedule.epochs * source.order.views_per_image < walked:
-        return
-    teacher.flush()
-    accelerator.wait_for_everyone()
-    build_cache(
-        teacher.store,
-        range(walked),
-        partial(source.picked, config.data.batch // source.world),
-        teacher.online,
-        rank=source.rank,
-        world=source.world,
-        wait=accelerator.wait_for_everyone,
-        say=lambda sentence: None,
-    )
+        return None
+
+    def complete(teacher: Filling) -> None:
+        teacher.flush()
+        accelerator.wait_for_everyone()
+        build_cache(
+            teacher.store,
+            range(walked),
+            partial(source.picked, config.data.batch // source.world),
+            teacher.online,
+            rank=source.rank,
+            world=source.world,
+            wait=accelerator.wait_for_everyone,
+            say=lambda sentence: None,
+        )
+
+    return complete
 
 
-def load_student(run_dir: Path) -> Tapped:
-    """Build the student that a run left behind; FileNotFoundError when it is not finished."""
-    if not (run_dir / "student.safetensors").is_file():
-        raise FileNotFoundError(f"{run_dir} has no student.safetensors: name the folder of a finished run")
-    return zoo.load_weights(run_dir / "student.safetensors")
-
-
-def compile_in_place(module: nn.Module, sample: torch.Tensor, mode: str = "default") -> str | None:
-    """Compile a network's forward; return one sentence when that fails and eager mode stays."""
-    module.compile(mode=mode)
-    try:
-        with torch.no_grad():
-            module(sample)
-    except Exception as error:  # any compiler error: eager is always right, only slower
-        module._compiled_call_impl = None
-        return f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}): running eager"
-    return None
+def _compile(
+    config: Config, accelerator: Accelerator, channels: int, student: nn.Module, teacher: FrozenTeacher | None
+) -> tuple[str, ...]:
+    """Compile both networks where run.compile asks for it; return a sentence for each that stays eager."""
+    if not config.run.compile:
+        return ()
+    size = config.data.batch // accelerator.num_processes // config.run.accumulate
+    shape = (size, channels, config.data.image_px, config.data.image_px)
+    sample = torch.zeros(shape, dtype=torch.uint8, device=accelerator.device)
+    said = [compile_in_place(student, sample, config.run.compile_mode)]
+    if teacher is not None:
+        # Never as graphs: their outputs are overwritten in the next step, and rows wait longer to be kept.
+        said.append(compile_in_place(teacher.network, sample))
+    return tuple(sentence for sentence in said if sentence)

@@ -45,6 +45,11 @@ class Input:
     latent_dim: int | None = None
     """Width of the latent vectors of a method without images; `train` is then the validation set."""
 
+    @property
+    def images(self) -> DataSet:
+        """The set whose images the networks are made for."""
+        return self.train if self.latent_dim is None else self.val
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
         if self.latent_dim is not None:

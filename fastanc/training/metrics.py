@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastanc.methods.base import Watch
 from fastanc.training.bottleneck import Clock, bottleneck
 
-_WON = _IDLE = 0.98
-_WINDOWS = 3  # log windows in a row before the discriminator is spoken of
+_WINDOWS = 3  # log windows in a row before a watch speaks
 _BOTTLENECK_AFTER_STEPS = 100
 _PLAIN_LINE_EVERY_S = 10.0
 
@@ -35,18 +35,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class _Watch:
+class _Watching:
     """Says once that a column stayed above a bound over some log windows in a row."""
 
-    def __init__(self, column: str, bound: float) -> None:
-        self._column, self._bound, self._windows = column, bound, 0
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._windows = watch, 0
 
-    def due(self, means: Mapping[str, float]) -> bool:
-        """Take one window's means; return whether now is the time to speak."""
-        if self._windows >= _WINDOWS or self._column not in means:
-            return False
-        self._windows = self._windows + 1 if means[self._column] > self._bound else 0
-        return self._windows == _WINDOWS
+    def due(self, means: Mapping[str, float]) -> str | None:
+        """Take one window's means; return the sentence when it is time to speak."""
+        column, bound, sentence = self._watch
+        if self._windows >= _WINDOWS or column not in means:
+            return None
+        self._windows = self._windows + 1 if means[column] > bound else 0
+        return sentence.format(mean=means[column], windows=_WINDOWS) if self._windows == _WINDOWS else None
 
 
 class Monitor:
@@ -67,6 +68,7 @@ class Monitor:
         is_main: bool,
         *,
         steps_per_epoch: int,
+        watches: Sequence[Watch] = (),
         start_step: int = 0,
         skip_nonfinite: int = 0,
         teacher_cache: str = "off",
@@ -81,6 +83,7 @@ class Monitor:
             images_per_step: images that all processes together see in one step.
             is_main: whether this process writes and shows.
             steps_per_epoch: turns steps into epochs.
+            watches: what is worth a sentence, from the method.
             start_step: the first step that this execution makes.
             skip_nonfinite: updates that may have been left out because a term was not finite.
             teacher_cache: off, fill or read: where the teacher's outputs come from.
@@ -92,8 +95,7 @@ class Monitor:
         self._is_main, self._path = is_main, Path(run_dir) / "metrics.jsonl"
         self._rows: list[tuple[int, tuple[str, ...], int, Tensor]] = []
         self._step = start_step - 1
-        self._won = _Watch("won", _WON)
-        self._idle = _Watch("d_adversarial", _IDLE)
+        self._watching = [_Watching(watch) for watch in watches]
         self._bottleneck_said = False
         self._said_s = -math.inf
         self._wall_before_s = self._keep_lines_before(start_step) if is_main else 0.0
@@ -182,7 +184,9 @@ class Monitor:
             self._steady.restart()
         else:
             self._rates = self._steady.rates(self._images)
-        self._watch_discriminator(means)
+        for watching in self._watching:
+            if sentence := watching.due(means):
+                self.note(sentence)
         if not self._bottleneck_said and self._step + 1 - self._start >= _BOTTLENECK_AFTER_STEPS:
             self._bottleneck_said = True
             self.note(bottleneck(self._rates, self._teacher_cache))
@@ -215,20 +219,6 @@ class Monitor:
         )
         self._write({"kind": "note", "step": self._step, "text": message})
         raise ValueError(message)
-
-    def _watch_discriminator(self, means: Mapping[str, float]) -> None:
-        if self._won.due(means):
-            self.note(
-                f"the discriminator has won: it told teacher and student apart in {means['won']:.1%} of the "
-                f"cases over {_WINDOWS} windows, so the student learns little from it; lower its "
-                "learning rate, regularise it more, or give the adversarial term less weight"
-            )
-        if self._idle.due(means):
-            self.note(
-                f"the game is idle: the discriminator took the adversarial sample for the teacher's "
-                f"({means['d_adversarial']:.3f}) over {_WINDOWS} windows, so the student's adversarial term has "
-                "nothing left to teach; in anc set method.regulariser_sample to clean"
-            )
 
     def _epoch(self, done: int) -> float:
         return round(done / self._steps_per_epoch, 4)

@@ -8,7 +8,7 @@ code gives the same weights plain, under DDP and under DeepSpeed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fastanc.methods.base import Nets
+from fastanc.methods.base import Method, Nets, TeacherSpec
+from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
-from fastanc.training.processes import average_flat
+from fastanc.training.processes import average_flat, make_accelerator
 from fastanc.training.zero import take_whole_state, whole_state
 
 
@@ -101,6 +102,7 @@ class Players(Mapping[str, Player]):
         networks: Mapping[str, nn.Module],
         optimizers: Mapping[str, OptimizerConfig],
         *,
+        frozen: Mapping[str, nn.Module] | None = None,
         skip_nonfinite: int = 0,
     ):
         """Prepare every player.
@@ -109,10 +111,12 @@ class Players(Mapping[str, Player]):
             accelerator: of this process.
             networks: players by name, one of them "student".
             optimizers: of the players that have one of their own; the student's serves the rest.
+            frozen: networks that a play may pass through and nobody moves, by name: the teacher.
             skip_nonfinite: updates that may be left out because the loss is not finite on some process.
         """
         self.accelerator = accelerator
         self._skips_left = skip_nonfinite
+        self._frozen = dict(frozen or {})
         self._players: dict[str, Player] = {}
         for name, network in networks.items():
             spec = optimizers.get(name, optimizers["student"])
@@ -146,10 +150,11 @@ class Players(Mapping[str, Player]):
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Nets]:
-        """Freeze every player but `name` and yield the networks by name, the one on turn in its wrapper."""
+        """Freeze every player but `name` and yield all networks by name, the one on turn in its wrapper."""
         for other, player in self._players.items():
             player.freeze(other != name)
-        yield {n: p.wrapped if n == name else p.module for n, p in self._players.items()}
+        mine = {n: p.wrapped if n == name else p.module for n, p in self._players.items()}
+        yield {**self._frozen, **mine}
 
     def update(self, name: str, terms: Mapping[str, Tensor]) -> None:
         """Minimise the sum of a play's terms by one step of the player's optimizer."""
@@ -158,19 +163,19 @@ class Players(Mapping[str, Player]):
             self._backward(name, loss)
             self._move(name)
 
-    def update_in_parts(self, name: str, number: int, play: Callable[[int], Mapping[str, Tensor]]) -> None:
-        """Minimise the mean over `number` parts of a batch by one step of the player's optimizer.
+    def update_in_parts(self, name: str, parts: Sequence[Callable[[], Mapping[str, Tensor]]]) -> None:
+        """Minimise the mean over parts of a batch by one step of the player's optimizer.
 
-        `play` gets a part's number, makes the player's turn with it, and returns its terms.
+        Each of `parts` makes the player's turn with one part and returns its terms.
         """
         player = self._players[name]
-        for part in range(number):
+        for number, terms in enumerate(parts, 1):
             # Accelerate counts the student's parts: no all-reduce before the last, and no step.
             counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
             with counting:
-                loss = _sum(play(part))
-                self._backward(name, loss if name == "student" else loss / number)
-                if part == number - 1:
+                loss = _sum(terms())
+                self._backward(name, loss if name == "student" else loss / len(parts))
+                if number == len(parts):
                     self._move(name)
 
     def _skips(self, loss: Tensor) -> bool:
@@ -240,3 +245,35 @@ class Players(Mapping[str, Player]):
     def modules(self) -> dict[str, nn.Module]:
         """Return every player's bare network by name."""
         return {name: player.module for name, player in self._players.items()}
+
+
+def players_of(
+    method: Method,
+    student: Tapped,
+    teacher: TeacherSpec,
+    accelerator: Accelerator | None = None,
+    optimizer: OptimizerConfig | None = None,
+) -> Players:
+    """Return the players of a method between this teacher and this student.
+
+    Args:
+        method: says which networks there are.
+        student: tapped; it is trained in place.
+        teacher: what `methods.base.spec_of` says of the teacher, whose network `needs` may ask for.
+        accelerator: of this process; by default one for a process of its own.
+        optimizer: the student's, and every player's that has none of its own.
+
+    Raises:
+        ValueError: the two networks do not fit each other or the method.
+    """
+    optimizers = {"student": optimizer or OptimizerConfig(), **method.optimizers()}
+    networks = method.networks(student, teacher)
+    return Players(accelerator or make_accelerator(), networks, optimizers, frozen=frozen_of(method, teacher))
+
+
+def frozen_of(method: Method, teacher: TeacherSpec) -> dict[str, nn.Module]:
+    """Return the networks beside the players: the teacher's, where the method passes through it."""
+    if "network" not in method.needs:
+        return {}
+    assert teacher.network is not None
+    return {"teacher": teacher.network}

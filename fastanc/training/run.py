@@ -4,83 +4,140 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import draccus
 import torch
 
 from fastanc.batch import Batch, Outputs
-from fastanc.config import Config, DataConfig
-from fastanc.methods.base import Played
 from fastanc.models import zoo
 from fastanc.models.counting import count
-from fastanc.parsing import dump
+from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
-from fastanc.training import assemble, checkpoint, inputs
+from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
-from fastanc.training.game import open_game
+from fastanc.training.game import Game
+from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interrupted, Interruption
 from fastanc.training.metrics import Monitor
-from fastanc.training.processes import make_accelerator, mean_over, sum_over
-from fastanc.training.schedule import factor
+from fastanc.training.processes import mean_over, sum_over
+from fastanc.training.step import Move
 from fastanc.training.validate import evaluate
 
 
-class Run:
-    """Everything of a run that is not the loop: built from a configuration, left behind as a folder."""
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a run is, and when what is due; counted in steps that are done."""
 
-    def __init__(self, config: Config):
-        self._began = time.perf_counter()
-        self.config = config
-        self.accelerator = make_accelerator(
-            precision=config.run.precision,
-            batch=config.data.batch,
-            clip=config.optimizer.clip,
-            accumulate=config.run.accumulate,
-        )
+    steps_per_epoch: int
+    schedule_steps: int
+    """Of the whole schedule."""
+    total_steps: int
+    """After which this run ends."""
+    eval_every: int
+    """Epochs; 0 is at the end only."""
+    checkpoint_every: int
+    """Steps; 0 is at the end of every epoch."""
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due."""
+        return done % (self.checkpoint_every or self.steps_per_epoch) == 0
+
+    def evaluates(self, done: int) -> bool:
+        """Whether an evaluation is due; the one at the very end is not meant."""
+        epoch, rest = divmod(done, self.steps_per_epoch)
+        return rest == 0 and done < self.total_steps and self.eval_every > 0 and epoch % self.eval_every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is told, in plain values."""
+
+    folder: Path
+    seed: int
+    pace: Pace
+    lr: float
+    """The student's base learning rate."""
+    lr_factor: Callable[[int], float]
+    """Step -> what every base learning rate is multiplied with."""
+    parts: int
+    """Into which a process cuts its batch."""
+    log_every: int
+    skip_nonfinite: int
+    keep: int
+    """Checkpoints."""
+    resume: str
+    """never, latest, anew, or a checkpoint's path."""
+    cuda_graphs: bool
+    teacher_cache: str
+    text: str
+    """The configuration as a file."""
+    fields: Mapping[str, Any]
+    """The same as nested dictionaries, which a checkpoint keeps and a resumed run is compared with."""
+    facts: Mapping[str, Any]
+    """What summary.json says beside what was measured."""
+
+
+class Run:
+    """Everything of a run that is not the loop; left behind as a folder."""
+
+    def __init__(
+        self,
+        source: Input,
+        game: Game,
+        settings: Settings,
+        *,
+        began: float,
+        val_answers: Callable[[], Answers] | None = None,
+        complete_cache: Callable[[Filling], None] | None = None,
+        notes: Sequence[str] = (),
+    ):
+        """Open the folder and, where that is wanted, go on from a checkpoint.
+
+        Args:
+            source: of the batches.
+            game: what is trained.
+            settings: how, and where.
+            began: `time.perf_counter()` at the start of everything.
+            val_answers: opens who answers for the teacher on the validation set; None without a teacher.
+            complete_cache: adds what the epochs' dropped remainders left out of a cache that was filled.
+            notes: sentences for the log.
+        """
+        self._began, self._settings, self.pace = began, settings, settings.pace
+        self.accelerator = game.accelerator
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
+        self.source, self.game = source, game
+        self.players, self.method, self.answers = game.players, game.method, game.answers
+        self._val_answers, self._complete_cache = val_answers, complete_cache
+        self.folder, self.seed, self.parts = settings.folder, settings.seed, settings.parts
+        self.lr_factor = settings.lr_factor
         self.interruption = Interruption(self.accelerator)
-        self.folder = config.run.folder
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep)
-        self.input = inputs.open_input(
-            config.data, config.run.seed, self.accelerator, config.method.latent_dim
-        )
-        share, parts = config.data.batch // self.world, config.run.accumulate
-        if share % parts:
-            raise ValueError(
-                f"run.accumulate {parts} does not divide the {share} images of a process: change one"
-            )
-        self.steps_per_epoch = self.input.order.steps_per_epoch
-        self.schedule_steps = config.schedule.epochs * self.steps_per_epoch
-        self.total_steps = min(self.schedule_steps, config.run.max_steps or self.schedule_steps)
-        self.game = open_game(config, self.accelerator, self.input)
-        self.players, self.method, self.teacher = self.game.players, self.game.method, self.game.teacher
-        note = inputs.input_note(self.input)
-        self._notes: list[str] = [*([note] if note else []), *self.game.notes]
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", settings.keep)
+        self._notes = [*notes, *game.notes]
         self.start = self._resume()
         self.monitor = self._open_folder()
-        self._played: dict[str, torch.Tensor] = {}
-        self._measured: dict[str, torch.Tensor] = {}
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
 
     def _open_folder(self) -> Monitor:
+        settings = self._settings
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(dump(self.config))
+            (self.folder / "config.yaml").write_text(settings.text)
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
             self.folder,
-            total_steps=self.total_steps,
-            steps_per_epoch=self.steps_per_epoch,
-            log_every=self.config.run.log_every,
-            images_per_step=self.config.data.batch,
-            skip_nonfinite=self.config.run.skip_nonfinite,
-            teacher_cache=self.config.teacher.cache,
+            total_steps=self.pace.total_steps,
+            steps_per_epoch=self.pace.steps_per_epoch,
+            log_every=settings.log_every,
+            images_per_step=self.source.order.batch,
+            watches=self.method.watches,
+            skip_nonfinite=settings.skip_nonfinite,
+            teacher_cache=settings.teacher_cache,
             start_step=self.start,
             is_main=self.is_main,
             reduce_mean=mean_over(self.accelerator),
@@ -90,7 +147,7 @@ class Run:
         return monitor
 
     def _resume(self) -> int:
-        wish = self.config.run.resume
+        wish = self._settings.resume
         present = self.checkpoints.complete()
         if wish == "never" and present:
             raise ValueError(
@@ -105,70 +162,49 @@ class Run:
         else:
             path = Path(wish)
         state, meta = checkpoint.load(path)
-        checkpoint.check_same(path, meta["config"], draccus.encode(self.config))
+        checkpoint.check_same(path, meta["config"], self._settings.fields)
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
-        batches = self.input.batches(self.start, self.total_steps)
-        for step in range(self.start, self.total_steps):
+        batches = self.source.batches(self.start, self.pace.total_steps)
+        for step in range(self.start, self.pace.total_steps):
             began = time.perf_counter()
             batch = next(batches)
             self._step_s["data_s"] = time.perf_counter() - began
             assert batch.step == step, (batch.step, step)
-            if self.config.run.compile_mode != "default":  # the other two use CUDA graphs
+            if self._settings.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             yield step, batch
 
-    def lr_factor(self, step: int) -> float:
-        """Return what every base learning rate is multiplied with at this step."""
-        schedule = self.config.schedule
-        return factor(
-            step,
-            self.schedule_steps,
-            name=schedule.name,
-            warmup_steps=round(schedule.warmup_epochs * self.steps_per_epoch),
-            milestones=schedule.milestones,
-            gamma=schedule.gamma,
-        )
-
     def ask_teacher(self, batch: Batch) -> Outputs | None:
         """Return the teacher's outputs on a batch; None where the method has no teacher."""
-        if self.teacher is None:
+        if self.answers is None:
             return None
         began = time.perf_counter()
-        target = self.teacher(batch)
+        target = self.answers(batch)
         self._step_s["teacher_s"] = time.perf_counter() - began
         return target
 
-    def log(self, player: str, played: Played) -> None:
-        """Remember a play's terms and measures until the step is over; nothing is read from the device."""
-        self._played.update({f"{player}/{key}": term.detach() for key, term in played.terms.items()})
-        self._measured.update(played.measures)
+    def after(self, step: int, made: Sequence[Move]) -> None:
+        """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop.
 
-    def after(self, step: int) -> None:
-        """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop."""
+        Nothing is read from the device but where a line of the log is due.
+        """
         if self.game.average is not None:
             self.game.average.update(self.game.student)
+        terms = {f"{m.player}/{key}": term for m in made for key, term in m.played.terms.items()}
+        measures = {key: value for m in made for key, value in m.played.measures.items()}
+        lr = self._settings.lr * self.lr_factor(step)
         try:
-            self.monitor.step(
-                step,
-                self._played,
-                self._measured,
-                data_s=self._step_s["data_s"],
-                teacher_s=self._step_s["teacher_s"],
-                lr=self.config.optimizer.lr * self.lr_factor(step),
-            )
+            self.monitor.step(step, terms, measures, lr=lr, **self._step_s)
         except ValueError as error:  # a term was not finite
             raise ValueError(f"{error}; {self._last_good()}") from error
-        done, epoch_ends = step + 1, (step + 1) % self.steps_per_epoch == 0
-        every = self.config.run.checkpoint_every
-        saves = done % every == 0 if every else epoch_ends
-        epoch, period = done // self.steps_per_epoch, self.config.run.eval_every
-        evaluates = epoch_ends and done < self.total_steps and period > 0 and epoch % period == 0
-        stops = self.interruption.agreed() and done < self.total_steps
+        done = step + 1
+        saves, evaluates = self.pace.saves(done), self.pace.evaluates(done)
+        stops = self.interruption.agreed() and done < self.pace.total_steps
         if saves or evaluates or stops:
             with self.monitor.pause():
                 if saves or stops:
@@ -182,7 +218,7 @@ class Run:
         self.checkpoints.wait()
         self.accelerator.wait_for_everyone()  # the launcher kills the others soon after the first has ended
         raise Interrupted(
-            f"interrupted after step {done} of {self.total_steps}, all of it saved: the same command with"
+            f"interrupted after step {done} of {self.pace.total_steps}, all of it saved: the same command with"
             " --run.resume latest goes on"
         )
 
@@ -194,8 +230,8 @@ class Run:
     def save(self, done: int) -> None:
         """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
         self.game.average_buffers()
-        if self.teacher is not None:
-            self.teacher.flush()
+        if self.answers is not None:
+            self.answers.flush()
             self.accelerator.wait_for_everyone()  # else processes may compute rows that others have just written
         spoiled = self.players.spoiled()
         if spoiled is not None:
@@ -205,21 +241,24 @@ class Run:
             )
         state = self.game.state()
         if self.is_main:
-            meta = {"config": draccus.encode(self.config), "world": self.world}
-            self.checkpoints.save(done, state, meta)
+            self.checkpoints.save(done, state, {"config": self._settings.fields, "world": self.world})
 
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
-        """Evaluate the student on the whole validation set, exactly once per image over all processes."""
+        """Evaluate the student on the whole validation set, exactly once per image over all processes.
+
+        Without labels of the student's own classes its agreement with the teacher is all that can be said.
+        """
         self.game.average_buffers()
-        network = self.game.teacher_network if with_teacher else None
-        teacher = None if network is None else assemble.open_val_teacher(self.config, self.input, network)
+        wanted = with_teacher or not self.game.labels_count
+        teacher = self._val_answers() if wanted and self._val_answers is not None else None
         with nullcontext() if teacher is None else closing(teacher):
             return evaluate(
                 self.method.validated(self.game.kept, self.players["student"].module),
-                self.input.val_batches(),
+                self.source.val_batches(),
                 sum_over(self.accelerator),
-                num_images=self.input.val.num_images,
+                num_images=self.source.val.num_images,
                 teacher=teacher,
+                labels_count=self.game.labels_count,
             )
 
     def finish(self) -> Path:
@@ -227,10 +266,11 @@ class Run:
         if self.world > 1:
             self.players.assert_equal_everywhere()
             self.monitor.note(f"weights agree on all {self.world} processes")
-        if isinstance(self.teacher, Filling) and self.total_steps == self.schedule_steps:
-            assemble.complete_cache(self.config, self.input, self.teacher, self.accelerator)
+        whole = self.pace.total_steps == self.pace.schedule_steps
+        if isinstance(self.answers, Filling) and whole and self._complete_cache is not None:
+            self._complete_cache(self.answers)
         result = self.evaluate(with_teacher=True)
-        self.monitor.validation(self.total_steps, result)
+        self.monitor.validation(self.pace.total_steps, result)
         if self.is_main:
             zoo.save_weights(self.game.kept, self.folder / "student.safetensors")
             self.method.save(self.players.modules(), self.folder)
@@ -239,25 +279,16 @@ class Run:
         return self.folder
 
     def _summary(self, result: dict[str, float]) -> dict[str, Any]:
-        config = self.config
-        size = count(self.game.student, image_px=config.data.image_px)
+        size = count(self.game.student)
         return {
-            "name": config.run.name,
-            "method": config.method.kind,
-            "student": config.student.name,
-            "teacher": config.teacher.name if self.game.teacher_network is not None else None,
-            "dataset": config.data.name,
-            "trained_on": _trained_on(config.data, self.input.latent_dim),
+            **self._settings.facts,
             "params": size.parameters,
             "macs": size.macs,
-            "epochs": self.total_steps / self.steps_per_epoch,
-            "steps": self.total_steps,
-            "batch": config.data.batch,
-            "seed": config.run.seed,
+            "epochs": self.pace.total_steps / self.pace.steps_per_epoch,
+            "steps": self.pace.total_steps,
             "val": result,
             **self.monitor.rates,
             "wall_s": time.perf_counter() - self._began,
-            "teacher_source": config.teacher.cache if self.teacher is not None else None,
             "world": self.world,
             "device": str(self.accelerator.device),
         }
@@ -267,15 +298,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.teacher is not None:
-            self.teacher.close()
+        if self.answers is not None:
+            self.answers.close()
         self.monitor.close()
         self.checkpoints.wait()
         self.accelerator.free_memory()
         self.interruption.release()
-
-
-def _trained_on(data: DataConfig, latent_dim: int | None) -> str:
-    if latent_dim is not None:
-        return "latent vectors"
-    return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"

@@ -19,6 +19,7 @@ def evaluate(
     reduce_sum: Callable[[Tensor], Tensor],
     num_images: int,
     teacher: Callable[[Batch], Outputs] | None = None,
+    labels_count: bool = True,
 ) -> dict[str, float]:
     """Return the network's quality on a data set, each image counted once over all processes.
 
@@ -29,6 +30,7 @@ def evaluate(
         reduce_sum: sum of a float64 vector over all processes, called once.
         num_images: images of the whole set.
         teacher: batch -> Outputs, from the network or the cache; adds the agreement with it.
+        labels_count: whether the set's labels are the network's classes; else they are not looked at.
 
     Returns:
         With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
@@ -44,7 +46,8 @@ def evaluate(
     network.eval()
     try:
         for batch in batches:
-            counts += _count(network(batch.images).logits, batch, teacher)
+            labels = batch.labels if labels_count else None
+            counts += _count(network(batch.images).logits, labels, batch, teacher)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -61,20 +64,22 @@ def evaluate(
     return result
 
 
-def _count(logits: Tensor, batch: Batch, teacher: Callable[[Batch], Outputs] | None) -> Tensor:
+def _count(
+    logits: Tensor, labels: Tensor | None, batch: Batch, teacher: Callable[[Batch], Outputs] | None
+) -> Tensor:
     """Return [6] float64: images, labelled, right first, right among five, as the teacher, summed loss."""
     size = len(logits)
     k = min(5, logits.shape[1])
     guesses = logits.topk(k, dim=1).indices
     zero = torch.zeros((), dtype=torch.float64, device=logits.device)
     top1 = top5 = agreed = loss = zero
-    if batch.labels is not None:
-        hits = guesses == batch.labels[:, None]
+    if labels is not None:
+        hits = guesses == labels[:, None]
         top1, top5 = hits[:, 0].sum(), hits.sum()
-        loss = F.cross_entropy(logits.float(), batch.labels, reduction="none").double().sum()
+        loss = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
     if teacher is not None:
         agreed = (guesses[:, 0] == teacher(batch).logits.topk(k, dim=1).indices[:, 0]).sum()
-    labelled = size if batch.labels is not None else 0
+    labelled = size if labels is not None else 0
     return torch.stack([zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss])
 
 

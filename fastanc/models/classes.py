@@ -1,0 +1,87 @@
+"""Which classes a network knows, and a network that answers for some of them only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.models.taps import Tapped
+
+
+class Columns(nn.Module):
+    """A network of which some logits count: images [B, C, H, W] -> logits [B, number of columns]."""
+
+    columns: Tensor
+
+    def __init__(self, network: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.whole = network
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the chosen logits."""
+        return self.whole(images).index_select(1, self.columns)
+
+
+@torch.no_grad()
+def pick_classes(network: Tapped, columns: Sequence[int]) -> Tapped:
+    """Return the network with the logits of some classes only, in this order; features and stages stay.
+
+    Raises ValueError for a class that it does not have.
+    """
+    if wrong := [column for column in columns if not 0 <= column < network.num_classes]:
+        raise ValueError(
+            f"teacher.classes names class {wrong[0]}, but {network.name} knows 0 to {network.num_classes - 1}"
+        )
+    picked, head = copy.deepcopy(network.bare), network.head
+    if head is None:
+        picked = Columns(picked, columns)
+    else:
+        rows = nn.Linear(head.in_features, len(columns), bias=head.bias is not None)
+        rows.weight.copy_(head.weight[list(columns)])
+        if head.bias is not None:
+            rows.bias.copy_(head.bias[list(columns)])
+        assert network.head_name is not None
+        picked.set_submodule(network.head_name, rows.to(head.weight))
+    return network.around(picked, num_classes=len(columns))
+
+
+def read_columns(text: str, classes: Sequence[str]) -> list[int]:
+    """Return the teacher's column for each of a set's classes.
+
+    Args:
+        text: numbers joined by commas, one for every class of the set in its order; or a file that holds the names
+            of the teacher's classes, one a line in the order of its columns, in which the set's names are looked up: the whole line, or one of
+            its parts between tabs or before a comma.
+        classes: names of the set's classes.
+
+    Raises:
+        ValueError: not one number for every class, or a name that the file does not hold.
+        FileNotFoundError: there is no such file.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if all(word.isdigit() for word in words):
+        if len(words) != len(classes):
+            raise ValueError(
+                f"teacher.classes has {len(words)} numbers for the {len(classes)} classes of the set"
+            )
+        return [int(word) for word in words]
+    path = Path(text)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"teacher.classes: there is no file {text}: give one with a class name a line, or numbers such as 0,217"
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    place: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        for name in (line, *line.split("\t"), line.split(",")[0]):
+            place.setdefault(name, number)
+    if missing := [name for name in classes if name not in place]:
+        raise ValueError(
+            f"teacher.classes: {path} has no class {missing[0]!r} of the set ({len(missing)} of {len(classes)} missing)"
+        )
+    return [place[name] for name in classes]

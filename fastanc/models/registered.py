@@ -1,0 +1,118 @@
+"""Networks that are not fastanc's: registered under a name by a user's file, or given as objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from fastanc.models.libraries import Bare, Shape
+from fastanc.models.taps import Tapped
+
+Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
+OBJECT = "object:"
+"""Begins the name of a network that was given as an object; its class follows."""
+
+_MAKERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_network(name: str) -> Callable[[Maker], Maker]:
+    """Return a decorator that makes a class, or a function that returns a network, known under `name`.
+
+    It is called with those of num_classes, in_channels and image_px (keywords) that it takes, and returns an
+    nn.Module from normalised images [B, C, H, W] to logits [B, K], or a Tapped. ValueError for a name that is taken.
+    """
+
+    def register(make: Maker) -> Maker:
+        if not name or set(name) & set(":@/ "):
+            raise ValueError(f"register_network: {name!r} is no name: take letters, digits, - and _")
+        known = _MAKERS.get(name)
+        if known is not None and _whereabouts(known) != _whereabouts(make):
+            raise ValueError(f"register_network: {name!r} is taken by {_title(known)}: choose another name")
+        _MAKERS[name] = make
+        return make
+
+    return register
+
+
+def registered_names() -> dict[str, str]:
+    """Return every registered name with what makes it."""
+    return {name: _title(make) for name, make in _MAKERS.items()}
+
+
+def make_registered(name: str, shape: Shape) -> Bare | Tapped | None:
+    """Build a registered network, or that of an object's class; None for a name that nobody registered."""
+    make = _MAKERS.get(name)
+    if make is None and name.startswith(OBJECT):
+        wanted = name.rpartition(".")[2]
+        make = next((m for m in _MAKERS.values() if getattr(m, "__qualname__", "") == wanted), None)
+        if make is None:
+            raise ValueError(
+                f"{name} was given as an object, which a name cannot build: give the same object again, or name the"
+                " Python file that registers its class (@fastanc.register_network) with --plugin"
+            )
+    if make is None:
+        return None
+    taken = inspect.signature(make).parameters
+    everything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    network = make(**{key: value for key, value in shape._asdict().items() if everything or key in taken})
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"network {name!r} is a {type(network).__name__}: its function must return an nn.Module"
+        )
+    return network if isinstance(network, Tapped) else Bare(network, *statistics_of(network))
+
+
+def object_name(network: nn.Module) -> str:
+    """Return what to call a network that was given as an object: its class."""
+    kind = type(network)
+    return f"{OBJECT}{kind.__module__}.{kind.__qualname__}"
+
+
+def statistics_of(network: nn.Module) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Return the mean and std that a network says it wants (timm's `pretrained_cfg`), or None twice."""
+    says = getattr(network, "pretrained_cfg", None) or {}
+    return says.get("mean"), says.get("std")
+
+
+@torch.no_grad()
+def num_classes_of(network: nn.Module, in_channels: int, image_px: int) -> int:
+    """Return the number of logits that a network gives, found by running it on one empty image.
+
+    Raises ValueError where it cannot be run at this size, or gives no [B, K].
+    """
+    modes = {module: module.training for module in network.modules()}
+    weight = next(network.parameters(), torch.zeros(0))
+    image = torch.zeros(1, in_channels, image_px, image_px, dtype=weight.dtype, device=weight.device)
+    try:
+        out = network.eval()(image)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{object_name(network)} does not take {in_channels} x {image_px} x {image_px} images ({reason[0]}):"
+            " set data.image_px, or give another network"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    logits = out if isinstance(out, torch.Tensor) else getattr(out, "logits", None)
+    if logits is None or logits.dim() != 2:
+        raise ValueError(
+            f"{object_name(network)} does not return logits [B, K]: wrap it in a module that does"
+        )
+    return logits.shape[1]
+
+
+def _whereabouts(make: Callable[..., nn.Module]) -> tuple[str, str]:
+    """The file and name of a class or function: a script and the same file as a plugin register the same."""
+    try:
+        return inspect.getfile(make), make.__qualname__
+    except (TypeError, OSError):
+        return "", repr(make)
+
+
+def _title(make: Callable[..., nn.Module]) -> str:
+    return f"{getattr(make, '__module__', '?')}.{getattr(make, '__qualname__', make)}"

@@ -1,0 +1,109 @@
+"""Who answers a batch: the network in every step, the cache alone, or the network where the cache has a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from fastanc.cache.store import Store
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.views import ViewRule
+from fastanc.teacher.cached import Cached
+from fastanc.teacher.filling import Filling
+from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.teacher.online import Online
+from fastanc.teacher.prefetch import Picked
+
+Answers: TypeAlias = Online | Cached | Filling
+_CACHED = frozenset({"logits", "features", "descriptors"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheChoice:
+    """Whether and where a teacher's rows are kept."""
+
+    mode: str
+    """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
+    folder: Path
+    rows: str
+    """fp16, fp32 or uint8."""
+    memory_bytes: int = 0
+    """Complete views are held in memory when they fit into so much (read)."""
+
+
+def open_store(
+    teacher: FrozenTeacher, dataset: DataSet, rule: ViewRule, cache: CacheChoice, *, create: bool
+) -> Store:
+    """Open the cache of this teacher on these views; FileNotFoundError names the nearest where there is none."""
+    facts = teacher.identity(dataset, rule, dataset.name)
+    return Store.open(cache.folder, facts, teacher.fields(cache.rows), dataset.num_images, create=create)
+
+
+def open_answers(
+    teacher: FrozenTeacher,
+    dataset: DataSet,
+    rule: ViewRule,
+    picks: Callable[[int], Picked],
+    cache: CacheChoice,
+    reads: frozenset[str],
+    device: torch.device,
+) -> Answers:
+    """Return who answers the training batches.
+
+    Args:
+        teacher: the network.
+        dataset: the training set.
+        rule: of its views.
+        picks: step -> index and view of this process.
+        cache: what is kept.
+        reads: what the method reads of the teacher: of logits, features, stages, descriptors.
+        device: of the training.
+
+    Raises:
+        ValueError: the cache cannot hold what is read, or cannot be written.
+        FileNotFoundError: there is no such cache to read.
+    """
+    online = teacher.online(device)
+    if cache.mode == "off":
+        return online
+    if beyond := reads - _CACHED:
+        raise ValueError(
+            f"the method reads the teacher's {', '.join(sorted(beyond))}, which no cache holds: --teacher.cache off"
+        )
+    store = open_store(teacher, dataset, rule, cache, create=cache.mode == "fill")
+    if cache.mode == "fill":
+        return Filling(online, store, teacher.network.head, picks, device=device)
+    return Cached(
+        store,
+        teacher.network.head,
+        picks,
+        device=device,
+        host_budget_bytes=cache.memory_bytes,
+        device_budget_bytes=cache.memory_bytes if device.type == "cuda" else 0,
+    )
+
+
+def open_val_answers(
+    teacher: FrozenTeacher, dataset: DataSet, rule: ViewRule, cache: CacheChoice, device: torch.device
+) -> Answers:
+    """Return who answers the validation batches, with which a student's are compared.
+
+    Where training fills a cache these rows are kept beside it, so that every later student reads them.
+    """
+    online = teacher.online(device)
+    if cache.mode == "off":
+        return online
+    plain, head = teacher.plain, teacher.network.head
+    facts, fields = plain.identity(dataset, rule, f"{dataset.name}-val"), plain.fields(cache.rows)
+    if cache.mode == "fill":
+        store = Store.open(cache.folder, facts, fields, dataset.num_images, create=True)
+        return Filling(online, store, head, device=device)
+    try:
+        store = Store.open(cache.folder, facts, fields, dataset.num_images)
+    except FileNotFoundError:
+        return online
+    return Cached(store, head, None, device=device) if store.complete(0) else online

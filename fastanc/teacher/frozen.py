@@ -1,0 +1,90 @@
+"""The teacher's network and how it is run: everything that its outputs, and so a cache of them, depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastanc.cache.identity import identity
+from fastanc.cache.rows import Field
+from fastanc.methods.base import TeacherSpec, spec_of
+from fastanc.models.attention import Squeezed
+from fastanc.models.taps import Tapped, unwrapped
+from fastanc.models.weights import head_digest, weights_digest
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.views import ViewRule, boxes_crc
+from fastanc.teacher.online import Online
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenTeacher:
+    """A teacher that no longer learns."""
+
+    network: Tapped | Squeezed
+    """In eval mode, without gradients to its weights."""
+    name: str
+    precision: str = "fp32"
+    """Arithmetic of its pass: fp32, or autocast to bf16 or fp16."""
+    folded: bool = False
+    """Whether BatchNorm was folded into the convolutions."""
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """What a method may know of it."""
+        return spec_of(self.network)
+
+    @property
+    def plain(self) -> FrozenTeacher:
+        """The same teacher without KSANC's estimators."""
+        if not isinstance(self.network, Squeezed):
+            return self
+        return FrozenTeacher(
+            network=unwrapped(self.network), name=self.name, precision=self.precision, folded=self.folded
+        )
+
+    def online(self, device: torch.device) -> Online:
+        """Return what runs it on every batch, on this device."""
+        self.network.to(device)
+        return Online(self.network, AUTOCAST[self.precision])
+
+    def fields(self, rows: str) -> list[Field]:
+        """Return a cache's columns: features (logits without a linear head), and descriptors where it gives them.
+
+        `rows` is their type: fp16, fp32 or uint8.
+        """
+        if self.network.head is None:
+            fields = [Field("logits", self.network.num_classes, rows)]
+        else:
+            assert self.network.feature_dim is not None
+            fields = [Field("features", self.network.feature_dim, rows)]
+        if isinstance(self.network, Squeezed):
+            fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows))
+        return fields
+
+    def identity(self, dataset: DataSet, rule: ViewRule, name: str) -> dict[str, Any]:
+        """Return everything that its rows on these views of a set, called `name`, depend on."""
+        return identity(
+            dataset={"name": name, **dataset.describe()},
+            rule=rule.describe(),
+            boxes_crc=boxes_crc(rule, dataset.sizes(np.arange(dataset.num_images)), 0),
+            teacher=self._facts(),
+        )
+
+    def _facts(self) -> Mapping[str, Any]:
+        bare = unwrapped(self.network)
+        facts = {
+            "name": self.name,
+            "weights": weights_digest(bare),
+            "precision": self.precision,
+            "head": head_digest(bare),
+            "folded": self.folded,
+        }
+        if isinstance(self.network, Squeezed):
+            facts["estimators"] = weights_digest(self.network.estimators)
+        return facts

@@ -1,0 +1,109 @@
+"""One training step of any method: the student's one pass, then every player's move in its turn.
+
+This is the only spelling of a step: the trainer, the tests, the benchmarks and a user's own loop call `play`.
+
+In parts, a step needs the memory of one part only. Its gradients must be those of the whole batch, so a player moves
+when all of its parts have gone through; the student's pass is then made anew for every play, since holding the passes
+of all parts would be the whole batch's memory again. Two things follow. A play of another player never reaches the
+student's weights, so its passes keep nothing for a gradient. And BatchNorm's running statistics must move once for
+every part, as if each had passed once: they move in the first play's passes (whose weights are those of the one pass
+that a step in one piece makes) and rest in the others, which normalise by their batch all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastanc.batch import Batch
+from fastanc.methods.base import Method, Play, Played
+from fastanc.training.players import Players
+
+
+class Move(NamedTuple):
+    """A play that was made."""
+
+    player: str
+    played: Played
+
+
+def play(method: Method, players: Players, batch: Batch, parts: int = 1) -> list[Move]:
+    """Make one training step and return its moves, in order.
+
+    Args:
+        method: whose plays are made.
+        players: of `method.networks`; they are moved.
+        batch: the step's input; `batch.target` holds the teacher's outputs where the method reads them.
+        parts: into which the batch is cut, for less memory; terms and measures are then means over the parts.
+    """
+    return list(moves(method, players, batch, parts))
+
+
+def moves(method: Method, players: Players, batch: Batch, parts: int = 1) -> Iterator[Move]:
+    """Make a step move by move: `play` for whoever wants to look between two moves."""
+    return _in_parts(method, players, batch.parts(parts)) if parts > 1 else _whole(method, players, batch)
+
+
+def _whole(method: Method, players: Players, batch: Batch) -> Iterator[Move]:
+    with players.turn("student") as nets:
+        out = method.forward(nets, batch)
+    for player, loss in method.plays:
+        with players.turn(player) as nets:
+            played = loss(nets, batch, out)
+            players.update(player, played.terms)
+        yield Move(player, played)
+
+
+def _in_parts(method: Method, players: Players, parts: Sequence[Batch]) -> Iterator[Move]:
+    for number, made in enumerate(method.plays):
+        results: list[Played] = []
+        through = partial(_part_through, method, players, made, results, number == 0)
+        players.update_in_parts(made.player, [partial(through, part) for part in parts])
+        yield Move(made.player, _mean(results))
+
+
+def _part_through(
+    method: Method, players: Players, made: Play, results: list[Played], first: bool, part: Batch
+) -> Mapping[str, Tensor]:
+    """Let one part of a batch pass the student and a play, and return the play's terms; `results` keeps them too."""
+    own = made.player == "student"
+    with (
+        torch.set_grad_enabled(own),
+        players.turn("student") as nets,
+        _statistics(nets["student"], move=first),
+    ):
+        out = method.forward(nets, part)
+    with players.turn(made.player) as nets:
+        results.append(made.loss(nets, part, out))
+    return results[-1].terms
+
+
+@contextmanager
+def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
+    """Let the running statistics of BatchNorm move in this pass, or rest; training normalises by the batch in both."""
+    resting = [
+        m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
+    ]
+    resting = [] if move else resting
+    for layer in resting:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in resting:
+            layer.track_running_stats = True
+
+
+def _mean(results: Sequence[Played]) -> Played:
+    """Return the means of the terms and measures of several plays of one kind."""
+    terms, measures = (
+        {key: torch.stack([values[key].detach() for values in part]).mean() for key in part[0]}
+        for part in ([r.terms for r in results], [r.measures for r in results])
+    )
+    return Played(terms, measures)

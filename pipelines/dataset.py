@@ -1,0 +1,7 @@
+"""placeholder until the merge"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DataSet = Any
