@@ -97,7 +97,7 @@ class FixedViews(Dataset):
 
 def _bare(setting: Setting, name: str) -> ResNet:
     """Return torchvision's own network, in its own memory format."""
-    network = setting.network(name).network.to(memory_format=torch.contiguous_format)
+    network = setting.network(name).bare.to(memory_format=torch.contiguous_format)
     if not isinstance(network, ResNet):
         raise ValueError(
             f"the plain loop knows torchvision's ResNets, not {name}: name one, e.g. torchvision:resnet18"

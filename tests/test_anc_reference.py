@@ -19,7 +19,7 @@ def plain_anc(game: Game, config: Anc, steps: int) -> tuple[list[Tensor], list[T
     """The paper's algorithm: probabilities, two optimizers, its own dropout. Returns the weights of both."""
     start = copy.deepcopy(game.start)
     adapted = isinstance(start["student"], Adapted)
-    net = start["student"].network.network if adapted else start["student"].network
+    net = start["student"].student.bare if adapted else start["student"].bare
     adapter = start["student"].adapter if adapted else nn.Identity()
     linears = [m for m in start["discriminator"].modules() if isinstance(m, nn.Linear)]
     params_s = [*net.parameters(), *adapter.parameters()]
@@ -46,7 +46,7 @@ def plain_anc(game: Game, config: Anc, steps: int) -> tuple[list[Tensor], list[T
         x = game.batch(step).images
         torch.manual_seed(step)
         with torch.no_grad():
-            f_t, z_t = run(game.teacher.network, x)
+            f_t, z_t = run(game.teacher.bare, x)
         f_s, z_s = run(net, x)
         t, s = (f_t, adapter(f_s)) if config.on == "features" else (z_t, z_s)
         loss_d = F.binary_cross_entropy(D(t), one) + F.binary_cross_entropy(D(s.detach()), zero)

@@ -103,7 +103,7 @@ def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
         zoo.build(f"torchvision:{name}", **shape).double() for name in (student, "resnet18", student)
     )
     theirs.load_state_dict(ours.state_dict())
-    plain = PlainGame(teacher.network, theirs.network, CPU)
+    plain = PlainGame(teacher.bare, theirs.bare, CPU)
     plain.discriminator.double()
     plain.adapter.double()
     spec = TeacherSpec(10, teacher.feature_dim, (), teacher)

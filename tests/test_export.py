@@ -65,7 +65,7 @@ def test_adapter_is_left_out_and_the_student_untouched(tmp_path: Path, images: T
     before = {key: value.clone() for key, value in student.state_dict().items()}
     path = export(student, tmp_path, ("torch_export",))["torch_export"]
     program = torch.export.load(path)
-    bare = {f"network.{key}" for key in tiny().network.state_dict()}
+    bare = {f"bare.{key}" for key in tiny().bare.state_dict()}
     assert set(program.state_dict) == bare | {"scale", "shift"}
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -78,9 +78,9 @@ def test_adapter_is_left_out_and_the_student_untouched(tmp_path: Path, images: T
 
 def test_classifier_of_a_compiled_student_is_plain(images: Tensor) -> None:
     student = tiny().eval()
-    student.network.compile(backend="eager")
+    student.bare.compile(backend="eager")
     plain = Classifier(student, normalise=True)
-    assert plain.network._compiled_call_impl is None
+    assert plain.bare._compiled_call_impl is None
     torch.testing.assert_close(plain(images / 255), student(images).logits)
 
 

@@ -87,7 +87,7 @@ def test_kd() -> None:
 @pytest.mark.parametrize("hint_steps", [0, 3])
 def test_fitnets(hint_steps: int) -> None:
     def plain(nets: Nets, batch: Batch, move: Move, game: Game) -> None:
-        net, regressor = nets["student"].network, nets["student"].regressor
+        net, regressor = nets["student"].student, nets["student"].regressor
         out = net(batch.images)
         guided = torch.einsum("oi,bihw->bohw", regressor.weight[:, :, 0, 0], out.stages[0])
         guided = guided + regressor.bias[:, None, None]
@@ -180,9 +180,9 @@ def squeeze(estimators: nn.Module, out: Outputs, attend_on: str = "raw", pooling
 def test_ksanc(labels: str, layout: str, mu_weights: float) -> None:
     def plain(nets: Nets, batch: Batch, move: Move, game: Game) -> None:
         student, judge = nets["student"], nets["discriminator"]
-        out, target = student.network(batch.images), batch.target
+        out, target = student.student(batch.images), batch.target
         label = batch.labels if labels == "data" else target.logits.max(1).indices
-        told = squeeze(game.squeezed.estimators, game.squeezed.network(batch.images))
+        told = squeeze(game.squeezed.estimators, game.squeezed.student(batch.images))
         torch.testing.assert_close(target.descriptors, told)
         judged = judge(torch.cat([target.logits, out.logits.detach()]))
         on_t, on_s = judged[:BATCH], judged[BATCH:]
@@ -205,7 +205,7 @@ def test_ksanc(labels: str, layout: str, mu_weights: float) -> None:
 def test_ksanc_teacher() -> None:
     def plain(nets: Nets, batch: Batch, move: Move, game: Game) -> None:
         squeezed, head = nets["student"].squeezed, nets["student"].head
-        frozen = squeezed.network.eval()(batch.images)
+        frozen = squeezed.student.eval()(batch.images)
         move("student", ce(head(squeeze(squeezed.estimators, frozen)), batch.labels))
 
     assert_follows(make_game("ksanc_teacher"), plain)

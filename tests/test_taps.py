@@ -107,7 +107,7 @@ def test_a_pass_inside_a_pass_and_a_failed_pass_keep_their_tensors_apart() -> No
         handle.remove()
         inner.append(tapped(other))
 
-    handle = tapped.network.bn.register_forward_pre_hook(pass_once)
+    handle = tapped.bare.bn.register_forward_pre_hook(pass_once)
     out = tapped(x)
     assert torch.equal(out.features, wanted.features)
     assert torch.equal(out.stages[0], wanted.stages[0])
@@ -143,7 +143,7 @@ def test_a_copy_and_a_pickle_have_taps_of_their_own() -> None:
     for twin in (copy.deepcopy(tapped), pickle.loads(pickle.dumps(tapped))):
         assert torch.equal(twin(x).stages[1], wanted.stages[1])
         with torch.no_grad():
-            twin.network.conv1.weight.zero_()
+            twin.bare.conv1.weight.zero_()
         assert not torch.equal(twin(x).features, wanted.features)
         assert torch.equal(tapped(x).features, wanted.features)
         assert tapped._frames.open == twin._frames.open == []
@@ -171,8 +171,8 @@ def test_ddp_trains_as_the_plain_network(tmp_path: Path) -> None:
 def test_state_dict_is_the_bare_networks_under_a_prefix() -> None:
     tapped = small()
     bare = PreActResNet(8, 10)
-    assert list(tapped.state_dict()) == [f"network.{key}" for key in bare.state_dict()]
-    bare.load_state_dict({k.removeprefix("network."): v for k, v in tapped.state_dict().items()})
+    assert list(tapped.state_dict()) == [f"bare.{key}" for key in bare.state_dict()]
+    bare.load_state_dict({k.removeprefix("bare."): v for k, v in tapped.state_dict().items()})
     tapped.eval()
     assert torch.equal(bare.eval()(tapped.normalise(images_ := images())), tapped(images_).logits)
 
@@ -231,7 +231,7 @@ def test_an_adapter_maps_the_features_and_leaves_the_logits() -> None:
     assert torch.equal(out.logits, plain.logits)
     wanted = plain.features.double() @ adapted.adapter.weight.double().T + adapted.adapter.bias.double()
     torch.testing.assert_close(out.features.double(), wanted, atol=1e-5, rtol=1e-5)
-    assert adapted.network is student
+    assert adapted.student is student
     assert (adapted.feature_dim, adapted.num_classes, adapted.stage_names) == (2048, 10, student.stage_names)
     assert adapted.stage_channels() == (16, 32, 64)
     assert adapted.head is student.head

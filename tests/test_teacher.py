@@ -346,7 +346,7 @@ def test_build_deals_resumes_and_counts(tmp_path):
     assert deviation.relative < 1e-5
     other_teacher = online()
     with torch.no_grad():
-        other_teacher.network.network.conv.weight.mul_(1.5)
+        other_teacher.network.bare.conv.weight.mul_(1.5)
     assert verify_teacher(store, other_teacher, batches_for, 20)[0].relative > 0.01
 
 
@@ -390,7 +390,7 @@ def test_an_error_of_the_writing_thread_reaches_the_loop(tmp_path):
     store = make(tmp_path, "fp16", rows_per_shard=10)
     net = network()
     with torch.no_grad():
-        net.network.norm.weight.fill_(1e6)
+        net.bare.norm.weight.fill_(1e6)
     order = Order(N, 10, seed=1, views=1)
     filling = Filling(Online(net), store, net.head, order, device=CPU)
     run(filling, order, 0, 1)

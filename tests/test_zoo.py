@@ -57,7 +57,7 @@ def test_a_wrong_name_is_one_sentence(name: str, message: str) -> None:
 def test_torchvision_by_name_is_torchvisions_own_network() -> None:
     network = build("torchvision:resnet18", num_classes=5).eval()
     bare = torchvision.models.resnet18(num_classes=5).eval()
-    bare.load_state_dict(network.network.state_dict())
+    bare.load_state_dict(network.bare.state_dict())
     assert torch.equal(bare(network.normalise(X)), network(X).logits)
     grey = build("torchvision:resnet18", num_classes=5, in_channels=1)
     assert grey(X[:, :1]).logits.shape == (2, 5)
@@ -78,7 +78,7 @@ def test_published_weights_bring_their_normalisation(monkeypatch: pytest.MonkeyP
     assert build(name, num_classes=1000, mean=(0.4,) * 3).mean == (0.4,) * 3
     fresh = build(name, num_classes=10, new_head=True)
     assert fresh(X).logits.shape == (2, 10)
-    assert torch.equal(fresh.network.conv1.weight, state["conv1.weight"])
+    assert torch.equal(fresh.bare.conv1.weight, state["conv1.weight"])
 
 
 def test_weights_out_of_reach_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_timm_by_name() -> None:
     timm = pytest.importorskip("timm")
     network = build("timm:resnet18", num_classes=5, in_channels=1, stages="auto").eval()
     bare = timm.create_model("resnet18", num_classes=5, in_chans=1).eval()
-    bare.load_state_dict(network.network.state_dict())
+    bare.load_state_dict(network.bare.state_dict())
     x = X[:, :1]
     assert torch.equal(bare(network.normalise(x)), network(x).logits)
     assert network.stage_channels() == (64, 128, 256, 512)
@@ -106,12 +106,14 @@ def test_timm_by_name() -> None:
         build("timm:resnet51", num_classes=5)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "network.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "bare.", "student.bare.", "network.", "network.network.", "_orig_mod.module."]
+)
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_weight_files_of_every_kind_load(tmp_path: Path, prefix: str, wrap: str | None, suffix: str) -> None:
     network = build("resnet8_v1", num_classes=4)
-    state = {prefix + key: value for key, value in network.network.state_dict().items()}
+    state = {prefix + key: value for key, value in network.bare.state_dict().items()}
     path = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
         save_file(state, path)
@@ -131,7 +133,7 @@ def test_a_file_of_another_network_names_the_first_differences(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"fc.weight is \[4, 64\] in the file and \[9, 64\] in the network"):
         build("resnet8", num_classes=9, weights=path)
     fresh = build("resnet8", num_classes=9, weights=path, new_head=True)
-    assert torch.equal(fresh.network.conv1.weight, load_file(path)["conv1.weight"])
+    assert torch.equal(fresh.bare.conv1.weight, load_file(path)["conv1.weight"])
     assert fresh.num_classes == 9
 
 
@@ -159,7 +161,7 @@ def test_a_missing_damaged_or_executable_file_is_one_sentence(tmp_path: Path) ->
 def test_normalisation_rules_in_their_order(tmp_path: Path) -> None:
     bare, told = tmp_path / "bare.pt", tmp_path / "told.safetensors"
     network = build("resnet8_v1", num_classes=4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    torch.save(network.network.state_dict(), bare)
+    torch.save(network.bare.state_dict(), bare)
     save_weights(network, told)
 
     def mean_of(weights: Path | None, name: str = "resnet8_v1", **kwargs: object) -> tuple[float, ...]:
@@ -177,7 +179,7 @@ def test_saved_weights_build_the_network_again_and_drop_the_adapter(tmp_path: Pa
     student = build("resnet8", num_classes=4, image_px=24, mean=(0.1, 0.2, 0.3), stages="auto").eval()
     path = tmp_path / "student.safetensors"
     save_weights(Adapted(student, 99).to(memory_format=torch.channels_last), path)
-    assert set(load_file(path)) == set(student.network.state_dict())
+    assert set(load_file(path)) == set(student.bare.state_dict())
     again = load_weights(path, stages="auto").eval()
     assert weights_digest(again) == weights_digest(student)
     torch.testing.assert_close(again(X).logits, student(X).logits)
@@ -230,7 +232,7 @@ def test_digests_tell_weights_normalisation_and_head_apart() -> None:
     assert weights_digest(twin(mean=(0.1, 0.2, 0.3))) != weights_digest(network)
     other = twin()
     with torch.no_grad():
-        other.network.bn.running_mean[0] += 1e-6
+        other.bare.bn.running_mean[0] += 1e-6
     assert weights_digest(other) != weights_digest(network)
     assert head_digest(other) == head_digest(network)
     with torch.no_grad():

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         super().__init__()
         own = copy.deepcopy(unwrapped(student)).cpu().eval().requires_grad_(False)
         own.to(memory_format=torch.contiguous_format)
-        self.network = own.network
+        self.bare = own.bare
         self.normalise = normalise
         self.register_buffer("scale", own.scale)
         self.register_buffer("shift", own.shift)
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         """Return the logits; the images are 0..1 with the normalisation inside, else (x - mean) / std."""
         if self.normalise:
             images = torch.addcmul(self.shift, images, self.scale)
-        return self.network(images)
+        return self.bare(images)
 
 
 def export(
@@ -129,9 +129,9 @@ def _need_onnx() -> None:
 
 def _read_safetensors(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
     twin = copy.deepcopy(classifier)
-    for parameter in twin.network.parameters():
+    for parameter in twin.bare.parameters():
         parameter.fill_(float("nan"))
-    fit_weights(twin.network, read_weights(path)[0], path)
+    fit_weights(twin.bare, read_weights(path)[0], path)
     return twin
 
 

@@ -18,7 +18,7 @@ from fastanc.methods.base import (
     sides,
     task_needs,
 )
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, Wrapper
 
 
 @Method.register_subclass("fitnets")
@@ -72,18 +72,18 @@ class FitNets(Method):
         return Played({"hint": hinting * self.hint_weight * guided, **terms})
 
 
-class Regressed(nn.Module):
-    """A tapped student whose stage map passes through a regressor; `.network` is what is exported."""
+class Regressed(Wrapper):
+    """A tapped student whose stage map passes through a regressor; `.student` is what is exported."""
 
     def __init__(self, student: Tapped, stage: int, regressor: nn.Module):
         super().__init__()
-        self.network = student
+        self.student = student
         self.stage = stage
         self.regressor = regressor
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the student's outputs with the stage's map regressed."""
-        out = self.network(images)
+        out = self.student(images)
         stages = list(out.stages)
         stages[self.stage] = self.regressor(stages[self.stage])
         return out._replace(stages=tuple(stages))

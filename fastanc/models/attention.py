@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Outputs
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, Wrapper
 
 
 class StageAttention(nn.Module):
@@ -89,28 +89,28 @@ class AttentionEstimators(nn.Module):
         return torch.cat(squeezed, dim=1)
 
 
-class Squeezed(nn.Module):
-    """A tapped network with its estimators: images -> Outputs with descriptors; `.network` is exported."""
+class Squeezed(Wrapper):
+    """A tapped network with its estimators: images -> Outputs with descriptors; `.student` is exported."""
 
-    def __init__(self, network: Tapped, estimators: AttentionEstimators):
+    def __init__(self, student: Tapped, estimators: AttentionEstimators):
         super().__init__()
-        self.network = network
+        self.student = student
         self.estimators = estimators
-        self.name, self.num_classes, self.feature_dim = network.name, network.num_classes, network.feature_dim
-        self.stage_names = network.stage_names
+        self.name, self.num_classes, self.feature_dim = student.name, student.num_classes, student.feature_dim
+        self.stage_names = student.stage_names
 
     @property
     def head(self) -> nn.Linear | None:
         """The network's last linear layer."""
-        return self.network.head
+        return self.student.head
 
     def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
         """Return C_i of every stage map of the network."""
-        return self.network.stage_channels(image_px, in_channels)
+        return self.student.stage_channels(image_px, in_channels)
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
-        out: Outputs = self.network(images)
+        out: Outputs = self.student(images)
         return out._replace(descriptors=self.estimators(out))
 
 

@@ -31,7 +31,7 @@ def count(
 
     The paper's ImageNet numbers leave the head out: `with_head=False`.
     """
-    tapped = network.network if isinstance(network, Adapted) else network
+    tapped = network.student if isinstance(network, Adapted) else network
     twin = copy.deepcopy(tapped).to("meta").eval()
     px, channels = image_px or tapped.image_px, in_channels or tapped.in_channels
     with FlopCounterMode(display=False) as counter:

@@ -50,7 +50,7 @@ def fold_batchnorm(network: Tapped) -> Tapped:
     Raises ValueError when torch.fx cannot trace the network.
     """
     folded = copy.deepcopy(network).eval()
-    bare = folded.network
+    bare = folded.bare
     for conv_name, bn_name in _pairs(bare):
         if {conv_name, bn_name} & set(network.stage_names):
             continue

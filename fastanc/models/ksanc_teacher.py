@@ -29,14 +29,14 @@ class KsancTeacher(nn.Module):
         self.train(self.training)
 
     @property
-    def network(self) -> Tapped:
-        """The frozen teacher."""
-        return self.squeezed.network
+    def student(self) -> Tapped:
+        """The frozen teacher, which has the student's place while its estimators are trained."""
+        return self.squeezed.student
 
     def train(self, mode: bool = True) -> KsancTeacher:
         """Set the mode of the estimators; the teacher's BatchNorm stays as it was trained."""
         super().train(mode)
-        self.squeezed.network.eval()
+        self.squeezed.student.eval()
         return self
 
     def forward(self, images: Tensor) -> Outputs:
@@ -49,7 +49,7 @@ def save_estimators(player: KsancTeacher, path: Path) -> None:
     """Write estimators and head, how they squeeze, and the digest of the network that they were trained on."""
     state = {k: v.detach().cpu().contiguous() for k, v in _trained(player).state_dict().items()}
     squeeze = json.dumps(player.squeezed.estimators.options)
-    write_safetensors(path, state, {"squeeze": squeeze, "network": weights_digest(player.network)})
+    write_safetensors(path, state, {"squeeze": squeeze, "network": weights_digest(player.student)})
 
 
 def load_estimators(teacher: Tapped, path: str | Path) -> KsancTeacher:

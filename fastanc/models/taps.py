@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +65,31 @@ def last_linear(network: nn.Module) -> str | None:
     return names[-1] if names else None
 
 
-class Tapped(nn.Module):
+class Wrapper(nn.Module):
+    """A module around one network, which it holds under the name in `holds`.
+
+    Until the name said what it is, every wrapper's was `network`: state dicts from then load as well.
+    """
+
+    holds: ClassVar[str] = "student"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old, new = f"{prefix}network.", f"{prefix}{self.holds}."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[new + key.removeprefix(old)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Tapped(Wrapper):
     """A network that normalises its own input and says what it computed: images -> Outputs.
 
     `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without one
     as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
     "auto" takes the family's own. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
-    bare network's with every key under `network.`. Raises ValueError when a name fits no module.
+    bare network's with every key under `bare.`. Raises ValueError when a name fits no module.
     """
 
+    holds = "bare"
     scale: Tensor
     shift: Tensor
 
@@ -90,7 +107,7 @@ class Tapped(nn.Module):
         image_px: int = 32,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.bare = network
         self.name, self.in_channels, self.image_px = name, in_channels, image_px
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
@@ -129,13 +146,13 @@ class Tapped(nn.Module):
 
     @property
     def _title(self) -> str:
-        return self.name or type(self.network).__name__
+        return self.name or type(self.bare).__name__
 
     def _module(self, name: str) -> nn.Module:
         try:
-            return self.network.get_submodule(name)
+            return self.bare.get_submodule(name)
         except AttributeError:
-            names = ", ".join(name for name, _ in self.network.named_children())
+            names = ", ".join(name for name, _ in self.bare.named_children())
             raise ValueError(f"{self._title} has no module {name!r} to tap: its parts are {names}") from None
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -150,7 +167,7 @@ class Tapped(nn.Module):
         frame: dict[str, Tensor] = {}
         self._frames.open.append(frame)
         try:
-            logits = self.network(self.normalise(images))
+            logits = self.bare(self.normalise(images))
         finally:
             self._frames.open.pop()
         if not isinstance(logits, Tensor):  # torchvision's Inceptions add auxiliary logits while they train
@@ -172,18 +189,18 @@ def _as_names(stages: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def unwrapped(student: nn.Module) -> Tapped:
-    """Return the tapped network inside what a method has put around it; each layer calls it `.network`."""
+    """Return the tapped network inside what a method has put around it; each layer calls it `.student`."""
     while not isinstance(student, Tapped):
-        inner = student.network
+        inner = student.student
         assert isinstance(inner, nn.Module)
         student = inner
     return student
 
 
-class Adapted(nn.Module):
+class Adapted(Wrapper):
     """A tapped student whose features pass a linear map to the teacher's width: images -> Outputs.
 
-    The logits do not depend on the map, so `.network`, the tapped student, is what is evaluated and exported.
+    The logits do not depend on the map, so `.student` is what is evaluated and exported.
     Raises ValueError when the student has no features.
     """
 
@@ -191,7 +208,7 @@ class Adapted(nn.Module):
         super().__init__()
         if student.feature_dim is None:
             raise ValueError(f"{student.name} has no linear head, so no features to adapt: name its head")
-        self.network = student
+        self.student = student
         self.adapter = nn.Linear(student.feature_dim, feature_dim)
         self.feature_dim = feature_dim
         self.num_classes, self.stage_names = student.num_classes, student.stage_names
@@ -201,13 +218,13 @@ class Adapted(nn.Module):
     @property
     def head(self) -> nn.Linear | None:
         """The student's last linear layer; it reads the features before the map."""
-        return self.network.head
+        return self.student.head
 
     def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
         """Return C_i of every stage map of the student."""
-        return self.network.stage_channels(image_px, in_channels)
+        return self.student.stage_channels(image_px, in_channels)
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the student's outputs with features [B, D of the teacher]."""
-        out: Outputs = self.network(images)
+        out: Outputs = self.student(images)
         return out._replace(features=self.adapter(out.features))

@@ -14,16 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastanc.models.taps import Adapted, Tapped, unwrapped
+from fastanc.models.taps import Adapted, Tapped, Wrapper, unwrapped
 
-_PREFIXES = ("module.", "network.", "_orig_mod.")
+_PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.")
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a file's state dict with the bare network's keys, on the CPU, and its safetensors metadata.
 
     Takes .safetensors, and .pt, .pth or .th without executing anything in them; {"state_dict": ...} and
-    {"model": ...} are unwrapped and the prefixes of DataParallel, `Tapped` and torch.compile cut off.
+    {"model": ...} are unwrapped and the prefixes of DataParallel, of `Wrapper`s and of torch.compile cut off.
     Raises FileNotFoundError when there is no file, ValueError when it holds no weights.
     """
     path = Path(path)
@@ -110,7 +110,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
     tapped = unwrapped(network)
     state = {
         key: value.detach().to("cpu", copy=True).contiguous()
-        for key, value in tapped.network.state_dict().items()
+        for key, value in tapped.bare.state_dict().items()
     }
     fields = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
     metadata = {field: json.dumps(getattr(tapped, field)) for field in fields}
@@ -143,7 +143,16 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def weights_digest(module: nn.Module) -> str:
     """Return the sha256 over the sorted state dict and the other buffers (a Tapped's normalisation)."""
-    return _digest({**module.state_dict(), **dict(module.named_buffers())})
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}
+    return _digest({_digested_name(module, key): tensor for key, tensor in tensors.items()})
+
+
+def _digested_name(module: nn.Module, key: str) -> str:
+    """Return a key as it was when every wrapper's network was `network`, since caches are known by digests."""
+    if not isinstance(module, Wrapper) or not key.startswith(f"{module.holds}."):
+        return key
+    inner = getattr(module, module.holds)
+    return "network." + _digested_name(inner, key.removeprefix(f"{module.holds}."))
 
 
 def head_digest(network: Tapped | Adapted) -> str | None:
