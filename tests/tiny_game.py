@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -40,10 +41,32 @@ class TinyNet(nn.Module):
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+@contextmanager
+def same_weights_everywhere() -> Iterator[None]:
+    """Let fp32 `uniform_`, which layers are initialised by, give the same bits on every CPU.
+
+    It is u * (high - low) + low for a u that is the same everywhere; PyTorch rounds that once where the CPU has FMA
+    and twice where not, and a golden loss sees the difference. Here it is rounded once, from float64.
+    """
+
+    def uniform_(tensor: Tensor, low: float = 0, high: float = 1, generator: torch.Generator | None = None):
+        low, high = torch.tensor([low, high]).unbind()
+        u = torch.rand(tensor.shape, generator=generator).double()
+        return tensor.copy_(u * (high - low).double() + low.double())
+
+    torch.Tensor.uniform_ = uniform_  # over the base class's
+    try:
+        yield
+    finally:
+        del torch.Tensor.uniform_
+
+
 def tapped(*channels: int, seed: int) -> Tapped:
     """Return a float64 network with all its taps."""
     torch.manual_seed(seed)
-    return Tapped(TinyNet(*channels), stages="auto", mean=MEAN, std=STD, image_px=PX, name="tiny").double()
+    with same_weights_everywhere():
+        network = TinyNet(*channels)
+    return Tapped(network, stages="auto", mean=MEAN, std=STD, image_px=PX, name="tiny").double()
 
 
 class Game:
@@ -53,12 +76,14 @@ class Game:
         self.teacher = tapped(*teacher, seed=1).eval().requires_grad_(False)
         torch.manual_seed(2)
         squeeze = getattr(method, "squeeze", SqueezeConfig())
-        self.squeezed = KsancTeacher(copy.deepcopy(self.teacher), **asdict(squeeze)).double().squeezed
+        with same_weights_everywhere():
+            self.squeezed = KsancTeacher(copy.deepcopy(self.teacher), **asdict(squeeze)).double().squeezed
         self.method = method
         self.spec = TeacherSpec(NUM_CLASSES, teacher[-1], self.teacher.stage_channels(), self.teacher)
         self.student = tapped(*student, seed=3)
         torch.manual_seed(4)
-        networks = {name: net.double() for name, net in method.networks(self.student, self.spec).items()}
+        with same_weights_everywhere():
+            networks = {name: net.double() for name, net in method.networks(self.student, self.spec).items()}
         self.start = copy.deepcopy(networks)
         self.players = Players(
             Accelerator(cpu=True),
