@@ -96,7 +96,11 @@ def test_sources_are_what_the_variant_says(tmp_path) -> None:
 
 @pytest.mark.parametrize("student", ["resnet18", "resnet50"])
 def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
-    """Two steps in float64; the teacher is as wide as ResNet-18, so ResNet-50 has an adapter."""
+    """Two steps in float64; the teacher is as wide as ResNet-18, so ResNet-50 has an adapter.
+
+    `Online` answers in fp32, whose rounding two steps make a hundred times larger: it is compared by itself, and the
+    game asks the network.
+    """
     mean, std = (0.5, 0.25, 0.5), (0.25, 0.5, 0.125)  # exact in fp32, in which a network keeps them
     shape = {"num_classes": 10, "image_px": 32, "mean": mean, "std": std}
     ours, teacher, theirs = (
@@ -109,7 +113,8 @@ def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
     spec = TeacherSpec(10, teacher.feature_dim, (), teacher)
     images, at = [torch.rand(8, 3, 64, 64, dtype=torch.float64) for _ in range(2)], np.arange(8)
     batches = (Batch(image, at, at, None, step) for step, image in enumerate(images))
-    game = Game(Anc(), ours, Online(teacher), batches, CPU, spec=spec)
+    online = Online(teacher)
+    game = Game(Anc(), ours, lambda batch: teacher(batch.images), batches, CPU, spec=spec)
     modules = {name: module.double() for name, module in game.players.modules().items()}
     modules["discriminator"].load_state_dict(plain.discriminator.state_dict())
     if student == "resnet50":
@@ -126,7 +131,11 @@ def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
         game.step()
         seed_step(0, step, 0)
         normalised = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-        assert plain.step(normalised) == pytest.approx(terms, rel=1e-6)
+        assert plain.step(normalised) == pytest.approx(terms, rel=1e-10)
+        answer = online(Batch(image, at, at, None, step))
+        for got, wanted in zip((answer.features, answer.logits), plain.ask_teacher(normalised)):
+            assert got.dtype == torch.float32
+            assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()  # the head's sums, in fp32
 
 
 def test_kernel_variant_is_the_method() -> None:
