@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -60,16 +60,41 @@ def parse(args: Sequence[str]) -> Config:
     files = [value for key, value in overrides if key in ("recipe", "config_path")]
     if len(files) > 1:
         raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
-    path = recipe_path(files[0] if files else DEFAULT_RECIPE)
-    with path.open(encoding="utf-8") as file:
-        tree: dict[str, Any] = cfgparsing.load_config(file, file=str(path)) or {}
+    tree = _recipe(files[0] if files else DEFAULT_RECIPE)
     kinds = [value for key, value in overrides if key == "method.type"]
-    if kinds and kinds[-1] != tree.get("method", {}).get("type"):
-        tree["method"] = {}  # the recipe's knobs belong to the recipe's method
+    _choose_method(tree, kinds[-1] if kinds else None)
     for key, value in overrides:
         if key not in ("recipe", "config_path"):
             _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))
     return decode(tree)
+
+
+def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
+    """Return a recipe's Config with other values, group.field -> Python value; "method" takes a whole group.
+
+    Raises ValueError with one sentence that names the field for a wrong key, type or value.
+    """
+    tree = _recipe(recipe)
+    method = dict(fields.get("method", {}))
+    _choose_method(tree, fields.get("method.type", method.pop("type", None)))
+    if method:  # all of its knobs are given
+        tree["method"] = dict(fields["method"])
+    for key, value in fields.items():
+        if key != "method":
+            _assign(tree, key, list(value) if isinstance(value, tuple) else value)
+    return decode(tree)
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    path = recipe_path(name)
+    with path.open(encoding="utf-8") as file:
+        return cfgparsing.load_config(file, file=str(path)) or {}
+
+
+def _choose_method(tree: dict[str, Any], kind: str | None) -> None:
+    """Let a recipe play another method; its knobs belong to its own."""
+    if kind is not None and kind != tree.get("method", {}).get("type"):
+        tree["method"] = {"type": kind}
 
 
 def decode(tree: dict[str, Any]) -> Config:

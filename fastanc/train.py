@@ -17,6 +17,7 @@ if (
     sys.path.append(str(_here.parent))
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 
@@ -74,6 +75,14 @@ def _out_of_memory(error: Exception, config: Config | None) -> str | None:
         f" (--run.precision, --teacher.precision): {str(error).splitlines()[0]}"
     )
 
+
+class _Callable(ModuleType):
+    """This module as the function in it: `fastanc.train(config)` beside `python -m fastanc.train`."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

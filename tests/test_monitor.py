@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastanc.methods.anc import Anc
+from fastanc.methods.l2 import L2
 from fastanc.training.bottleneck import bottleneck
 from fastanc.training.metrics import Monitor, read_metrics
 
@@ -182,7 +184,7 @@ def test_another_process_writes_nothing_but_takes_part_in_the_mean(tmp_path: Pat
 def test_one_warning_when_the_discriminator_wins_three_windows(
     tmp_path: Path, won: list[float], notes: int
 ) -> None:
-    monitor = opened(tmp_path, total_steps=30)
+    monitor = opened(tmp_path, total_steps=30, watches=Anc().watches)
     for window, value in enumerate(won):
         feed(monitor, range(5 * window, 5 * window + 5), won=value)
     found = [line["text"] for line in lines(tmp_path, "note") if "has won" in line["text"]]
@@ -191,12 +193,18 @@ def test_one_warning_when_the_discriminator_wins_three_windows(
 
 @pytest.mark.parametrize(("judged", "notes"), [([0.99] * 6, 1), ([0.99, 0.99, 0.7] * 2, 0)])
 def test_one_warning_when_the_game_is_idle(tmp_path: Path, judged: list[float], notes: int) -> None:
-    monitor = opened(tmp_path, total_steps=30)
+    monitor = opened(tmp_path, total_steps=30, watches=Anc().watches)
     for window, value in enumerate(judged):
         feed(monitor, range(5 * window, 5 * window + 5), won=value, measure="d_adversarial")
     found = [line["text"] for line in lines(tmp_path, "note")]
     assert len(found) == notes
     assert all("the game is idle" in text for text in found)
+
+
+def test_a_method_without_a_discriminator_is_told_nothing_of_one(tmp_path: Path) -> None:
+    monitor = opened(tmp_path, total_steps=30, watches=L2().watches)
+    feed(monitor, range(30), won=1.0)
+    assert lines(tmp_path, "note") == []
 
 
 def test_bottleneck_is_said_once_after_100_steps(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fastanc.jobs.plan import Cluster, Load, describe, load_of, plan
 from fastanc.models import zoo
 from fastanc.parsing import parse
+from fastanc.training.assemble import sketch
 
 LOAD = Load(batch=1600, gradient_bytes=40_000_000, flop=1e10, row_bytes=4000, image_bytes=96_000)
 CLUSTER = Cluster(
@@ -54,7 +55,7 @@ def test_half_a_node_is_refused() -> None:
 
 def test_load_of_a_recipe() -> None:
     config = parse(["--recipe", "digits_anc"])
-    load = load_of(config, classes=10, channels=3, image_bytes=900)
+    load = load_of(sketch(config, classes=10, channels=3), image_bytes=900)
     network = zoo.build("resnet8", num_classes=10, in_channels=3, image_px=32)
     student = sum(p.numel() for p in network.parameters())
     # 64 features: 64-128-256-128-1 with biases
@@ -62,3 +63,32 @@ def test_load_of_a_recipe() -> None:
     assert load.gradient_bytes == 4 * (student + critic)
     assert load.row_bytes == 64 * 2
     assert "bound by" in describe(load, CLUSTER)
+
+
+@pytest.mark.parametrize(
+    ("fields", "row_bytes"),
+    [
+        (["--teacher.rows", "uint8"], 64 + 2 * 4),  # a byte a feature, and the row's fp32 scale and offset
+        (["--teacher.rows", "fp32"], 64 * 4),
+        (["--teacher.cache", "off"], 0),
+        # KSANC's descriptors are as wide as all stages together: 16 + 32 + 64
+        (["--method.type", "ksanc"], (64 + 112) * 2),
+        (
+            [
+                "--method.type",
+                "ksanc",
+                "--teacher.stages",
+                "[layer2, layer3]",
+                "--student.stages",
+                "[layer2, layer3]",
+            ],
+            (64 + 96) * 2,
+        ),
+        # the head is the network's first linear layer here, so its input is what a row holds
+        (["--teacher.name", "lenet5", "--teacher.head", "fc1.0", "--method.on", "logits"], 120 * 2),
+        (["--method.type", "datafree", "--teacher.cache", "off"], 0),
+    ],
+)
+def test_rows_are_as_large_as_the_cache_writes_them(fields: list[str], row_bytes: int) -> None:
+    config = parse(["--recipe", "digits_anc", *fields])
+    assert sketch(config, classes=10, channels=3).row_bytes == row_bytes

@@ -153,6 +153,10 @@ class Method(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
         """Write into a finished run's folder what the method leaves beside the student."""
 
 
+register_method = Method.register_subclass
+"""Decorator that makes a method's class known under a name: `--method.type NAME`."""
+
+
 def sides(batch: Batch, out: Outputs | None) -> tuple[Outputs, Outputs]:
     """Return the teacher's and the student's outputs of this step."""
     assert batch.target is not None

@@ -55,8 +55,8 @@ def read_columns(text: str, classes: Sequence[str]) -> list[int]:
 
     Args:
         text: numbers joined by commas, one for every class of the set in its order; or a file that holds the names
-            of the teacher's classes, one a line in the order of its columns, in which the set's names are looked up: the whole line, or one of
-            its parts between tabs or before a comma.
+            of the teacher's classes, one a line in the order of its columns, in which the set's names are looked
+            up: the whole line, or one of its parts between tabs or before a comma.
         classes: names of the set's classes.
 
     Raises:
@@ -82,6 +82,6 @@ def read_columns(text: str, classes: Sequence[str]) -> list[int]:
             place.setdefault(name, number)
     if missing := [name for name in classes if name not in place]:
         raise ValueError(
-            f"teacher.classes: {path} has no class {missing[0]!r} of the set ({len(missing)} of {len(classes)} missing)"
+            f"teacher.classes: {path} lacks {len(missing)} of the set's {len(classes)} classes, {missing[0]!r} first"
         )
     return [place[name] for name in classes]

@@ -43,7 +43,7 @@ def registered_names() -> dict[str, str]:
     return {name: _title(make) for name, make in _MAKERS.items()}
 
 
-def make_registered(name: str, shape: Shape) -> Bare | Tapped | None:
+def make_registered(name: str, shape: Shape) -> Bare | None:
     """Build a registered network, or that of an object's class; None for a name that nobody registered."""
     make = _MAKERS.get(name)
     if make is None and name.startswith(OBJECT):
@@ -63,7 +63,9 @@ def make_registered(name: str, shape: Shape) -> Bare | Tapped | None:
         raise ValueError(
             f"network {name!r} is a {type(network).__name__}: its function must return an nn.Module"
         )
-    return network if isinstance(network, Tapped) else Bare(network, *statistics_of(network))
+    if isinstance(network, Tapped):
+        return Bare(network.bare, network.mean, network.std)
+    return Bare(network, *statistics_of(network))
 
 
 def object_name(network: nn.Module) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
@@ -153,14 +153,12 @@ def build(
     elif library == "timm":
         bare = from_timm(rest, shape, new_head=new_head)
     else:
-        made = make_registered(name, shape)
-        if isinstance(made, Tapped):
-            return made
-        bare = made or _own(name, shape)
+        bare = make_registered(name, shape) or _own(name, shape)
     published = {"mean": bare.mean, "std": bare.std}
     if weights is not None:
         state, metadata = read_weights(weights)
-        fit_weights(bare.network, state, weights, (head or last_linear(bare.network)) if new_head else None)
+        other = (head or last_linear(bare.network)) if new_head else None
+        fit_weights(bare.network, state, weights, None if _same_shapes(bare.network, state, other) else other)
         if name.endswith("_v1") and in_channels == 3:
             published = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         published.update((key, json.loads(metadata[key])) for key in ("mean", "std") if key in metadata)
@@ -175,6 +173,12 @@ def build(
         in_channels=in_channels,
         image_px=image_px,
     )
+
+
+def _same_shapes(network: nn.Module, state: Mapping[str, Tensor], part: str | None) -> bool:
+    """Tell whether a file's head, the module `part`, has as many classes as the network's."""
+    own = {k: v for k, v in network.state_dict().items() if part is not None and k.startswith(f"{part}.")}
+    return all(key in state and state[key].shape == value.shape for key, value in own.items())
 
 
 def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = ()) -> Tapped:

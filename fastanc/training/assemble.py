@@ -151,11 +151,11 @@ def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
     student = bare(config.student, method.taps_student)
     spec, row_bytes = TeacherSpec(classes), 0
     if method.needs_teacher:
-        network: Tapped | Squeezed = bare(config.teacher, method.taps_teacher)
-        spec = spec_of(network)
-        if "descriptors" in method.needs:
-            network = Squeezed(network, estimators_for(network))
+        tapped = bare(config.teacher, method.taps_teacher)
+        spec = spec_of(tapped)
         if config.teacher.cache != "off":
+            squeezes = "descriptors" in method.needs
+            network = Squeezed(tapped, estimators_for(tapped)) if squeezes else tapped
             teacher = FrozenTeacher(network=network, name=config.teacher.name)
             fields = teacher.fields(config.teacher.rows)
             row_bytes = sum(part.row_bytes for field in fields for part in field.parts())
@@ -178,7 +178,7 @@ def _accelerator(config: Config) -> Accelerator:
 
 
 def _open_input(config: Config, accelerator: Accelerator, given: Given) -> Input:
-    latent_dim = config.method.latent_dim if "latents" in config.method.needs else None
+    latent_dim = getattr(config.method, "latent_dim", None) if "latents" in config.method.needs else None
     return open_input(config.data, config.run.seed, accelerator, latent_dim)
 
 
@@ -228,7 +228,7 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
             "student": config.student.name,
             "teacher": config.teacher.name if game.teacher is not None else None,
             "dataset": config.data.name,
-            "trained_on": _trained_on(config.data, source),
+            "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
             "batch": config.data.batch,
             "seed": config.run.seed,
             "teacher_source": config.teacher.cache if game.answers is not None else None,
@@ -236,9 +236,7 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
     )
 
 
-def _trained_on(data: DataConfig, source: Input) -> str:
-    if source.images is not source.train:
-        return "latent vectors"
+def _trained_on(data: DataConfig) -> str:
     return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"
 
 

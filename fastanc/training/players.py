@@ -13,10 +13,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
-from fastanc.methods.base import Method, Nets, TeacherSpec
+from fastanc.methods.base import Method, Nets, TeacherSpec, spec_of
+from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
 from fastanc.training.processes import average_flat, make_accelerator
@@ -169,6 +170,11 @@ class Players(Mapping[str, Player]):
         Each of `parts` makes the player's turn with one part and returns its terms.
         """
         player = self._players[name]
+        if self.accelerator.gradient_accumulation_steps != len(parts):
+            # A loop of one's own: DeepSpeed's engine alone is told at its start and never again.
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                raise ValueError(f"give make_accelerator accumulate={len(parts)} for a step in so many parts")
+            self.accelerator.gradient_accumulation_steps = len(parts)
         for number, terms in enumerate(parts, 1):
             # Accelerate counts the student's parts: no all-reduce before the last, and no step.
             counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
@@ -250,22 +256,24 @@ class Players(Mapping[str, Player]):
 def players_of(
     method: Method,
     student: Tapped,
-    teacher: TeacherSpec,
-    accelerator: Accelerator | None = None,
+    teacher: Tapped | Squeezed | TeacherSpec,
     optimizer: OptimizerConfig | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Players:
     """Return the players of a method between this teacher and this student.
 
     Args:
         method: says which networks there are.
         student: tapped; it is trained in place.
-        teacher: what `methods.base.spec_of` says of the teacher, whose network `needs` may ask for.
-        accelerator: of this process; by default one for a process of its own.
+        teacher: tapped, or what may be known of it.
         optimizer: the student's, and every player's that has none of its own.
+        accelerator: of this process; by default one for a process of its own.
 
     Raises:
         ValueError: the two networks do not fit each other or the method.
     """
+    if not isinstance(teacher, TeacherSpec):
+        teacher = spec_of(teacher.eval().requires_grad_(False))
     optimizers = {"student": optimizer or OptimizerConfig(), **method.optimizers()}
     networks = method.networks(student, teacher)
     return Players(accelerator or make_accelerator(), networks, optimizers, frozen=frozen_of(method, teacher))

@@ -86,11 +86,9 @@ def _part_through(
 
 @contextmanager
 def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
-    """Let the running statistics of BatchNorm move in this pass, or rest; training normalises by the batch in both."""
-    resting = [
-        m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
-    ]
-    resting = [] if move else resting
+    """Let BatchNorm's running statistics move in this pass, or rest; it normalises by the batch in both."""
+    layers = [] if move else [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    resting = [layer for layer in layers if layer.training and layer.track_running_stats]
     for layer in resting:
         layer.track_running_stats = False
     try:
