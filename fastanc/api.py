@@ -71,7 +71,7 @@ def compress(
         data: what data.name takes (a name, folder, tar, ...), a torch Dataset of (image, label) or image, arrays
             (images, labels) or images (uint8), or a fastanc DataSet.
         method: a name, or a method such as `fastanc.methods.Kd(alpha=1.0)`.
-        val: the validation set, if `data` is an object; without one a share of `data` is held out.
+        val: the validation set, an object as `data` may be; without one a folder's val/, or a held-out share.
         recipe: whose fields are the defaults; "own_data" where none is named.
         epochs: length of the run.
         batch: images per step over all processes.
@@ -88,7 +88,7 @@ def compress(
         teacher=_given_teacher(teacher),
         student=student if isinstance(student, nn.Module) else None,
         train=None if isinstance(data, (str, Path)) else as_dataset(data),
-        val=None if val is None or isinstance(val, (str, Path)) else as_dataset(val, name="val"),
+        val=None if val is None else as_dataset(val, name="val"),
     )
     chosen: dict[str, Any] = {
         "run.out": str(Path(out).parent),
@@ -97,7 +97,6 @@ def compress(
         "teacher.name": object_name(given.teacher) if given.teacher is not None else teacher,
         "student.name": object_name(given.student) if given.student is not None else student,
         "data.name": str(data) if given.train is None else given.train.name,
-        "data.val": None if val is None or given.val is not None else str(val),
         "method": {"type": method} if isinstance(method, str) else draccus.encode(method, Method),
         "schedule.epochs": epochs,
         "data.batch": batch,

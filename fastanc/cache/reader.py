@@ -253,8 +253,8 @@ def _allow_files(needed: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise ValueError(
-            f"the cache needs {wanted} open files but the system allows {hard}: raise `ulimit -Hn`, or build"
-            " with a larger --teacher.rows_per_shard"
+            f"the cache needs {wanted} open files but the system allows {hard}: raise `ulimit -Hn`, or let fewer"
+            " processes fill the next one, whose shards are then larger"
         )
     roomy = 2 * wanted
     resource.setrlimit(
