@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,8 +109,49 @@ def test_a_file_with_other_logits_is_refused(tmp_path: Path, monkeypatch: pytest
         save(tiny(), path)
 
     monkeypatch.setattr(exporting, "save_weights", save_another)
-    with pytest.raises(RuntimeError, match=r"student\.safetensors gives other logits"):
-        export(tiny(), tmp_path, ("safetensors",))
+    old = {name: f"old {name}" for name in ("student.safetensors", "student.pt2")}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(RuntimeError, match=r"student\.safetensors gives other logits") as refused:
+        export(tiny(), tmp_path, ("torch_export", "safetensors"))
+    assert str(tmp_path / "student.safetensors") in str(refused.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
+
+
+def test_a_program_that_onnx_cannot_run_is_kept_and_said_not_to_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+
+    def lacks(*args: object) -> None:
+        raise NotImplementedError("no operator Conv\nand more")
+
+    monkeypatch.setattr(onnx.reference, "ReferenceEvaluator", lacks)
+    said: list[str] = []
+    path = export(tiny(), tmp_path, ("onnx",), say=said.append)["onnx"]
+    onnx.checker.check_model(str(path))
+    assert said == [
+        f"{path} is not checked: onnx.reference cannot run it (NotImplementedError: no operator Conv)"
+    ]
+
+
+def test_an_export_killed_before_its_files_are_named_leaves_none(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from fastanc.models import zoo\n"
+        "from fastanc.jobs import export as e\n"
+        "def put(*paths): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "e.put = put; e.export(zoo.build('lenet5', num_classes=10), Path(sys.argv[1]), ('safetensors',))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path])
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".export.")
+    os.utime(left, (0, 0))
+    for path in left.iterdir():
+        os.utime(path, (0, 0))
+    export(tiny(), tmp_path, ("safetensors",))
+    assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]
 
 
 def test_wrong_format_and_missing_package_are_one_sentence(

@@ -12,7 +12,6 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from fastanc.models import weights as weights_module
 from fastanc.models.taps import Adapted, Tapped
 from fastanc.models.zoo import (
     build,
@@ -208,11 +207,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     save_weights(build("resnet8", num_classes=4), path)
     before = path.read_bytes()
 
-    def half(state: object, part: Path, metadata: object) -> None:
-        part.write_bytes(b"half")
+    def full(handle: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights_module, "save_file", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         save_weights(build("resnet8", num_classes=4), path)
     assert path.read_bytes() == before

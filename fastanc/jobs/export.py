@@ -1,4 +1,4 @@
-"""A trained student for use elsewhere: weights, torch.export and ONNX, each checked after it was written."""
+"""A trained student for use elsewhere: weights, torch.export and ONNX, each checked before it takes its name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastanc.files import HOUR_S, make_folder, put, sweep, workspace
 from fastanc.models import zoo
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
@@ -45,8 +46,11 @@ def export(
     formats: Sequence[str] = FORMATS,
     *,
     normalise: bool = True,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Path]:
     """Write the bare network in each format, read every file back and compare its logits.
+
+    The files take their names when all are written and checked; on any error the folder is as it was.
 
     Args:
         student: a tapped network; what a method has put around it is left out. It is not changed.
@@ -54,6 +58,7 @@ def export(
         formats: of "safetensors" (weights, with mean and std beside them), "torch_export" (student.pt2) and
             "onnx"; the last two take any number of images of the student's size.
         normalise: whether the written programs take 0..1 floats; else they take normalised ones.
+        say: told of a file that could not be checked.
 
     Returns:
         The written file of each format.
@@ -61,6 +66,7 @@ def export(
     Raises:
         ValueError: an unknown format, or a missing package for ONNX.
         RuntimeError: a file gives other logits than the student.
+        OSError: the folder cannot be written.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -68,23 +74,35 @@ def export(
     if "onnx" in formats:
         _need_onnx()
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
+    sweep(out_dir, "export", older_than_s=HOUR_S)
     classifier = Classifier(student, normalise)
     tapped = unwrapped(student)
     shape = (tapped.in_channels, tapped.image_px, tapped.image_px)
     # Another number of images than the one traced, so that a batch size frozen into a file is found.
     probe = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     expected = classifier(probe)
-    written = {}
-    for name in formats:
-        path = out_dir / _FILES[name]
-        if name == "safetensors":
-            save_weights(student, path)
-        else:
-            _trace(classifier, torch.rand(2, *shape), name, path)
-        _compare(_READERS[name](path, classifier)(probe), expected, path)
-        written[name] = path
-    return written
+    paths = {name: out_dir / _FILES[name] for name in formats}
+    with workspace(out_dir, "export") as folder:
+        for name, path in paths.items():
+            part = folder / path.name
+            if name == "safetensors":
+                save_weights(student, part)
+            else:
+                _trace(classifier, torch.rand(2, *shape), name, part)
+            try:
+                logits = _READERS[name](part, classifier)(probe)
+            except _Unchecked as reason:
+                say(f"{path} is not checked: {reason}")
+                continue
+            _compare(logits, expected, path)
+        for path in paths.values():
+            put(folder / path.name, path)
+    return paths
+
+
+class _Unchecked(Exception):
+    """A file that may be right and cannot be run here; the message says why."""
 
 
 def load_student(run_dir: Path) -> Tapped:
@@ -115,7 +133,8 @@ def _compare(logits: Tensor, expected: Tensor, path: Path) -> None:
     worst = (logits - expected).abs().max().item()
     if not worst <= 1e-4 * max(1.0, expected.abs().max().item()):
         raise RuntimeError(
-            f"{path} gives other logits than the student (by up to {worst:.2g}): do not use it"
+            f"{path} gives other logits than the student (by up to {worst:.2g}): nothing was"
+            " written, leave that format out"
         )
 
 
@@ -143,14 +162,25 @@ def _read_onnx(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    onnx.checker.check_model(str(path), full_check=True)
-    program = ReferenceEvaluator(str(path))
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise RuntimeError(f"{path.name} is no valid ONNX program: {error}") from error
+    except Exception as error:
+        raise _Unchecked(f"onnx.checker cannot read it ({_brief(error)})") from error
 
     def run(images: Tensor) -> Tensor:
-        logits, *_ = program.run(["logits"], {"images": images.numpy()})
+        try:
+            logits, *_ = ReferenceEvaluator(str(path)).run(["logits"], {"images": images.numpy()})
+        except Exception as error:  # an operator that it lacks, or its memory: nothing about the file
+            raise _Unchecked(f"onnx.reference cannot run it ({_brief(error)})") from error
         return torch.from_numpy(logits)
 
     return run
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
 
 
 _READERS = {"safetensors": _read_safetensors, "torch_export": _read_program, "onnx": _read_onnx}

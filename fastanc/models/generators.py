@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from fastanc.files import written
+
 
 class Generator(nn.Module):
     """Latent vectors [B, Z] -> images [B, C, out_px, out_px], float, 0..1 scale.
@@ -90,4 +92,5 @@ def save_sheet(generator: nn.Module, latents: Tensor, path: Path, columns: int =
         y, x = (number // columns) * (side + gap), (number % columns) * (side + gap)
         sheet[:, y : y + side, x : x + side] = image
     pixels = sheet.permute(1, 2, 0).squeeze(2).numpy()
-    Image.fromarray(pixels).save(path)
+    with written(path) as file:
+        Image.fromarray(pixels).save(file, "PNG")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from fastanc.files import written
 from fastanc.models.taps import Adapted, Tapped, Wrapper, unwrapped
 
 _PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.")
@@ -120,16 +121,15 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
 def write_safetensors(
     path: str | os.PathLike[str], state: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    """Write tensors so that the file appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(state, part, metadata)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write tensors so that the file appears whole or not at all, and equal ones are equal bytes."""
+    data = save(state, metadata)
+    # The library writes the header's keys in an order that differs between processes.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with written(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(memoryview(data)[end:])
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
