@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, ROOT, table
+from fastanc.files import make_folder, write_text
 
 PAGE = ROOT / "docs" / "results.md"
 _HEAD = """# Results
@@ -40,8 +41,8 @@ def regenerate(results: Path = RESULTS, page: Path = PAGE) -> str:
         parts += [_section(run) for _, run in sorted(devices.items())]
     parts += [_note(name, text) for name, text in notes.items()]
     text = "\n".join(parts)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    make_folder(page.parent)
+    write_text(page, text)
     return text
 
 

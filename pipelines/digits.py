@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastanc.files import HOUR_S, make_folder, sweep, write_bytes
 from fastanc.pipelines.places import cache_dir
 from fastanc.pipelines.tar_file import END_MARK, member_bytes
 
@@ -37,10 +37,9 @@ def digits_tar(split: str) -> Path:
     numbers = np.arange(len(labels))
     numbers = numbers[(numbers % 5 == 0) == (split == "val")]
     names = sorted((f"{labels[i]}/{i:04d}.jpg", i) for i in numbers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(b"".join(member_bytes(name, _jpeg(images[i])) for name, i in names) + END_MARK)
-    os.replace(part, path)
+    make_folder(path.parent)
+    sweep(path.parent, path.name, older_than_s=HOUR_S)
+    write_bytes(path, b"".join(member_bytes(name, _jpeg(images[i])) for name, i in names) + END_MARK)
     return path
 
 

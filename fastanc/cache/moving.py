@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from fastanc import files
 from fastanc.cache.identity import IDENTITY, folder_name
 from fastanc.cache.shards import DATA, RECORD, explain, make_folder, write_file
 from fastanc.cache.store import Store
@@ -32,20 +33,17 @@ def export_cache(store: Store, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".tar":
         return import_cache(store.path, path).path
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(temporary, "w") as tar:
+        files.make_folder(path.parent)
+        files.sweep(path.parent, path.name, older_than_s=files.HOUR_S)
+        with files.whole(path) as part, tarfile.open(part, "w") as tar:
             tar.add(store.path / IDENTITY, IDENTITY)
             for record in sorted(store.path.glob(f"view-*/*{RECORD}")):
                 _refuse(record, store.examine(record))
                 for file in (record.with_suffix(DATA), record):
                     tar.add(file, f"{file.parent.name}/{file.name}")
-        temporary.replace(path)
     except OSError as error:
         raise explain(path.parent, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

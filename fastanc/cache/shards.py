@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastanc import files
 from fastanc.cache.rows import Part
 
 FORMAT = 1
 PAGE = 4096
-DATA, RECORD, TEMPORARY = ".bin", ".json", ".tmp"
+DATA, RECORD = ".bin", ".json"
 _INDEX = "index"
 _CHUNK = 8 << 20
 
@@ -102,40 +103,20 @@ def write_file(path: Path, chunks: Iterable[Any]) -> None:
     Raises:
         ValueError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with open(temporary, "wb") as file:
+        with files.written(path) as file:
             for chunk in chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise explain(path.parent, error) from error
-        raise
+    except OSError as error:
+        raise explain(path.parent, error) from error
 
 
 def make_folder(folder: Path) -> None:
     """Create a folder durably; raises ValueError where that is not possible."""
-    if folder.is_dir():
-        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
+        files.make_folder(folder)
     except OSError as error:
         raise explain(folder, error) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_shard(folder: Path, identity: str, index: np.ndarray, arrays: Mapping[str, np.ndarray]) -> int:
@@ -233,5 +214,5 @@ def list_files(folder: Path) -> Listing:
     return Listing(
         [folder / name for name in names if name.endswith(RECORD)],
         [folder / n for n in names if n.endswith(DATA) and n.removesuffix(DATA) not in committed],
-        [folder / name for name in names if name.endswith(TEMPORARY)],
+        [folder / name for name in names if name.endswith(files.TEMPORARY)],
     )

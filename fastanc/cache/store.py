@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from fastanc.cache.shards import (
     write_shard,
 )
 from fastanc.cache.table import ViewTable
+from fastanc.files import TEMPORARY, scratch
 
 ROWS_PER_SHARD = 16384
 _SHOWN = 4
@@ -175,7 +175,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise ValueError now where a later write could not work."""
-        probe = self.path / f"probe-{secrets.token_hex(4)}.tmp"
+        probe = scratch(self.path / "probe")
         try:
             probe.touch()
             probe.unlink()
@@ -267,7 +267,7 @@ class Store:
                 with contextlib.suppress(OSError):
                     self._folder(view).rmdir()
                 self._tables.pop(view, None)
-        for path in self.path.glob("*.tmp"):
+        for path in self.path.glob(f"*{TEMPORARY}"):
             if _older(path, time.time() - stray_age_s):
                 path.unlink(missing_ok=True)
                 removed.append(path)

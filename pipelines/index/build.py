@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fastanc.files import make_folder, sweep, write_bytes
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, list_source
@@ -92,7 +93,7 @@ def build_index(
     """
     source = Path(source)
     out = Path(out) if out is not None else index_path(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     listing = list_source(source)
     texts = _label_texts(listing, labels, synsets)
     numbers, classes = _number_labels(texts, classes or listing.classes, source)
@@ -101,6 +102,7 @@ def build_index(
     if keep and out.exists():
         journal.remove()
         return Index.load(out)
+    sweep(out.parent, out.name)  # only who holds the journal writes there
     try:
         looks = _look_at_all(listing, journal, workers or default_workers(), full, progress)
         index, rejected = _assemble(source, listing, looks, numbers, classes)
@@ -201,11 +203,12 @@ def _assemble(
 
 def write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
     """Write one line `name<TAB>reason` per rejected file; without any, remove an older list."""
-    path.unlink(missing_ok=True)
-    if rejected:
+    if not rejected:
+        path.unlink(missing_ok=True)
+    else:
         escape = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
         lines = [f"{name.translate(escape)}\t{reason.translate(escape)}\n" for name, reason in rejected]
-        path.write_text("name\treason\n" + "".join(lines), encoding="utf-8", errors="surrogateescape")
+        write_bytes(path, ("name\treason\n" + "".join(lines)).encode(errors="surrogateescape"))
 
 
 def summary(index: Index, out: Path | None = None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from fastanc.files import make_folder, named, put, sweep, write_text
 from fastanc.pipelines.index.build import (
     Index,
     build_index,
@@ -82,18 +82,20 @@ def pack(
     where `out` exists, ValueError where a file changed since it was indexed.
     """
     source, out, workers = Path(source), Path(out), workers or default_workers()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with locked(out.with_name(f"{out.name}.lock")):
         if out.exists():
             raise FileExistsError(f"{out} exists: remove it first, or choose another name")
         index = open_index(source)
         names, rows = _members(index)
         part = out.with_name(f"{out.name}.part")
+        sweep(out.parent, _identity_path(part).name)
         done = _resume(part, _identity(index, short_side, quality), names)
         shrink = partial(_shrink, short_side=short_side, quality=quality)
         tasks = _tasks(index, names, rows, done, short_side)
         with (
             tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar,
+            named(part),
             open(part, "ab") as tar,
         ):
             for data, count in in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1):
@@ -101,9 +103,7 @@ def pack(
                 tar.flush()
                 bar.update(count)
             tar.write(END_MARK)
-            tar.flush()
-            os.fsync(tar.fileno())
-        os.replace(part, out)
+        put(part, out)
         _identity_path(part).unlink()
     classes = class_folders(index) if index.labels is not None else None
     packed = build_index(out, classes=classes, workers=workers, progress=progress)
@@ -169,7 +169,7 @@ def _resume(part: Path, identity: dict[str, object], names: list[str]) -> int:
     """
     note = _identity_path(part)
     end, done = 0, 0
-    if part.exists() and note.exists() and json.loads(note.read_text()) == identity:
+    if part.exists() and _said(note) == identity:
         position = {name: k for k, name in enumerate(names)}
         previous = 0
         try:
@@ -178,11 +178,18 @@ def _resume(part: Path, identity: dict[str, object], names: list[str]) -> int:
                 previous = member.offset + -(-member.length // BLOCK) * BLOCK
         except ValueError:
             pass  # no end mark: the pack was killed
-    else:
-        note.write_text(json.dumps(identity))
     with open(part, "ab") as tar:
         tar.truncate(end)
+    if not end:  # last, so that no other source's members ever stand under this note
+        write_text(note, json.dumps(identity))
     return done
+
+
+def _said(note: Path) -> object:
+    try:
+        return json.loads(note.read_text())
+    except (OSError, ValueError):  # none, or one that a kill cut off
+        return None
 
 
 def _shrink(tasks: list[_Task], short_side: int, quality: int) -> tuple[bytes, int]:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastanc.files import written
+
 MAGIC = b"FANCIDX1"
 _ALIGN = 64
 _COLUMNS = (
@@ -143,16 +145,12 @@ class Index:
         }
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 16) % _ALIGN)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with open(part, "wb") as file:
+        with written(path) as file:
             file.write(MAGIC + struct.pack("<Q", len(text)) + text)
             for name in columns:
                 data = np.ascontiguousarray(getattr(self, name))
                 file.write(data.data if data.nbytes else b"")
                 file.write(b"\0" * (-data.nbytes % _ALIGN))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Index:

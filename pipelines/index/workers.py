@@ -17,6 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO, TypeVar
 
+from fastanc.files import named
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -176,8 +178,9 @@ class Journal:
         self._write(job, result)
 
     def _write(self, job: int, result: Any) -> None:
-        self._file.write(json.dumps([job, result]).encode() + b"\n")
-        self._file.flush()
+        with named(self.path):
+            self._file.write(json.dumps([job, result]).encode() + b"\n")
+            self._file.flush()
 
     def remove(self) -> None:
         """End the work: the journal is no longer needed."""
