@@ -86,6 +86,11 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path: P
         assert "SCALED: 0.1 of the full schedule" in text
         assert "the teacher is not trained" in text
     assert len([*(out / "cache").iterdir()]) == 2  # of the views, and of the validation set
+    cut = out / "anc-seed1" / "summary.json"  # as a kill left it before files appeared whole
+    os.truncate(cut, 40)
+    assert read_row("anc", [cut.parent], "error_pct", None).values == ()
+    run_study(load(str(study)), out, 0.1)
+    assert without_time(tmp_path / "whole" / "table.json") == without_time(out / "table.json")
     with pytest.raises(ValueError, match=r"optimizer\.lr 0\.01, the study now has 0\.02"):
         run_study(load(str(study)), out, 0.1, ["--optimizer.lr", "0.02"])
 

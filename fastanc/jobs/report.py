@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastanc.files import make_folder, write_text
 from fastanc.jobs.report_page import RunFolder, page
+from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
 
 _DASH = "–"
@@ -48,8 +49,8 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     runs = _read(run_dirs)
     html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
     out_path = Path(out_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    out_path.write_text(html, encoding="utf-8")
+    make_folder(out_path.parent)
+    write_text(out_path, html)
     return out_path
 
 
@@ -63,8 +64,7 @@ def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
             raise FileNotFoundError(
                 f"{folder} is not a run's folder: it has neither config.yaml, metrics.jsonl nor summary.json"
             )
-        path = folder / "summary.json"
-        summaries.append(json.loads(path.read_text()) if path.is_file() else {})
+        summaries.append(read_summary(folder) or {})
     names = [summary.get("name", folder.name) for summary, folder in zip(summaries, folders)]
     twice = {name for name, count in Counter(names).items() if count > 1}
     return [

@@ -16,10 +16,12 @@ import draccus
 import yaml
 
 from fastanc.config import Config
+from fastanc.files import make_folder, write_text
 from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.parsing import parse, with_teacher
 from fastanc.train import train
+from fastanc.training.folder import read_summary
 
 Overrides = Mapping[str, Any]
 
@@ -62,7 +64,7 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether it has nothing left to do."""
-        return (self.config.run.folder / "summary.json").is_file()
+        return read_summary(self.config.run.folder) is not None
 
 
 def study_names() -> list[str]:
@@ -265,9 +267,9 @@ def _table(study: Study, grid: Sequence[Cell]) -> tuple[str, list[Any], str]:
 def _write(study: Study, grid: Sequence[Cell], out: Path, notes: Sequence[str]) -> str:
     title, rows, metric = _table(study, grid)
     text = as_text(title, rows, metric, notes)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.txt").write_text(text)
-    (out / "table.json").write_text(json.dumps(as_values(title, rows, metric, notes), indent=1))
+    make_folder(out)
+    write_text(out / "table.txt", text)
+    write_text(out / "table.json", json.dumps(as_values(title, rows, metric, notes), indent=1))
     return text
 
 

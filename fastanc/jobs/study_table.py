@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
 
 METRICS = {"error_pct": "error %", "accuracy_pct": "accuracy %"}
@@ -41,12 +41,13 @@ class Row:
 
 
 def read_row(name: str, folders: Sequence[Path], metric: str, paper: float | None) -> Row:
-    """Return a row from its runs' folders; a run without summary.json does not count yet."""
+    """Return a row from its runs' folders; a run that is not finished does not count yet."""
     values, walls = [], []
     for folder in folders:
-        if not (folder / "summary.json").is_file():
+        summary = read_summary(folder)
+        if summary is None:
             continue
-        error = json.loads((folder / "summary.json").read_text())["val"]["error_pct"]
+        error = summary["val"]["error_pct"]
         values.append(error if metric == "error_pct" else 100 - error)
         # Unlike the summary's, this time goes on where a run was resumed.
         lines = read_metrics(folder / "metrics.jsonl")

@@ -8,8 +8,6 @@ checkpoints/step-00001234/state.pt    every player's weights and optimizer
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 import zlib
 from collections.abc import Mapping
@@ -18,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastanc.files import make_folder, remove, whole
 
 _MARK = "COMPLETE"
 # Fields in which a run may differ from the checkpoint that it continues.
@@ -70,23 +70,21 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         final = self.folder / f"step-{step:08d}"
-        scratch = self.folder / f".step-{step:08d}.{os.getpid()}.tmp"
         try:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            torch.save(state, scratch / "state.pt")
-            (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
-            seal = {name: _seal_of(scratch / name) for name in ("state.pt", "meta.json")}
-            (scratch / _MARK).write_text(json.dumps(seal))
-            for path in (*scratch.iterdir(), scratch):
-                _fsync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(scratch, final)
-            _fsync(self.folder)
+            make_folder(self.folder)
+            with whole(final) as part:
+                part.mkdir()
+                torch.save(state, part / "state.pt")
+                (part / "meta.json").write_text(json.dumps(meta, indent=1))
+                seal = {name: _seal_of(part / name) for name in ("state.pt", "meta.json")}
+                (part / _MARK).write_text(json.dumps(seal))
             for old in self.complete()[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            shutil.rmtree(scratch, ignore_errors=True)
+                remove(old)
+        except (
+            OSError,
+            RuntimeError,
+            MemoryError,
+        ) as error:  # torch.save reports a full disk as RuntimeError
             newest = self.complete()[-1:]
             self._error = OSError(
                 f"checkpoint {final} could not be written ({error}): free some space and resume from"
@@ -153,14 +151,6 @@ def _seal_of(path: Path) -> tuple[int, int]:
         while chunk := file.read(1 << 24):
             crc = zlib.crc32(chunk, crc)
     return path.stat().st_size, crc
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastanc.files import named, write_text
 from fastanc.methods.base import Watch
 from fastanc.training.bottleneck import Clock, bottleneck
 
@@ -244,14 +244,12 @@ class Monitor:
             finite = {
                 k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
             }
-            with self._path.open("a") as file:
+            with named(self._path), self._path.open("a") as file:
                 file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def _keep_lines_before(self, start: int) -> float:
         """Remove the lines of steps that will be made again; return the training seconds that remain."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [x for x in read_metrics(self._path) if x["step"] < start] if self._path.exists() else []
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         return max((line["wall_s"] for line in kept if "wall_s" in line), default=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -20,6 +19,7 @@ from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
+from fastanc.training.folder import finish_folder, open_folder
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interrupted, Interruption
@@ -126,8 +126,7 @@ class Run:
     def _open_folder(self) -> Monitor:
         settings = self._settings
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(settings.text)
+            open_folder(self.folder, settings.text)
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
             self.folder,
@@ -274,7 +273,7 @@ class Run:
         if self.is_main:
             zoo.save_weights(self.game.kept, self.folder / "student.safetensors")
             self.method.save(self.players.modules(), self.folder)
-            (self.folder / "summary.json").write_text(json.dumps(self._summary(result), indent=1))
+            finish_folder(self.folder, self._summary(result))
         self.accelerator.wait_for_everyone()
         return self.folder
 
