@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _job(jobs, "export", _export, "write a run's student for use elsewhere")
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
+    export.add_argument("--plugin", help="Python file that registers the student's network")
     export.add_argument("--formats", nargs="+", default=["safetensors", "torch_export"])
 
     index = _job(jobs, "index", _index, "index a folder or tar of images, and name the bad files")
@@ -196,6 +197,10 @@ def _study(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from fastanc.jobs.export import export, load_student
 
+    if options.plugin:
+        from fastanc.parsing import import_plugin
+
+        import_plugin(options.plugin)
     for kind, path in export(load_student(options.run_dir), options.out, options.formats).items():
         print(f"{kind}: {path}")
 

@@ -105,7 +105,7 @@ def decode(tree: dict[str, Any]) -> Config:
     if isinstance(method, dict) and "type" not in method:
         tree = {**tree, "method": {"type": "anc", **method}}
     if isinstance(tree.get("run"), dict) and tree["run"].get("plugin"):
-        _import_plugin(str(tree["run"]["plugin"]))
+        import_plugin(str(tree["run"]["plugin"]))
     _check_keys(tree, Config, "")
     try:
         return draccus.decode(Config, tree)
@@ -118,7 +118,7 @@ def decode(tree: dict[str, Any]) -> Config:
         raise ValueError(" ".join(str(sentence).split())) from error
 
 
-def _import_plugin(file: str) -> None:
+def import_plugin(file: str) -> None:
     """Import a user's Python file, once per process; ValueError says what is wrong with it."""
     path = Path(file).resolve()
     name = f"fastanc_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"

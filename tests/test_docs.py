@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ast
+import copy
+import json
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from tiny_run import LENETS, as_words
+from torch.utils.data import DataLoader, TensorDataset
 
+import fastanc
 from fastanc.config import Config
 from fastanc.methods.base import Method
 
@@ -120,3 +130,64 @@ def test_one_file_reads_the_configuration() -> None:
         "train.py",
         "training/assemble.py",
     }
+
+
+def blocks(path: Path) -> list[str]:
+    """Return the Python blocks of a document, in order."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def photos(folder: Path, count: int = 40) -> Path:
+    folder.mkdir()
+    for k in range(count):
+        pixels = np.random.default_rng(k).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(pixels).resize((96, 72)).save(folder / f"{k:02d}.jpg")
+    return folder
+
+
+def test_readme_s_example_from_python_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos")
+    place: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(blocks(ROOT / "README.md")[0], "README.md", "exec"), place)
+    result = place["result"]
+    assert isinstance(result, fastanc.Result)
+    assert 0 <= result.metrics["agreement_pct"] <= 100
+    assert (result.folder / "summary.json").is_file()
+    assert result.student(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_readme_s_own_loop_trains(tmp_path: Path) -> None:
+    place: dict[str, object] = {}
+    exec(compile(blocks(ROOT / "README.md")[1], "README.md", "exec"), place)
+    torch.manual_seed(0)
+    nets = [
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, w, 3, 2),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(w, 5),
+        )
+        for w in (16, 4)
+    ]
+    images = torch.rand(32, 3, 64, 64)
+    loader = DataLoader(TensorDataset(images, torch.zeros(32, dtype=torch.int64)), batch_size=8)
+    before = copy.deepcopy(nets[1].state_dict())
+    student, moves = place["distil"](nets[0], nets[1], loader)  # type: ignore[operator]
+    assert student is nets[1]
+    assert [move.player for move in moves] == ["discriminator", "student"]
+    assert all(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
+    assert all(not p.requires_grad for p in nets[0].parameters())
+
+
+def test_readme_s_method_is_trained_as_it_is_printed(tmp_path: Path) -> None:
+    (code,) = [block for block in blocks(ROOT / "README.md") if 'register_method("mine")' in block]
+    (tmp_path / "mine.py").write_text(code)
+    words = as_words({**LENETS, "run.out": str(tmp_path), "run.max_steps": "2", "data.batch": "16"})
+    more = ["--plugin", str(tmp_path / "mine.py"), "--method.type", "mine", "--method.weight", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastanc.train", *words, *more], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "digits-anc" / "metrics.jsonl").open()]
+    assert any("student/error" in line for line in lines)

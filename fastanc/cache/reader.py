@@ -1,4 +1,19 @@
-"""Rows of any images and views by `preadv`: no mmap, no locks, exactly the bytes asked for; threads for storage."""
+"""Rows of any images and views by `preadv`: no mmap, no locks, exactly the bytes asked for; threads for storage.
+
+A batch asks for some hundred rows of 4 KB that lie all over the shards of a view. What happens to one of them:
+
+1. The view's table turns its image number into (shard, row); a shard's commit record says where each part of its rows
+   begins, so a row is a file, an offset and a size. Rows that are neighbours on disk and in the batch become one
+read.
+2. One thread first reads whatever the page cache holds (RWF_NOWAIT), because a copy from memory is fastest without
+   any hand-over; it stops at the first row that would wait for storage.
+3. The rest is dealt to threads, each with reads enough to be worth waking: a disk is fast only when it is asked for
+   much at a time, and `preadv` gives up the GIL while it waits.
+
+`_Opened` is what makes this safe beside a writer without a lock in the reads: a view's open files, offsets and small
+resident parts are arrays over the shard number, and when shards are committed they are replaced by longer arrays,
+never changed. A thread that holds the older ones reads on as before; shard numbers never move.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Where each image of a view lies: image number -> (shard, row)."""
+"""Where each image of a view lies: image number -> (shard, row).
+
+Two ways of filling a cache meet here. `fastanc cache build` commits contiguous ranges of images; they are kept as
+three sorted columns and found by bisection, some hundred numbers for ImageNet. Filling while training commits the
+images of an epoch's order, so a shard holds a list; from the first list (or overlap) on, the view has a dense array
+with one integer an image: its row counted over all shards, from which bisection over `bases` gives the shard back.
+Rows of one image in several shards are equal (a row is a pure function of view and image), so the first found counts.
+`refresh` reads only the records that are new, and a lookup takes the lock for less than a batch's bisection.
+"""
 
 from __future__ import annotations
 

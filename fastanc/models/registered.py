@@ -26,9 +26,10 @@ def register_network(name: str) -> Callable[[Maker], Maker]:
     nn.Module from normalised images [B, C, H, W] to logits [B, K], or a Tapped. ValueError for a name that is taken.
     """
 
+    if not name or set(name) & set(":@/ "):
+        raise ValueError(f"register_network: {name!r} is no name: take letters, digits, - and _")
+
     def register(make: Maker) -> Maker:
-        if not name or set(name) & set(":@/ "):
-            raise ValueError(f"register_network: {name!r} is no name: take letters, digits, - and _")
         known = _MAKERS.get(name)
         if known is not None and _whereabouts(known) != _whereabouts(make):
             raise ValueError(f"register_network: {name!r} is taken by {_title(known)}: choose another name")

@@ -119,6 +119,7 @@ def describe_names() -> list[tuple[str, str]]:
             "torchvision:NAME[@WEIGHTS]",
             "any torchvision classifier, e.g. torchvision:resnet152@IMAGENET1K_V1",
         ),
+        *((name, f"registered by {make}") for name, make in registered_names().items()),
         ("timm:NAME[@pretrained]", "any timm classifier, e.g. timm:resnet50.a1_in1k@pretrained"),
     ]
 
@@ -153,7 +154,7 @@ def build(
     elif library == "timm":
         bare = from_timm(rest, shape, new_head=new_head)
     else:
-        bare = make_registered(name, shape) or _own(name, shape)
+        bare = _own(name, shape)
     published = {"mean": bare.mean, "std": bare.std}
     if weights is not None:
         state, metadata = read_weights(weights)
@@ -212,8 +213,8 @@ def is_registered(name: str) -> bool:
 def tap(
     network: nn.Module,
     *,
-    in_channels: int,
     image_px: int,
+    in_channels: int = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str | None = None,
@@ -269,6 +270,12 @@ def own_classes(name: str, weights: str | os.PathLike[str] | None, in_channels: 
 def _own(name: str, shape: Shape) -> Bare:
     for family in _FAMILIES:
         if match := re.fullmatch(family.pattern, name):
+            if is_registered(name):
+                raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
             return Bare(family.make(shape, match.groups()))
+    if (bare := make_registered(name, shape)) is not None:
+        return bare
     known = ", ".join(example for example, _ in describe_names())
-    raise ValueError(f"network {name!r} is unknown: take a name like {known}")
+    raise ValueError(
+        f"network {name!r} is unknown: take a name like {known}, or name the Python file that registers it (--plugin)"
+    )

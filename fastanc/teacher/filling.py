@@ -1,4 +1,15 @@
-"""The teacher that fills the cache while it teaches: the first student pays, every later one rides."""
+"""The teacher that fills the cache while it teaches: the first student pays, every later one rides.
+
+A batch goes through four stations. Its rows were read ahead, as far as they are there. Those that are missing are
+looked for once more, since this process has handed over more rows than are committed (it then waits for its own
+writer), and another process may fill the same view (looked at every few seconds, not in every step). The teacher runs
+for the rest: for the whole batch where much is missing, so that its arithmetic is that of an uninterrupted run, or
+for
+the few images alone, repeated up to one fixed size, so that a compiled teacher meets one more shape and not many.
+And what it says is rounded to rows *before* the student sees it: the first student's targets are the bits that every
+later one reads. The rows of a batch are committed together, so a run that is killed finds all or none of them, and
+computes the same bits again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Rows on the training device before they are asked for: reading ahead by step, or a cache kept in memory."""
+"""Rows on the training device before they are asked for: reading ahead by step, or a cache kept in memory.
+
+The order of the images is arithmetic, so what step k + 4 will ask for is known at step k. `ReadAhead.take(batch)`
+hands out the rows that a thread has read for this step and lets it begin with the coming ones. Three things could go
+wrong. The batch may not be what `picks` said (an evaluation, a loop of somebody's own): then the prepared rows are
+left alone and the right ones are read now. On a GPU the thread copies on a stream of its own, so the training stream
+waits for the copy's event, not for the host, and `record_stream` tells the allocator that the memory is in use there
+until the step has passed. And rows that were missing when they were read ahead may have been written since: that is
+`Filling`'s to look after.
+"""
 
 from __future__ import annotations
 

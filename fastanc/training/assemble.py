@@ -264,7 +264,12 @@ def _open_game(config: Config, accelerator: Accelerator, source: Input, given: G
     # A seed of their own: a student by name and one that is given meet the same opponents.
     set_seed(config.run.seed + _GAME_SEED)
     spec = TeacherSpec(num_classes) if teacher is None else teacher.spec
-    networks = method.networks(student, spec)
+    if student.num_classes != num_classes:
+        raise ValueError(
+            f"the student gives {student.num_classes} logits where {num_classes} classes are to be learnt: give one"
+            f" with {num_classes}"
+        )
+    networks = method.networks(student.train(), spec)  # a network that was given may come from an evaluation
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         # DeepSpeed views weights as bytes, which needs the contiguous layout.
         networks["student"].to(memory_format=torch.channels_last)

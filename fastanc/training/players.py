@@ -275,7 +275,7 @@ def players_of(
     if not isinstance(teacher, TeacherSpec):
         teacher = spec_of(teacher.eval().requires_grad_(False))
     optimizers = {"student": optimizer or OptimizerConfig(), **method.optimizers()}
-    networks = method.networks(student, teacher)
+    networks = method.networks(student.train(), teacher)
     return Players(accelerator or make_accelerator(), networks, optimizers, frozen=frozen_of(method, teacher))
 
 

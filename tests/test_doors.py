@@ -1,0 +1,154 @@
+"""What a user brings from outside the package, each in one file: a network, a data set, a method."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import LENETS, as_words
+
+from fastanc.models import zoo
+from fastanc.models.libraries import Shape
+from fastanc.models.registered import make_registered, register_network
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+NETWORK = '''
+"""A network of my own."""
+import fastanc
+from torch import nn
+
+@fastanc.register_network("tiny")
+class Tiny(nn.Module):
+    def __init__(self, num_classes, width=6):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+'''
+DATA = '''
+"""A data set of my own: noise of two colours."""
+import fastanc, numpy as np
+
+@fastanc.register_dataset("colours")
+def colours(split, root):
+    draw = np.random.default_rng(split == "val")
+    labels = draw.integers(0, 2, 96)
+    images = draw.integers(0, 100, (96, 32, 32, 3), np.uint8)
+    images[..., 0] += (100 * labels[:, None, None]).astype(np.uint8)
+    return images, labels
+'''
+METHOD = '''
+"""A method of my own: signs."""
+from dataclasses import dataclass
+import fastanc
+
+@fastanc.register_method("signs")
+@dataclass(frozen=True, kw_only=True)
+class Signs(fastanc.Method):
+    weight: float = 1.0
+    needs = frozenset({"logits"})
+
+    def student_play(self, nets, batch, out):
+        return fastanc.Played({"signs": self.weight * (out.logits - batch.target.logits.sign()).square().mean()})
+'''
+
+
+def run(tmp_path: Path, code: str, **fields: str) -> Path:
+    """Write a plugin file and train a few steps with it through the command."""
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    chosen = {
+        **LENETS,
+        "run.out": str(tmp_path),
+        "run.name": "run",
+        "run.max_steps": "3",
+        "data.batch": "16",
+        **fields,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "fastanc.train", "--plugin", str(file), *as_words(chosen)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return tmp_path / "run"
+
+
+def test_a_network_from_a_file_is_trained_and_exported_by_its_name(tmp_path: Path) -> None:
+    folder = run(tmp_path, NETWORK, **{"student.name": "tiny"})
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["student"] == "tiny"
+    assert summary["params"] == 6 * 3 * 25 + 6 + 24 * 10 + 10
+    command = [
+        sys.executable,
+        "-m",
+        "fastanc.cli",
+        "export",
+        str(folder),
+        str(tmp_path / "out"),
+        "--formats",
+        "torch_export",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    assert "network 'tiny' is unknown" in done.stderr
+    assert "--plugin" in done.stderr
+    done = subprocess.run(
+        [*command, "--plugin", str(tmp_path / "mine.py")], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    program = torch.export.load(tmp_path / "out" / "student.pt2").module()
+    assert program(torch.rand(4, 3, 32, 32)).shape == (4, 10)
+
+
+def test_a_data_set_from_a_file_is_trained_on_by_its_name(tmp_path: Path) -> None:
+    folder = run(
+        tmp_path, DATA, **{"data.name": "colours", "method.type": "supervised", "student.name": "lenet5"}
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["dataset"] == "colours"
+    assert 0 <= summary["val"]["error_pct"] <= 100
+
+
+def test_a_method_from_a_file_is_played_by_its_name(tmp_path: Path) -> None:
+    folder = run(tmp_path, METHOD, **{"method.type": "signs", "run.log_every": "1"})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "student/signs" in line] == [0, 1, 2]
+
+
+def test_a_name_that_is_taken_is_refused_and_the_same_file_is_not() -> None:
+    def make(num_classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, num_classes))
+
+    assert register_network("flat")(make) is make
+    register_network("flat")(make)
+    with pytest.raises(ValueError, match=r"'flat' is taken by .*make: choose another name"):
+        register_network("flat")(lambda num_classes: make(num_classes))
+    with pytest.raises(ValueError, match="'a:b' is no name"):
+        register_network("a:b")
+    assert zoo.build("flat", num_classes=4, image_px=8)(torch.zeros(2, 3, 8, 8)).logits.shape == (2, 4)
+
+
+def test_a_function_gets_what_it_takes_and_must_return_a_network() -> None:
+    seen = {}
+
+    @register_network("asks")
+    def asks(image_px: int, **others: int) -> torch.nn.Module:
+        seen.update(others, image_px=image_px)
+        return torch.nn.Identity()
+
+    make_registered("asks", Shape(5, 1, 28))
+    assert seen == {"num_classes": 5, "in_channels": 1, "image_px": 28}
+    register_network("wrong")(lambda: "a string")
+    with pytest.raises(ValueError, match="network 'wrong' is a str: its function must return an nn.Module"):
+        make_registered("wrong", Shape(5, 1, 28))
+    with pytest.raises(ValueError, match="give the same object again, or name the Python file"):
+        make_registered("object:__main__.Nobody", Shape(5, 1, 28))
