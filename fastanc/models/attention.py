@@ -123,5 +123,6 @@ def estimators_for(
             f"ksanc needs stage maps of {network.name}: name modules in student.stages and teacher.stages"
         )
     if network.feature_dim is None:
-        raise ValueError(f"ksanc needs the features of {network.name}, which has no linear head: name one")
+        why = network.no_head or "name one"
+        raise ValueError(f"ksanc needs the features of {network.name}, which has no linear head: {why}")
     return AttentionEstimators(network.feature_dim, network.stage_channels(), target_channels, **options)

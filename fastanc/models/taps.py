@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastanc.batch import Outputs
-
-_STAGE_PATTERNS = (
-    r"layer\d+",  # ResNets, own and torchvision's and timm's
-    r"block\d+",  # NiN, LeNets
-    r"stages\.\d+",  # timm: ConvNeXt, RegNet and others
-    r"blocks\.\d+",  # timm: EfficientNet, MobileNet
-    r"features\.denseblock\d+",
-    r"trunk_output\.block\d+",
-)
+from fastanc.models.heads import as_linear, last_linear, may_be_head, pooled, width
+from fastanc.models.stages import stages_of
 
 
 class _Frames:
@@ -35,7 +28,7 @@ class _Frames:
 
 def _keep_input(frames: _Frames, module: nn.Module, args: tuple[Tensor, ...]) -> None:
     if frames.open:
-        frames.open[-1]["features"] = args[0].flatten(1)
+        frames.open[-1]["features"] = pooled(module, args[0])
 
 
 def _keep_output(frames: _Frames, name: str, module: nn.Module, args: object, output: Tensor) -> None:
@@ -43,26 +36,9 @@ def _keep_output(frames: _Frames, name: str, module: nn.Module, args: object, ou
         frames.open[-1][name] = output
 
 
-def stages_of(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules whose outputs are the network's stage maps, shallow to deep.
-
-    Raises ValueError where the family is unknown.
-    """
-    names = [name for name, _ in network.named_modules()]
-    for pattern in _STAGE_PATTERNS:
-        found = tuple(name for name in names if re.fullmatch(pattern, name))
-        if len(found) > 1:
-            return found
-    raise ValueError(
-        f"{type(network).__name__} has no stages that fastanc knows: name the modules to tap in `stages`, "
-        f"e.g. {', '.join(name for name, _ in network.named_children())}"
-    )
-
-
-def last_linear(network: nn.Module) -> str | None:
-    """Return the name of the last nn.Linear in module order, or None."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else None
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of a network's output: torchvision's Inceptions add auxiliary ones while they train."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 class Wrapper(nn.Module):
@@ -87,6 +63,7 @@ class Tapped(Wrapper):
     as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
     "auto" takes the family's own. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
     bare network's with every key under `bare.`. Raises ValueError when a name fits no module.
+    What is built here is taken at its word: `probe.checked` runs it and finds the head that it really has.
     """
 
     holds = "bare"
@@ -111,10 +88,11 @@ class Tapped(Wrapper):
         self.name, self.in_channels, self.image_px = name, in_channels, image_px
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
-        self.head_name = head or last_linear(network)
+        self.maps_channels_last: frozenset[str] = frozenset()
+        self.head_given, self.head_name, self.no_head = head is not None, head or last_linear(network), ""
         if num_classes is None:
             if self.head is None:
-                raise ValueError(f"{self._title} has no linear head: say its num_classes")
+                raise ValueError(f"{self.title} has no linear head: say its num_classes")
             num_classes = self.head.out_features
         elif head is None and self.head is not None and self.head.out_features != num_classes:
             self.head_name = None
@@ -124,8 +102,8 @@ class Tapped(Wrapper):
         self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().view(-1, 1, 1), persistent=False)
         self._frames = _Frames()
-        if self.head is not None:
-            self.head.register_forward_pre_hook(partial(_keep_input, self._frames))
+        self._head_hook: RemovableHandle | None = None
+        self.tap_head(self.head_name)
         for stage in self.stage_names:
             self._module(stage).register_forward_hook(partial(_keep_output, self._frames, stage))
 
@@ -143,23 +121,41 @@ class Tapped(Wrapper):
             image_px=self.image_px,
         )
 
+    def tap_head(self, name: str | None, why_none: str = "") -> None:
+        """Read the features at the layer `name` from now on; without one, `why_none` is the reason."""
+        if self._head_hook is not None:
+            self._head_hook.remove()
+        self.head_name, self.no_head, self._head_hook = name, why_none, None
+        if (head := self._head) is not None:
+            self._head_hook = head.register_forward_pre_hook(partial(_keep_input, self._frames))
+
     @property
-    def head(self) -> nn.Linear | None:
-        """The last linear layer, or None."""
+    def _head(self) -> nn.Module | None:
         if self.head_name is None:
             return None
         head = self._module(self.head_name)
-        if not isinstance(head, nn.Linear):
-            raise ValueError(f"head {self.head_name!r} of {self._title} is no nn.Linear: name one, or none")
+        if not may_be_head(head):
+            raise ValueError(
+                f"head {self.head_name!r} of {self.title} is no nn.Linear and no 1 x 1 convolution:"
+                " name one, or none"
+            )
         return head
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear map [K, D] that makes the logits of the features, or None; `no_head` may say why."""
+        head = self._head
+        return None if head is None else as_linear(head)
 
     @property
     def feature_dim(self) -> int | None:
         """D, or None without a head."""
-        return None if self.head is None else self.head.in_features
+        head = self._head
+        return None if head is None else width(head)
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What messages call it."""
         return self.name or type(self.bare).__name__
 
     def _module(self, name: str) -> nn.Module:
@@ -167,7 +163,7 @@ class Tapped(Wrapper):
             return self.bare.get_submodule(name)
         except AttributeError:
             names = ", ".join(name for name, _ in self.bare.named_children())
-            raise ValueError(f"{self._title} has no module {name!r} to tap: its parts are {names}") from None
+            raise ValueError(f"{self.title} has no module {name!r} to tap: its parts are {names}") from None
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (x - mean) / std of uint8 images (0..255) or float ones (0..1), in their memory format."""
@@ -181,13 +177,14 @@ class Tapped(Wrapper):
         frame: dict[str, Tensor] = {}
         self._frames.open.append(frame)
         try:
-            logits = self.bare(self.normalise(images))
+            logits = logits_of(self.bare(self.normalise(images)))
         finally:
             self._frames.open.pop()
-        if not isinstance(logits, Tensor):  # torchvision's Inceptions add auxiliary logits while they train
-            logits = logits[0]
-        stages = tuple(frame[name] for name in self.stage_names) if self.stage_names else None
-        return Outputs(logits, frame.get("features"), stages)
+        maps = tuple(
+            frame[name].permute(0, 3, 1, 2) if name in self.maps_channels_last else frame[name]
+            for name in self.stage_names
+        )
+        return Outputs(logits, frame.get("features"), maps if self.stage_names else None)
 
     @torch.no_grad()
     def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:
@@ -221,7 +218,8 @@ class Adapted(Wrapper):
     def __init__(self, student: Tapped, feature_dim: int) -> None:
         super().__init__()
         if student.feature_dim is None:
-            raise ValueError(f"{student.name} has no linear head, so no features to adapt: name its head")
+            why = student.no_head or "name its head"
+            raise ValueError(f"{student.name} has no linear head, so no features to adapt: {why}")
         self.student = student
         self.adapter = nn.Linear(student.feature_dim, feature_dim)
         self.feature_dim = feature_dim
