@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastanc.models.probe import checked
 from fastanc.models.taps import Tapped
 
 
@@ -37,17 +38,32 @@ def pick_classes(network: Tapped, columns: Sequence[int]) -> Tapped:
         raise ValueError(
             f"teacher.classes names class {wrong[0]}, but {network.name} knows 0 to {network.num_classes - 1}"
         )
-    picked, head = copy.deepcopy(network.bare), network.head
-    if head is None:
-        picked = Columns(picked, columns)
+    picked, stages = copy.deepcopy(network.bare), network.stage_names
+    if network.head_name is None:
+        picked, stages = Columns(picked, columns), tuple(f"whole.{name}" for name in stages)
     else:
-        rows = nn.Linear(head.in_features, len(columns), bias=head.bias is not None)
-        rows.weight.copy_(head.weight[list(columns)])
-        if head.bias is not None:
-            rows.bias.copy_(head.bias[list(columns)])
-        assert network.head_name is not None
-        picked.set_submodule(network.head_name, rows.to(head.weight))
-    return network.around(picked, num_classes=len(columns))
+        _cut(picked.get_submodule(network.head_name), list(columns))
+    return checked(
+        Tapped(
+            picked,
+            head=network.head_name,
+            stages=stages,
+            mean=network.mean,
+            std=network.std,
+            num_classes=len(columns),
+            name=network.name,
+            in_channels=network.in_channels,
+            image_px=network.image_px,
+        )
+    )
+
+
+def _cut(head: nn.Module, columns: list[int]) -> None:
+    """Leave some rows of a linear layer or a 1x1 convolution, in place."""
+    for name in ("weight", "bias"):
+        if (old := getattr(head, name)) is not None:
+            setattr(head, name, nn.Parameter(old.detach()[columns].clone(), old.requires_grad))
+    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(columns))
 
 
 def read_columns(text: str, classes: Sequence[str]) -> list[int]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import nn
 
-from fastanc.models.taps import last_linear
+from fastanc.models.heads import last_linear
+from fastanc.models.probe import can_read
 
 
 class Shape(NamedTuple):
@@ -23,11 +25,13 @@ class Shape(NamedTuple):
 
 
 class Bare(NamedTuple):
-    """A network without taps, and the normalisation that its weights were trained with, 0..1 scale."""
+    """A network without taps, and what its library says of the weights that exist under its name."""
 
     network: nn.Module
     mean: Sequence[float] | None = None
+    """Per channel, 0..1 scale; means nothing to a network without weights."""
     std: Sequence[float] | None = None
+    usual_px: int | None = None
 
 
 def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
@@ -39,10 +43,38 @@ def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
         raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
     if tag:
         return _published_torchvision(name, tag, shape, new_head=new_head)
-    network = torchvision.models.get_model(name, weights=None, num_classes=shape.num_classes)
-    if shape.in_channels != 3:
-        _replace_stem(network, shape.in_channels)
-    return Bare(network)
+    views = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    usual_px, px = views.crop_size[0], shape.image_px
+
+    def make(**size: Any) -> nn.Module:
+        network = torchvision.models.get_model(name, weights=None, num_classes=shape.num_classes, **size)
+        if shape.in_channels != 3:
+            _replace_stem(network, shape.in_channels)
+        return network
+
+    # the names of a size in ViT and in MaxViT
+    network = _at_size(make, shape, usual_px, ({"image_size": px}, {"input_size": (px, px)}))
+    return Bare(network, views.mean, views.std, usual_px)
+
+
+def _at_size(
+    make: Callable[..., nn.Module], shape: Shape, usual_px: int, options: Sequence[Mapping[str, Any]]
+) -> nn.Module:
+    """Return a network that reads the images, made with one of the options if it does not without.
+
+    Where none helps it is the plain one, of which the probe then says what is wrong.
+    """
+    network = make()
+    if shape.image_px == usual_px or can_read(network, shape.in_channels, shape.image_px):
+        return network
+    for option in options:
+        try:
+            other = make(**option)
+        except Exception:  # another family's option, or a size that this one cannot have
+            continue
+        if can_read(other, shape.in_channels, shape.image_px):
+            return other
+    return network
 
 
 def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool) -> Bare:
@@ -63,7 +95,7 @@ def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool)
     if classes != shape.num_classes:
         _replace_head(network, name, shape.num_classes)
     views = weights.transforms()
-    return Bare(network, views.mean, views.std)
+    return Bare(network, views.mean, views.std, views.crop_size[0])
 
 
 def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
@@ -78,21 +110,33 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     if not timm.is_model(name):
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), cutoff=0.3))
         raise ValueError(f"timm has no network {name!r}: take e.g. {close or 'resnet18'}")
-    classes, channels = shape.num_classes, shape.in_channels
-    if not tag:
-        return Bare(timm.create_model(name, num_classes=classes, in_chans=channels))
-    published = timm.models.get_pretrained_cfg(name)
-    if published is None or not published.has_weights:
-        raise ValueError(f"timm:{name} has no pretrained weights: leave @pretrained out, or add its tag")
-    _check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
     try:
-        network = timm.create_model(name, pretrained=True, num_classes=classes)
+        published = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise ValueError(f"timm:{name} cannot be read: {error}") from error
+    assert published is not None
+    if tag and not published.has_weights:
+        raise ValueError(f"timm:{name} has no pretrained weights: leave @pretrained out, or add its tag")
+    if tag:
+        _check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
+    make = partial(
+        timm.create_model,
+        name,
+        pretrained=bool(tag),
+        num_classes=shape.num_classes,
+        in_chans=shape.in_channels,
+    )
+    usual_px = published.input_size[-1]
+    try:
+        network = _at_size(make, shape, usual_px, ({"img_size": shape.image_px},))
     except (OSError, RuntimeError) as error:
+        if not tag:
+            raise
         raise FileNotFoundError(
             f"the weights of timm:{rest} are not in the cache and could not be fetched "
             f"({type(error).__name__}): connect to the network once, or name a file in `weights`"
         ) from error
-    return Bare(network, published.mean, published.std)
+    return Bare(network, published.mean, published.std, usual_px)
 
 
 def published_classes(name: str) -> int | None:

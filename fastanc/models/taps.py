@@ -107,20 +107,6 @@ class Tapped(Wrapper):
         for stage in self.stage_names:
             self._module(stage).register_forward_hook(partial(_keep_output, self._frames, stage))
 
-    def around(self, network: nn.Module, num_classes: int) -> Tapped:
-        """Return another network, of the same modules, tapped and normalised as this one is."""
-        return Tapped(
-            network,
-            head=self.head_name,
-            stages=self.stage_names,
-            mean=self.mean,
-            std=self.std,
-            num_classes=num_classes,
-            name=self.name,
-            in_channels=self.in_channels,
-            image_px=self.image_px,
-        )
-
     def tap_head(self, name: str | None, why_none: str = "") -> None:
         """Read the features at the layer `name` from now on; without one, `why_none` is the reason."""
         if self._head_hook is not None:

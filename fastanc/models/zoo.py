@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
 from fastanc.models.nin import NiN
+from fastanc.models.probe import checked
 from fastanc.models.registered import (
     make_registered,
     num_classes_of,
@@ -24,7 +25,7 @@ from fastanc.models.registered import (
 )
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
-from fastanc.models.taps import Tapped, last_linear
+from fastanc.models.taps import Tapped
 from fastanc.models.weights import fit_weights, head_digest, read_weights, save_weights, weights_digest
 from fastanc.models.wide_resnet import WideResNet
 
@@ -139,13 +140,14 @@ def build(
     default_std: Sequence[float] | None = None,
     new_head: bool = False,
 ) -> Tapped:
-    """Return the network `name` (see `describe_names`) with its normalisation and taps.
+    """Return the network `name` (see `describe_names`) with its normalisation and taps, which were checked.
 
     `weights` is a file (see `read_weights`). With `new_head` a head that was trained for other classes is
-    replaced by a fresh one. Mean and std come from the arguments, the file's metadata, the published weights,
-    or the data set (`default_mean`, `default_std`), in this order; without any they are 0.5 and 0.25.
-    Raises ValueError for an unknown name or weights that do not fit, FileNotFoundError for weights that are
-    neither here nor to be fetched.
+    replaced by a fresh one. Mean and std come from the arguments, the file's metadata, what the library
+    publishes for the name if there are weights of whatever source, or the data set (`default_mean`,
+    `default_std`), in this order; without any they are 0.5 and 0.25.
+    Raises ValueError for an unknown name, weights that do not fit, and what `probe.checked` refuses,
+    FileNotFoundError for weights that are neither here nor to be fetched.
     """
     shape = Shape(num_classes, in_channels, image_px)
     library, _, rest = name.partition(":")
@@ -155,15 +157,12 @@ def build(
         bare = from_timm(rest, shape, new_head=new_head)
     else:
         bare = _own(name, shape)
-    published = {"mean": bare.mean, "std": bare.std}
-    if weights is not None:
-        state, metadata = read_weights(weights)
-        other = (head or last_linear(bare.network)) if new_head else None
-        fit_weights(bare.network, state, weights, None if _same_shapes(bare.network, state, other) else other)
-        if name.endswith("_v1") and in_channels == 3:
-            published = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        published.update((key, json.loads(metadata[key])) for key in ("mean", "std") if key in metadata)
-    return Tapped(
+    state, metadata = ({}, {}) if weights is None else read_weights(weights)
+    published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
+    if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)):
+        published = {"mean": bare.mean, "std": bare.std}
+    published.update((key, json.loads(metadata[key])) for key in ("mean", "std") if key in metadata)
+    tapped = Tapped(
         bare.network,
         head=head,
         stages=stages,
@@ -174,6 +173,11 @@ def build(
         in_channels=in_channels,
         image_px=image_px,
     )
+    checked(tapped, usual_px=bare.usual_px)
+    if weights is not None:
+        other = tapped.head_name if new_head else None
+        fit_weights(tapped.bare, state, weights, None if _same_shapes(tapped.bare, state, other) else other)
+    return tapped
 
 
 def _same_shapes(network: nn.Module, state: Mapping[str, Tensor], part: str | None) -> bool:
@@ -198,7 +202,6 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
         in_channels=said["in_channels"],
         image_px=said["image_px"],
         weights=path,
-        head=said["head_name"],
         stages=stages,
     )
     tapped.name = said["name"]
@@ -230,7 +233,7 @@ def tap(
     if isinstance(network, Tapped):
         return network
     own_mean, own_std = statistics_of(network)
-    return Tapped(
+    tapped = Tapped(
         network,
         head=head,
         stages=stages,
@@ -241,6 +244,7 @@ def tap(
         in_channels=in_channels,
         image_px=image_px,
     )
+    return checked(tapped)
 
 
 def own_classes(name: str, weights: str | os.PathLike[str] | None, in_channels: int = 3) -> int | None:
@@ -272,7 +276,8 @@ def _own(name: str, shape: Shape) -> Bare:
         if match := re.fullmatch(family.pattern, name):
             if is_registered(name):
                 raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
-            return Bare(family.make(shape, match.groups()))
+            published = (IMAGENET_MEAN, IMAGENET_STD) if name.endswith("_v1") else (None, None)
+            return Bare(family.make(shape, match.groups()), *published)
     if (bare := make_registered(name, shape)) is not None:
         return bare
     known = ", ".join(example for example, _ in describe_names())
