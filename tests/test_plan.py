@@ -84,8 +84,20 @@ def test_load_of_a_recipe() -> None:
             ],
             (64 + 96) * 2,
         ),
-        # the head is the network's first linear layer here, so its input is what a row holds
-        (["--teacher.name", "lenet5", "--teacher.head", "fc1.0", "--method.on", "logits"], 120 * 2),
+        # no linear head: the logits of ten classes are what a row holds
+        (
+            [
+                "--teacher.name",
+                "torchvision:squeezenet1_1",
+                "--data.image_px",
+                "64",
+                "--data.resize_px",
+                "64",
+                "--method.on",
+                "logits",
+            ],
+            10 * 2,
+        ),
         (["--method.type", "datafree", "--teacher.cache", "off"], 0),
     ],
 )

@@ -12,10 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastanc.cache.rows import head_logits
 from fastanc.models.probe import can_read, checked
 from fastanc.models.taps import Adapted, Tapped
 from fastanc.models.weights import head_digest
-from fastanc.teacher.rows import head_logits
 
 K, PX = 5, 8
 
