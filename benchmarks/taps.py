@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.harness import record, table
+from fastanc.cache.rows import head_logits
 from fastanc.models import zoo
 from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.probe import checked
 from fastanc.models.stages import stages_of
 from fastanc.models.taps import Tapped
-from fastanc.cache.rows import head_logits
 
 CLASSES = 7
 SIZES_PX = (64, 96, 128, 160, 192, 224, 240, 256, 384)

@@ -35,7 +35,7 @@ from fastanc.cache.shards import Damaged, Shard
 from fastanc.cache.table import ViewTable
 
 _SPARE_FILES = 256
-_READS_A_THREAD = 16
+_THREADS, _READS_A_THREAD = 8, 16
 
 
 class _Opened(NamedTuple):
@@ -98,18 +98,15 @@ class Reader:
         folder: of the cache, for messages.
         tables: view number -> its table.
         fields: of the cache.
-        threads: that read at once.
     """
 
-    def __init__(
-        self, folder: Path, tables: Callable[[int], ViewTable], fields: Sequence[Field], threads: int = 8
-    ) -> None:
+    def __init__(self, folder: Path, tables: Callable[[int], ViewTable], fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
-        self._folder, self._tables, self._threads = folder, tables, threads
+        self._folder, self._tables = folder, tables
         self._parts = [part for field in fields for part in field.parts()]
         self._views: dict[int, _Opened] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cache-read")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-read")
 
     def get(self, index: np.ndarray, view: np.ndarray) -> dict[str, np.ndarray]:
         """Return the values [B, width] float32 of every field for image numbers [B] and view numbers [B].
@@ -193,7 +190,7 @@ class Reader:
             # What lies in memory is copied fastest by one thread; waiting for storage wants many.
             done = _read_from_memory(buffer, reads)
             left = len(reads[0]) - done
-            parts = min(left, max(1, min(self._threads, left // _READS_A_THREAD)))
+            parts = min(left, max(1, min(_THREADS, left // _READS_A_THREAD)))
             jobs += [(buffer, [column[done + k :: parts] for column in reads]) for k in range(parts)]
         short = [_pread(jobs[0])] if len(jobs) == 1 else self._pool.map(_pread, jobs)
         if any(list(short)):

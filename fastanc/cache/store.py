@@ -182,9 +182,9 @@ class Store:
         except OSError as error:
             raise explain(self.path, error) from error
 
-    def reader(self, threads: int = 8) -> Reader:
+    def reader(self) -> Reader:
         """Return a reader of all views."""
-        return Reader(self.path, self.table, self.fields, threads)
+        return Reader(self.path, self.table, self.fields)
 
     def info(self) -> dict[str, Any]:
         """Return the identity, and what every view holds and lacks, as plain values."""
@@ -209,18 +209,15 @@ class Store:
             "bytes": sum(view["bytes"] for view in views.values()),
         }
 
-    def verify(
-        self, views: Sequence[int] | None = None, *, drop: bool = False, progress: bool = False
-    ) -> list[Damage]:
+    def verify(self, *, drop: bool = False, progress: bool = False) -> list[Damage]:
         """Read every shard, compare its CRCs, and return what cannot be trusted.
 
         Args:
-            views: to look at; all by default.
             drop: remove what is damaged, so that the next build computes those rows again.
             progress: show a bar.
         """
         damage: list[Damage] = []
-        for view in self._view_folders() if views is None else views:
+        for view in self._view_folders():
             files = list_files(self._folder(view))
             with ThreadPoolExecutor(4) as pool:
                 reasons = pool.map(self.examine, files.records)

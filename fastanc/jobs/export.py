@@ -19,25 +19,22 @@ _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "
 
 
 class Classifier(nn.Module):
-    """A student without taps, adapter and the like: images [B, C, H, W] float -> logits [B, K]."""
+    """A student without taps, adapter and the like: images [B, C, H, W] float 0..1 -> logits [B, K]."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, student: nn.Module, normalise: bool) -> None:
+    def __init__(self, student: nn.Module) -> None:
         super().__init__()
         own = copy.deepcopy(unwrapped(student)).cpu().eval().requires_grad_(False)
         own.to(memory_format=torch.contiguous_format)
         self.bare = own.bare
-        self.normalise = normalise
         self.register_buffer("scale", own.scale)
         self.register_buffer("shift", own.shift)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; the images are 0..1 with the normalisation inside, else (x - mean) / std."""
-        if self.normalise:
-            images = torch.addcmul(self.shift, images, self.scale)
-        return self.bare(images)
+        """Return the logits; the normalisation is inside."""
+        return self.bare(torch.addcmul(self.shift, images, self.scale))
 
 
 def export(
@@ -45,7 +42,6 @@ def export(
     out_dir: Path,
     formats: Sequence[str] = FORMATS,
     *,
-    normalise: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, Path]:
     """Write the bare network in each format, read every file back and compare its logits.
@@ -57,7 +53,6 @@ def export(
         out_dir: the folder of the files; made if missing.
         formats: of "safetensors" (weights, with mean and std beside them), "torch_export" (student.pt2) and
             "onnx"; the last two take any number of images of the student's size.
-        normalise: whether the written programs take 0..1 floats; else they take normalised ones.
         say: told of a file that could not be checked.
 
     Returns:
@@ -76,7 +71,7 @@ def export(
     out_dir = Path(out_dir)
     make_folder(out_dir)
     sweep(out_dir, "export", older_than_s=HOUR_S)
-    classifier = Classifier(student, normalise)
+    classifier = Classifier(student)
     tapped = unwrapped(student)
     shape = (tapped.in_channels, tapped.image_px, tapped.image_px)
     # Another number of images than the one traced, so that a batch size frozen into a file is found.

@@ -89,9 +89,9 @@ def can_discriminator(
     return layers
 
 
-def ksanc_discriminator(in_dim: int, out_dim: int, *, widths: tuple[int, int] = (128, 256)) -> nn.Sequential:
+def ksanc_discriminator(in_dim: int, out_dim: int) -> nn.Sequential:
     """Return KSANC's BN-FC-BN-ReLU-FC-BN-ReLU-FC (Fig. 2; widths ours): [B, in_dim] -> [B, out_dim]."""
-    first, second = widths
+    first, second = 128, 256
     return nn.Sequential(
         nn.BatchNorm1d(in_dim),
         nn.Linear(in_dim, first),

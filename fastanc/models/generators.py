@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fastanc.files import written
 
+_COLUMNS = 16  # of the sheet
+
 
 class Generator(nn.Module):
     """Latent vectors [B, Z] -> images [B, C, out_px, out_px], float, 0..1 scale.
@@ -73,7 +75,7 @@ dfad_generator = partial(Generator, bn_eps=1e-5)
 
 
 @torch.no_grad()
-def save_sheet(generator: nn.Module, latents: Tensor, path: Path, columns: int = 16) -> None:
+def save_sheet(generator: nn.Module, latents: Tensor, path: Path) -> None:
     """Write the images of latent vectors [N, Z] as one PNG, row by row, clamped to 0..1.
 
     The generator is in eval mode meanwhile, so that a picture does not depend on its neighbours.
@@ -83,13 +85,13 @@ def save_sheet(generator: nn.Module, latents: Tensor, path: Path, columns: int =
     images = generator.eval()(latents.to(device)).float().clamp(0, 1).mul(255).round().byte().cpu()
     generator.train(mode)
     n, channels, side = images.shape[:3]
-    rows = -(-n // columns)
+    rows = -(-n // _COLUMNS)
     gap = 1  # white pixel between two images
     sheet = torch.full(
-        (channels, rows * (side + gap) - gap, columns * (side + gap) - gap), 255, dtype=torch.uint8
+        (channels, rows * (side + gap) - gap, _COLUMNS * (side + gap) - gap), 255, dtype=torch.uint8
     )
     for number, image in enumerate(images):
-        y, x = (number // columns) * (side + gap), (number % columns) * (side + gap)
+        y, x = (number // _COLUMNS) * (side + gap), (number % _COLUMNS) * (side + gap)
         sheet[:, y : y + side, x : x + side] = image
     pixels = sheet.permute(1, 2, 0).squeeze(2).numpy()
     with written(path) as file:

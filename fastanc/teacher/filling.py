@@ -46,7 +46,6 @@ class Filling:
         head: the teacher's last linear layer; None where the cache stores logits.
         picks: step -> index and view of this process; None reads without looking ahead.
         device: of the training.
-        ahead: steps to read ahead.
 
     Raises:
         ValueError: the folder cannot be written, the disk is full, a row is not finite (at the next call).
@@ -60,7 +59,6 @@ class Filling:
         picks: Callable[[int], Picked] | None = None,
         *,
         device: torch.device | str,
-        ahead: int = _AHEAD,
     ) -> None:
         device = torch.device(device)
         self.rows_read = 0
@@ -68,7 +66,7 @@ class Filling:
         self._head = None if head is None else head.to(device)
         self._writer = Writer(store)
         self._reader = store.reader()
-        self._ahead = ReadAhead(self._reader, picks, ahead, device, partial=True)
+        self._ahead = ReadAhead(self._reader, picks, _AHEAD, device, partial=True)
         self._taken: dict[int, np.ndarray] = {}  # view -> [N] bool: rows handed to the writer
         self._looked_s = -_LOOK_AGAIN_S
 

@@ -109,12 +109,11 @@ class Bench:
         return partial(self.source.picked, max(1, self.source.order.batch // self.source.world))
 
 
-def open_bench(config: Config, *, create: bool, given: Given | None = None) -> Bench:
+def open_bench(config: Config, *, create: bool) -> Bench:
     """Open what `fastanc cache` works on; `create` makes the cache where there is none."""
-    given = given or NOTHING
     accelerator = make_accelerator(batch=config.data.batch)
-    source = _open_input(config, accelerator, given)
-    teacher = open_teacher(config, source.train, given)
+    source = _open_input(config, accelerator, NOTHING)
+    teacher = open_teacher(config, source.train)
     store = open_store(teacher, source.train, source.rule, _cache_choice(config), create=create)
     return Bench(
         accelerator=accelerator,
@@ -317,7 +316,6 @@ def _network(
     given: nn.Module | None,
     with_stages: bool,
     *,
-    weights: str | None = None,
     new_head: bool = False,
 ) -> Tapped:
     """Build a network by its name, or tap the one that is given."""
@@ -334,7 +332,7 @@ def _network(
     if given is not None:
         return zoo.tap(given, **options)
     return zoo.build(
-        config.name, num_classes=num_classes, weights=weights or config.weights, new_head=new_head, **options
+        config.name, num_classes=num_classes, weights=config.weights, new_head=new_head, **options
     )
 
 
