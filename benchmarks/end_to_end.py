@@ -111,8 +111,8 @@ class Contest:
     def __init__(self, folder: Path, cache: Path, setting: Setting, device: torch.device, workers: int):
         self.folder, self.setting, self.device, self.workers = folder, setting, device, workers
         index = build_index(folder, out=cache / "train.index", progress=False)
-        self.data = JpegSet("samples", index, baseline_loop.MEAN, baseline_loop.STD)
-        self.options = self.data.decided(device, JpegOptions(threads=workers))
+        data = JpegSet("samples", index, baseline_loop.MEAN, baseline_loop.STD)
+        self.data = data.on(device, JpegOptions(threads=workers))
         self.rule = RandomResizedCrop(setting.image_px, seed=0)
         self.order = Order(len(index), setting.batch, views=_VIEWS)
         mode = "compiled" if device.type == "cuda" else "eager"
@@ -145,7 +145,7 @@ class Contest:
         }
 
     def _decoded(self) -> Iterator[Batch]:
-        return self.data.batches(self.order, self.rule, device=self.device, options=self.options)
+        return self.data.batches(self.order, self.rule)
 
     def _cached(self) -> Cached:
         return Cached(self.store, self.teacher.head, self.order, device=self.device)

@@ -94,11 +94,12 @@ def decode_stability(rehearse: bool) -> Iterator[Row]:
                 yield row(case, "needs CUDA")
                 continue
             options = JpegOptions(decode=plan, hw_decoder_load=load, threads=2 if rehearse else 8)
+            bound = data.on(device, options)
 
-            def decoded(images: np.ndarray, size: int, options: JpegOptions = options) -> Tensor:
+            def decoded(images: np.ndarray, size: int, data: JpegSet = bound) -> Tensor:
                 parts = [images[k : k + size] for k in range(0, len(images), size)]
                 picks = [Picks(part, np.zeros_like(part)) for part in parts]
-                batches = data.batches(picks, rule, device=device, options=options)
+                batches = data.batches(picks, rule)
                 found = torch.cat([batch.images.cpu() for batch in batches])
                 return found[np.argsort(images)].int()
 

@@ -84,10 +84,10 @@ def dali_own(folder: Path) -> Iterator[int]:
 def ours(source: str, views: int = 1, start: int = 0) -> Way:
     def begin(folder: Path) -> Iterator[int]:
         data = JpegSet("benchmark", Index.load(index_path(folder / source)), MEAN, STD)
+        data = data.on("cpu", JpegOptions(threads=1))
         batch = BATCH - BATCH % views
         order = Order(data.num_images, batch, views_per_image=views)
-        options = JpegOptions(threads=1, views_per_decode=views)
-        for part in data.batches(order, RandomResizedCrop(PX, 0), start=start, options=options):
+        for part in data.batches(order, RandomResizedCrop(PX, 0), start=start):
             yield len(part.images)
 
     return begin

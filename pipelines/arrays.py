@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastanc.batch import Batch
-from fastanc.pipelines.drawing import draw
-from fastanc.pipelines.order import Picks
+from fastanc.pipelines.drawing import draw, walked
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.order import Picking, Picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 
 
@@ -21,8 +22,10 @@ class ArraySet:
     """A data set whose images all have one size and fit into the device's memory.
 
     `images` is uint8 [N, C, S, S] or [N, S, S, C] with C 1 or 3, labels [N] or None.
-    Raises ValueError for any other layout.
+    Raises ValueError for any other layout. See `dataset.DataSet` for what all sets share.
     """
+
+    options = None
 
     def __init__(
         self,
@@ -45,7 +48,8 @@ class ArraySet:
         self.classes = list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self.num_images, self.num_classes, self.channels = len(images), len(self.classes), images.shape[3]
-        self._on_device: dict[tuple[str, int, str], Tensor] = {}
+        self._device = torch.device("cpu")
+        self._on_device: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,53 +60,49 @@ class ArraySet:
             digest.update(self.labels.data)
         return digest.hexdigest()
 
-    def describe(self, device: torch.device | str = "cpu", options: object = None) -> dict[str, object]:
-        """Return what fixes the pixels; neither device nor options do here."""
+    def on(self, device: torch.device | str, options: JpegOptions | None = None) -> ArraySet:
+        """Return the set with its batches on a device; nothing is decoded, so the options say nothing."""
+        bound = copy.copy(self)  # pixels, fingerprint and what already lies on a device are shared
+        bound._device = torch.device(device)
+        return bound
+
+    def describe(self) -> dict[str, object]:
+        """Return what fixes the pixels, ready for JSON."""
         return {"set": self.name, "fingerprint": self.fingerprint, "decoder": "none", "resize": "none"}
 
     def subset(self, numbers: np.ndarray) -> ArraySet:
         """Return the set of some images, renumbered: `numbers` is [M] int64."""
         labels = None if self.labels is None else self.labels[numbers]
-        return ArraySet(self.name, self.images[numbers], labels, self.classes, self.mean, self.std)
+        part = ArraySet(self.name, self.images[numbers], labels, self.classes, self.mean, self.std)
+        return part.on(self._device)
 
     def sizes(self, index: np.ndarray) -> np.ndarray:
         """Return the sizes [B, 2] int32 of (w, h) in pixels of the unpadded images."""
         return np.full((len(index), 2), self.images.shape[1], np.int32)
 
     def batches(
-        self,
-        picks: Callable[[int], Picks] | Sequence[Picks],
-        rule: ViewRule,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        device: torch.device | str = "cpu",
-        options: object = None,
+        self, picks: Picking, rule: ViewRule, *, start: int = 0, stop: int | None = None
     ) -> Iterator[Batch]:
-        """Return the batches of steps start, start + 1, ... below `stop` (None: for ever).
+        """Return the batches of steps start, start + 1, ... below `stop` (None: for ever, or all of a list).
 
         Raises ValueError for a rule other than PadCrop of the images' size and CentreCrop without a resize.
         """
-        side, device = self.images.shape[1], torch.device(device)
+        side = self.images.shape[1]
         if isinstance(rule, PadCrop) and rule.out_px == side:
-            pad, fill = rule.pad, rule.fill
+            pad = rule.pad
         elif isinstance(rule, CentreCrop) and rule.resize_px == side:
-            pad, fill = 0, "zeros"
+            pad = 0
         else:
             raise ValueError(
                 f"{self.name} is kept as {side} px arrays: "
                 f"use PadCrop(out_px={side}) or CentreCrop(resize_px={side}), not {rule}"
             )
-        if not callable(picks):
-            stop = len(picks) if stop is None else min(stop, len(picks))
-            picks = picks.__getitem__
-        windows = _windows(self._padded(device, pad, fill), rule.out_px)
-        return self._stream(picks, rule, start, stop, windows)
+        return self._stream(*walked(picks, start, stop), rule, _windows(self._padded(pad), rule.out_px))
 
     def _stream(
-        self, picks: Callable[[int], Picks], rule: ViewRule, start: int, stop: int | None, windows: Tensor
+        self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, windows: Tensor
     ) -> Iterator[Batch]:
-        device, steps = windows.device, range(start, sys.maxsize if stop is None else stop)
+        device = self._device
         labels = None if self.labels is None else torch.from_numpy(self.labels).to(device)
         for step, (index, view), boxes, flips in draw(picks, rule, self.sizes, steps):
             where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
@@ -117,17 +117,12 @@ class ArraySet:
                 step=step,
             )
 
-    def _padded(self, device: torch.device, pad: int, fill: str) -> Tensor:
-        """All images with their border, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""
-        key = (str(device), pad, fill)
+    def _padded(self, pad: int) -> Tensor:
+        """All images with a border of zeros, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""
+        key = (str(self._device), pad)
         if key not in self._on_device:
-            images = torch.from_numpy(self.images).to(device)
-            if fill == "reflect":
-                inside = np.pad(np.arange(images.shape[1]), pad, mode="reflect")
-                rows = torch.from_numpy(inside).to(device)
-                padded = images.index_select(1, rows).index_select(2, rows)
-            else:
-                padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+            images = torch.from_numpy(self.images).to(self._device)
+            padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
             self._on_device[key] = padded.contiguous()
         return self._on_device[key]
 

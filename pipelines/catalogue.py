@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastanc.pipelines import digits, small_sets
 from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.index.build import Index, index_path, open_index
 from fastanc.pipelines.index.workers import locked
 from fastanc.pipelines.order import share_of
@@ -131,9 +132,7 @@ def describe_names() -> str:
     return "\n".join(f"{name:14}{about}" for name, about in lines.items())
 
 
-def open_dataset(
-    name: str, split: str, root: str | Path | None = None, share: float = 1.0
-) -> ArraySet | JpegSet:
+def open_dataset(name: str, split: str, root: str | Path | None = None, share: float = 1.0) -> DataSet:
     """Return a data set by name or path; `split` is "train" or "val", `share` the part of its images to take.
 
     A given `root` is the only place looked in; without it FASTANC_DATA, the cache folder, what the system's

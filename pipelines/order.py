@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,6 +19,10 @@ class Picks(NamedTuple):
     """[B] int64 image numbers."""
     view: np.ndarray
     """[B] int64 view numbers."""
+
+
+Picking = Callable[[int], Picks] | Sequence[Picks]
+"""What is picked in every step: a function of the step, such as an Order, or a list."""
 
 
 @lru_cache(

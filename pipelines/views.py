@@ -1,8 +1,16 @@
 """Views: a rule turns (seed, view number, image number) into the box and the flip of every image.
 
-The numbers come from a counter generator, so a view does not depend on batch, order or process. Only
-operations that IEEE 754 rounds exactly are used (+ - * / sqrt rint): NumPy's exp and log differ in their last
-bit from CPU to CPU, and with a box rounded differently the cache would hold pixels the student never sees.
+A usual generator has a state: the n-th number needs the n - 1 before it, so a view would depend on batch, order and
+process. A counter generator has none: it is a hash, `philox(counter, key)`, whose four output words are as random as
+any. The key is the seed; the counter holds image number (64 bits), view number and the number of the draw, so every
+view's numbers can be had at once, in any order, for ever. RandomResizedCrop hashes draws 0 to 9 of a view (words:
+area, shape, x, y) and takes the first that fits into the image, as torchvision tries anew; the flip is draw 10. Most
+fit at draw 0, so the others are hashed for the rest alone, which changes no number. Words become numbers without a
+rounding that could differ: to [0, 1) times 2^-32, to whole numbers below n by multiply and shift.
+
+Only operations that IEEE 754 rounds exactly are used (+ - * / sqrt rint): NumPy's exp and log differ in their last
+bit from CPU to CPU, and with a box rounded differently the cache would hold pixels the student never sees. So both
+are written out here as sums, in a fixed order.
 """
 
 from __future__ import annotations
@@ -161,7 +169,7 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class PadCrop:
-    """A window of the image padded by `pad` px on every side, flipped with chance 1/2.
+    """A window of the image padded by `pad` px of zeros on every side, flipped with chance 1/2.
 
     For images of out_px x out_px. Boxes count in pixels of the PADDED image: x and y in [0, 2 * pad],
     w = h = out_px.
@@ -172,12 +180,6 @@ class PadCrop:
     seed: int
     pad: int = 4
     flip: bool = True
-    fill: str = "zeros"
-    """What the border holds: zeros (the paper) or reflect."""
-
-    def __post_init__(self) -> None:
-        if self.fill not in ("zeros", "reflect"):
-            raise ValueError(f"fill {self.fill!r} is unknown: use zeros or reflect")
 
     def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
         """Return boxes [B, 4] int32 of (x, y, w, h) in padded pixels, and flips [B] uint8."""
@@ -188,7 +190,7 @@ class PadCrop:
 
     def describe(self) -> dict[str, object]:
         """Return the rule's name and knobs, ready for JSON."""
-        return _described(self)
+        return {**_described(self), "fill": "zeros"}  # the only one: caches have it in their identity
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,15 @@ def make(channels: int, side: int = 12, n: int = 20, nchw: bool = True) -> tuple
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("nchw", [True, False])
-@pytest.mark.parametrize(("channels", "fill"), [(1, "zeros"), (3, "zeros"), (3, "reflect")])
-def test_pad_crop_is_what_a_plain_loop_cuts(channels: int, fill: str, nchw: bool, device: str) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pad_crop_is_what_a_plain_loop_cuts(channels: int, nchw: bool, device: str) -> None:
     data, images = make(channels, nchw=nchw)
-    rule = PadCrop(12, seed=1, pad=3, fill=fill)
+    rule = PadCrop(12, seed=1, pad=3)
     order = Order(20, 7, seed=2)
-    for batch in data.batches(order, rule, start=3, stop=9, device=device):
+    for batch in data.on(device).batches(order, rule, start=3, stop=9):
         boxes, flips = rule.boxes(batch.index, batch.view, data.sizes(batch.index))
-        mode = {"mode": "constant"} if fill == "zeros" else {"mode": "reflect"}
         for k, i in enumerate(batch.index):
-            padded = np.pad(images[i], ((3, 3), (3, 3), (0, 0)), **mode)
+            padded = np.pad(images[i], ((3, 3), (3, 3), (0, 0)))
             x, y, w, h = boxes[k]
             expected = padded[y : y + h, x : x + w]
             expected = expected[:, ::-1] if flips[k] else expected

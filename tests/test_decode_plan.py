@@ -41,7 +41,7 @@ def test_whatever_ends_a_probe_is_put_into_words() -> None:
 
 @pytest.mark.slow
 def test_the_cpu_s_plan_is_measured_in_its_own_process(index: Index) -> None:
-    result = probe(index, "cpu", JpegOptions(decode="cpu", threads=1, views_per_decode=2))
+    result = probe(index, "cpu", JpegOptions(decode="cpu", threads=1))
     assert result.failure is None
     assert result.images_per_s is not None
     assert result.images_per_s > 1

@@ -17,7 +17,7 @@ from fastanc.pipelines.index.build import Index, build_index
 from fastanc.pipelines.jpeg import decoder as decoding
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
-from fastanc.pipelines.order import Order, Picks, evaluation_picks
+from fastanc.pipelines.order import Order, Picking, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 
 N = 36
@@ -59,10 +59,12 @@ def shuffled(batch: int) -> Order:
     return Order(N, batch, seed=2)
 
 
-def by_image(data: JpegSet, picks: list[Picks], **options: object) -> dict[tuple[int, int], np.ndarray]:
+def by_image(
+    data: JpegSet, picks: Picking, stop: int | None = None, **options: object
+) -> dict[tuple[int, int], np.ndarray]:
     """The pixels of every (image, view) of these picks."""
     found = {}
-    for batch in data.batches(picks, RULE, options=JpegOptions(**options)):
+    for batch in data.on("cpu", JpegOptions(**options)).batches(picks, RULE, stop=stop):
         for k, key in enumerate(zip(batch.index.tolist(), batch.view.tolist())):
             found[key] = batch.images[k].numpy().copy()
     return found
@@ -152,13 +154,30 @@ def test_batches_stay_as_they_are_while_held(data: JpegSet) -> None:
 
 def test_views_from_one_decode_are_the_views_of_many(data: JpegSet) -> None:
     order = Order(N, 12, seed=2, views_per_image=3)
-    picks = [order(step) for step in range(4)]
-    together = by_image(data, picks, views_per_decode=3)
+    together = by_image(data, order, stop=4)
     assert len(together) == 48
-    apart = by_image(data, picks)
+    apart = by_image(data, [order(step) for step in range(4)])  # a list has single views
     assert all((together[key] == apart[key]).all() for key in apart)
-    with pytest.raises(ValueError, match="views_per_decode 3 needs each image 3 times in a row"):
-        next(data.batches(shuffled(12), RULE, options=JpegOptions(views_per_decode=3)))
+
+    class Mixed(Order):
+        def __call__(self, step: int) -> Picks:
+            return Picks(*(part[::-1].copy() if step == 2 else part for part in shuffled(12)(step)))
+
+    with pytest.raises(
+        ValueError, match="step 0: an order with views_per_image 3 must give each image 3 times"
+    ):
+        next(data.batches(Mixed(N, 12, views_per_image=3), RULE))
+
+
+def test_views_of_one_image_are_decoded_once(data: JpegSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = decoding.Reader.read
+    monkeypatch.setattr(decoding.Reader, "read", lambda self, i: read.append(len(i)) or real(self, i))
+    list(data.batches(Order(N, 12, seed=2, views_per_image=3), RULE, stop=2))
+    assert read == [4, 4]
+    order = Order(N, 12, seed=2, views_per_image=3)
+    list(data.batches([order(0)], RULE))
+    assert read[2:] == [12]
 
 
 def test_evaluation_batches_count_every_image_once(data: JpegSet) -> None:
@@ -175,13 +194,15 @@ def test_evaluation_batches_count_every_image_once(data: JpegSet) -> None:
 @pytest.mark.parametrize(("rule", "views"), [(RULE, 1), (RULE, 2), (CentreCrop(48, 56), 1)])
 def test_the_gpu_s_graph_draws_the_same_views(data: JpegSet, rule: ViewRule, views: int) -> None:
     # run on the CPU: cutting, resizing, flipping and the order of views are the same operators there
-    options = JpegOptions(decode="cpu", threads=1, views_per_decode=views)
+    options, device = JpegOptions(decode="cpu", threads=1), torch.device("cpu")
     order = Order(N, 8, seed=2, views_per_image=views)
-    (expected,) = data.batches(order, rule, stop=1, options=options)
-    run = decoding.Run(data.index, order, rule, range(1), 8, torch.device("cpu"), options)
+    (expected,) = data.batches(order, rule, stop=1)
+    run = decoding.Run(
+        data.index, order, rule, range(1), largest=8, views=views, device=device, options=options
+    )
     run._device = torch.device("cuda")
     graph = decoding._graph(
-        run._source, options, rule, resize=True, batch_size=8, num_threads=1, device_id=None
+        run._source, options, rule, views=views, batch_size=8, num_threads=1, device_id=None
     )
     outputs = [torch.from_dlpack(view.as_tensor()) for view in graph.run()]
     pixels = torch.stack(outputs, 1).flatten(0, 1).permute(0, 3, 1, 2)
@@ -195,9 +216,8 @@ def test_the_gpu_s_graph_draws_the_same_views(data: JpegSet, rule: ViewRule, vie
 @pytest.mark.parametrize("decode", ["cpu", "mixed"])
 def test_cuda_batches_show_the_same_views(data: JpegSet, decode: str, views: int) -> None:
     order = Order(N, 8, seed=2, views_per_image=views)
-    options = JpegOptions(decode=decode, views_per_decode=views)
-    on_cpu = data.batches(order, RULE, stop=6, options=JpegOptions(views_per_decode=views))
-    held = list(data.batches(order, RULE, stop=6, device="cuda", options=options))
+    on_cpu = data.batches(order, RULE, stop=6)
+    held = list(data.on("cuda", JpegOptions(decode=decode)).batches(order, RULE, stop=6))
     for expected, batch in zip(on_cpu, held, strict=True):
         assert batch.images.is_cuda
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -256,7 +276,7 @@ def test_a_file_that_does_not_decode_is_named(tree: Path, tmp_path: Path, views:
     encoded = path.read_bytes()
     path.write_bytes(encoded[: len(encoded) // 2] + bytes(len(encoded) - len(encoded) // 2))
     rule = RandomResizedCrop(32, seed=0, scale=(0.99, 1.0))
-    batches = data.batches(order, rule, options=JpegOptions(views_per_decode=views))
+    batches = data.batches(order, rule)
     for _ in range(5):
         next(batches)
     began = time.monotonic()
@@ -296,9 +316,9 @@ def test_the_description_fixes_pixels(data: JpegSet, tree: Path, tmp_path: Path)
     described = data.describe()
     assert described["decoder"] == "cpu"
     assert described["resize"] == "torch uint8 bilinear"
-    assert described == data.describe("cpu", JpegOptions(threads=3, prefetch=4))
-    on_gpu = [data.describe("cuda", JpegOptions(decode=plan)) for plan in ("cpu", "mixed", "mixed_roi")]
-    on_gpu.append(data.describe("cuda", JpegOptions(decode="mixed", hw_decoder_load=0.0)))
+    assert described == data.on("cpu", JpegOptions(threads=3, prefetch=4)).describe()
+    on_gpu = [data.on("cuda", JpegOptions(decode=plan)).describe() for plan in ("cpu", "mixed", "mixed_roi")]
+    on_gpu.append(data.on("cuda", JpegOptions(decode="mixed", hw_decoder_load=0.0)).describe())
     assert len({str(other) for other in [described, *on_gpu]}) == 5
     root = copied(tree, tmp_path)
     (root / "class0" / "000.JPEG").unlink()
@@ -309,6 +329,6 @@ def test_wrong_options_are_refused_in_words(data: JpegSet) -> None:
     with pytest.raises(ValueError, match="PadCrop is for sets kept as arrays"):
         data.batches(shuffled(8), PadCrop(48, seed=0))
     with pytest.raises(ValueError, match="decode 'mixed' needs a CUDA device"):
-        data.batches(shuffled(8), RULE, options=JpegOptions(decode="mixed"))
+        data.on("cpu", JpegOptions(decode="mixed"))
     with pytest.raises(ValueError, match="decode 'gpu' is unknown"):
         JpegOptions(decode="gpu")

@@ -70,10 +70,9 @@ def bits_of(
     """The hashes of every (image, view) in steps start to stop - 1 of one process (an epoch without `stop`)."""
     order = Order(N, batch, rank, world, SEED)
     data = JpegSet("bits", Index.load(index_path(source)), (0.0,), (1.0,))
-    rule, options = RandomResizedCrop(64, SEED), JpegOptions(threads=threads)
-    batches = data.batches(
-        order, rule, start=start, stop=stop or start + order.steps_per_epoch, options=options
-    )
+    data = data.on("cpu", JpegOptions(threads=threads))
+    rule, stop = RandomResizedCrop(64, SEED), stop or start + order.steps_per_epoch
+    batches = data.batches(order, rule, start=start, stop=stop)
     found = {}
     for part in batches:
         for i, view, image in zip(part.index.tolist(), part.view.tolist(), part.images.numpy()):

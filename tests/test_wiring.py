@@ -17,7 +17,6 @@ from fastanc.jobs.export import export
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
 from fastanc.pipelines.catalogue import open_dataset
-from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import latents
 from fastanc.pipelines.order import evaluation_picks
 from fastanc.pipelines.views import CentreCrop
@@ -116,7 +115,7 @@ def test_later_students_are_compared_with_kept_rows(tmp_path: Path, monkeypatch:
     networks = [zoo.load_weights(path).eval() for path in (teacher, again / "student.safetensors")]
     val = open_dataset("digits", "val")
     picks = evaluation_picks(val.num_images, 60)
-    batches = val.batches(picks, CentreCrop(32, 32), device=torch.device("cpu"), options=JpegOptions())
+    batches = val.batches(picks, CentreCrop(32, 32))
     with torch.no_grad():
         guesses = [[network(batch.images).logits.argmax(1) for network in networks] for batch in batches]
     same = sum(int((one == other).sum()) for one, other in guesses)

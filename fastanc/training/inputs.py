@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias, Union
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,17 +14,11 @@ from fastanc.batch import Batch
 from fastanc.config import DataConfig
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
+from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.latents import latent_batches
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
-
-if TYPE_CHECKING:
-    from fastanc.pipelines.jpeg.jpeg_set import (
-        JpegSet,  # DALI takes seconds to import, and array sets do without
-    )
-
-DataSet: TypeAlias = Union[ArraySet, "JpegSet"]
 
 
 @dataclass
@@ -37,7 +30,6 @@ class Input:
     rule: ViewRule
     eval_rule: ViewRule
     order: Order
-    options: JpegOptions
     eval_batch: int
     device: torch.device
     rank: int
@@ -63,22 +55,18 @@ class Input:
                 stop=stop,
                 device=self.device,
             )
-        return self.train.batches(
-            self.order, self.rule, start=start, stop=stop, device=self.device, options=self.options
-        )
+        return self.train.batches(self.order, self.rule, start=start, stop=stop)
 
     def picked(self, size: int, view: int, images: np.ndarray) -> Iterator[Batch]:
         """Return the training input's batches of up to `size` given images [N] of one view."""
         parts = [images[k : k + size] for k in range(0, len(images), size)]
         picks = [Picks(part, np.full_like(part, view)) for part in parts]
-        options = replace(self.options, views_per_decode=1)
-        return self.train.batches(picks, self.rule, device=self.device, options=options)
+        return self.train.batches(picks, self.rule)
 
     def val_batches(self) -> Iterator[Batch]:
         """Return this process's share of the validation set, every image once over all processes."""
         picks = evaluation_picks(self.val.num_images, self.eval_batch, self.rank, self.world)
-        options = replace(self.options, views_per_decode=1)
-        return self.val.batches(picks, self.eval_rule, device=self.device, options=options)
+        return self.val.batches(picks, self.eval_rule)
 
 
 def open_input(
@@ -97,23 +85,15 @@ def open_input(
         order = Order(
             train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
         )
-    options = JpegOptions(
-        threads=config.threads or None,
-        prefetch=config.prefetch,
-        decode=config.decode,
-        views_per_decode=config.views_per_image,
-    )
-    if not isinstance(train, ArraySet):
-        # Pixels depend on the plan, so one process probes for all.
-        agreed = [train.decided(device, options) if accelerator.is_main_process else None]
-        options = broadcast_object_list(agreed)[0]
+    options = JpegOptions(threads=config.threads or None, prefetch=config.prefetch, decode=config.decode)
+    train, options = _bound(train, options, accelerator)
+    val, _ = _bound(val, options, accelerator)
     return Input(
         train=train,
         val=val,
         rule=training_rule(config, train),
         eval_rule=CentreCrop(config.image_px, config.resize_px),
         order=order,
-        options=options,
         eval_batch=config.eval_batch,
         device=device,
         rank=rank,
@@ -122,13 +102,26 @@ def open_input(
     )
 
 
+def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> tuple[DataSet, JpegOptions]:
+    """Return a set on this process's device, and the options with the decode plan of all processes.
+
+    Pixels depend on the plan, so one process probes for all.
+    """
+    if dataset.options is None:
+        return dataset.on(accelerator.device), options
+    bound = dataset.on(accelerator.device, options) if accelerator.is_main_process else dataset
+    options = broadcast_object_list([bound.options])[0]
+    return dataset.on(accelerator.device, options), options
+
+
 def input_note(source: Input) -> str | None:
     """Return one sentence about the cores that decode, of which the bottleneck line speaks later; None for arrays."""
-    if isinstance(source.train, ArraySet) or source.latent_dim is not None:
+    options = source.train.options
+    if options is None or source.latent_dim is not None:
         return None
     cores = cores_per_process()
-    threads = source.options.threads or cores
-    where = f"decode plan {source.options.decode}, {threads} threads"
+    threads = options.threads or cores
+    where = f"decode plan {options.decode}, {threads} threads"
     beside = f" for each of the {source.world} processes" if source.world > 1 else ""
     too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
     return f"input: {where} on {cores} cores{beside}{too_many}"

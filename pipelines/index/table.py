@@ -108,9 +108,9 @@ class Index:
             return [(path, length) for path, _, length in self.places(range(len(self)))]
         return [(path, size) for path, (_, size) in zip(self._paths, self.files)]
 
-    def subset(self, mask: np.ndarray) -> Index:
-        """Return the index of some images: `mask` is [N] bool, or image numbers."""
-        rows = np.arange(len(self))[mask]
+    def subset(self, numbers: np.ndarray) -> Index:
+        """Return the index of some images, renumbered: `numbers` are their numbers [M], or a mask [N] bool."""
+        rows = np.arange(len(self))[numbers]
         return make_index(
             source=self.source,
             names=self._names(rows),

@@ -42,6 +42,9 @@ class Indexed(Protocol):
     def places(self, indices: Sequence[int]) -> list[Place]:
         """Return (path of the holding file, offset, length) in bytes; offset 0 is a whole file."""
 
+    def subset(self, numbers: np.ndarray) -> Indexed:
+        """Return the index of some images, renumbered; its fingerprint says which."""
+
     def containers(self) -> list[tuple[str, int]]:
         """Return (path, expected bytes) of every file that holds images."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +11,20 @@ import nvidia.dali
 import torch
 
 from fastanc.batch import Batch
+from fastanc.pipelines.drawing import views_per_image, walked
 from fastanc.pipelines.jpeg.bytes import Indexed, check
 from fastanc.pipelines.jpeg.decoder import Run
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.jpeg.probe import decide
-from fastanc.pipelines.order import Picks
+from fastanc.pipelines.order import Picking
 from fastanc.pipelines.views import PadCrop, ViewRule
 
 
 class JpegSet:
-    """A data set of indexed JPEGs (other formats that the index accepted too), [B, 3, S, S] uint8 batches."""
+    """A data set of indexed JPEGs (other formats that the index accepted too), [B, 3, S, S] uint8 batches.
+
+    See `dataset.DataSet` for what all sets share.
+    """
 
     channels = 3
 
@@ -37,6 +41,17 @@ class JpegSet:
         self.mean, self.std = tuple(mean), tuple(std)
         self._checked = False
         self._decided: dict[tuple[str, JpegOptions], JpegOptions] = {}
+        self.device = torch.device("cpu")
+        self.options = self.decided(self.device)
+
+    def on(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegSet:
+        """Return the set bound to a device and options; a GPU's plan is probed here, where they say auto.
+
+        Raises ValueError for a GPU's plan on the CPU.
+        """
+        bound = copy.copy(self)
+        bound.device, bound.options = torch.device(device), self.decided(device, options)
+        return bound
 
     def decided(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegOptions:
         """Return the options with the decode plan of this device, probed once where it says auto.
@@ -53,39 +68,35 @@ class JpegSet:
             return options
         key = (str(device), options)
         if key not in self._decided:
-            plan = decide(self.index, device, options)
-            self._decided[key] = replace(options, decode=plan)
+            self._decided[key] = replace(options, decode=decide(self.index, device, options))
         return self._decided[key]
 
-    def describe(
-        self, device: torch.device | str = "cpu", options: JpegOptions | None = None
-    ) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         """Return what fixes the pixels of a view, ready for JSON: a part of the cache's identity."""
-        plan, on_cpu = self.decided(device, options), torch.device(device).type == "cpu"
-        mixed = {} if plan.decode == "cpu" else {"hw_decoder_load": plan.hw_decoder_load}
+        plan = self.options.decode
+        mixed = {} if plan == "cpu" else {"hw_decoder_load": self.options.hw_decoder_load}
         return {
             "set": self.name,
             "fingerprint": self.index.fingerprint,
-            "decoder": plan.decode,
+            "decoder": plan,
             **mixed,
-            "resize": "torch uint8 bilinear" if on_cpu else "dali gpu triangular",
+            "resize": "torch uint8 bilinear" if self.device.type == "cpu" else "dali gpu triangular",
             "antialias": True,
             "dali": nvidia.dali.__version__,
         }
+
+    def subset(self, numbers: np.ndarray) -> JpegSet:
+        """Return the set of some images, renumbered: `numbers` is [M] int64."""
+        part = JpegSet(self.name, self.index.subset(numbers), self.mean, self.std)
+        part.device, part.options = self.device, self.options
+        return part
 
     def sizes(self, index: np.ndarray) -> np.ndarray:
         """Return the sizes [B, 2] of (w, h) in pixels of the stored images."""
         return self.index.sizes[index]
 
     def batches(
-        self,
-        picks: Callable[[int], Picks] | Sequence[Picks],
-        rule: ViewRule,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-        device: torch.device | str = "cpu",
-        options: JpegOptions | None = None,
+        self, picks: Picking, rule: ViewRule, *, start: int = 0, stop: int | None = None
     ) -> Iterator[Batch]:
         """Return the batches of steps start, start + 1, ... below `stop` (None: for ever, or all of a list).
 
@@ -94,17 +105,19 @@ class JpegSet:
         """
         if isinstance(rule, PadCrop):
             raise ValueError(f"PadCrop is for sets kept as arrays: use RandomResizedCrop for {self.name}")
-        if callable(picks):
-            steps = range(start, sys.maxsize if stop is None else stop)
-            largest = len(picks(start).index)
-        else:
-            steps = range(start, len(picks) if stop is None else min(stop, len(picks)))
-            largest = max((len(pick.index) for pick in picks), default=0)
-            picks = picks.__getitem__
+        at, steps = walked(picks, start, stop)
         if not steps:
             return iter(())
         if not self._checked:
             check(self.index)
             self._checked = True
-        options = self.decided(device, options)
-        return Run(self.index, picks, rule, steps, largest, torch.device(device), options).batches()
+        return Run(
+            self.index,
+            at,
+            rule,
+            steps,
+            largest=len(at(start).index) if callable(picks) else max(len(pick.index) for pick in picks),
+            views=views_per_image(picks),
+            device=self.device,
+            options=self.options,
+        ).batches()

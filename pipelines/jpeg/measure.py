@@ -37,6 +37,9 @@ class _Sample:
     def places(self, indices: Sequence[int]) -> list[Place]:
         return [self._places[i] for i in indices]
 
+    def subset(self, numbers: np.ndarray) -> _Sample:
+        return _Sample([list(self._places[i]) for i in numbers], self.sizes[numbers].tolist())
+
     def containers(self) -> list[tuple[str, int]]:
         return []
 
@@ -48,10 +51,8 @@ def _measure(request: dict[str, Any]) -> float:
     """Images per second of one plan, after a few steps of warming up."""
     data = JpegSet("probe", _Sample(request["places"], request["sizes"]), mean=(), std=())
     device, options = torch.device(request["device"]), JpegOptions(**request["options"])
-    batch = min(_BATCH, len(data.index))
-    batches = data.batches(
-        Order(len(data.index), batch), RandomResizedCrop(_OUT_PX, seed=0), device=device, options=options
-    )
+    order = Order(len(data.index), min(_BATCH, len(data.index)))
+    batches = data.on(device, options).batches(order, RandomResizedCrop(_OUT_PX, seed=0))
     for _ in range(_WARM_UP_STEPS):
         next(batches)
     steps, began = 0, time.perf_counter()

@@ -25,19 +25,14 @@ class JpegOptions:
     """Decoding threads; None takes the cores that this process may use."""
     prefetch: int = 2
     """Batches that wait, finished, for the training step."""
-    views_per_decode: int = 1
-    """K views of an image from one decode; the order must have views_per_image K."""
     hw_decoder_load: float = 0.65
     """Share of a batch for the GPU's JPEG unit (mixed plans); 0 decodes every image in the same way."""
-    largest_width_px: int = 0
-    largest_height_px: int = 0
-    """Memory set aside at start for images of this size (mixed plans); 0 grows when needed."""
 
     def __post_init__(self) -> None:
         if self.decode not in ("auto", *PLANS):
             raise ValueError(f"decode {self.decode!r} is unknown: use auto, {', '.join(PLANS)}")
-        if self.prefetch < 1 or self.views_per_decode < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError("prefetch, views_per_decode and threads must be at least 1")
+        if self.prefetch < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("prefetch and threads must be at least 1")
 
 
 def cores_per_process() -> int:

@@ -56,9 +56,7 @@ def probe(index: Indexed, device: torch.device | str, options: JpegOptions) -> P
         "places": index.places(images.tolist()),
         "sizes": index.sizes[images].tolist(),
         "device": str(device),
-        "options": asdict(
-            replace(options, views_per_decode=1, threads=options.threads or cores_per_process())
-        ),
+        "options": asdict(replace(options, threads=options.threads or cores_per_process())),
     }
     return ask([sys.executable, "-m", "fastanc.pipelines.jpeg.measure"], request, options.decode)
 
