@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +30,14 @@ from nvidia.dali import types as dali_types
 from torch import Tensor
 
 from fastanc.batch import Batch
+from fastanc.pipelines.ahead import ahead
 from fastanc.pipelines.drawing import Drawn, draw, images_of
 from fastanc.pipelines.jpeg.bytes import ChangedImage, Indexed, Reader
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Picks
+from fastanc.pipelines.resize import finished, placed
 from fastanc.pipelines.views import CentreCrop, ViewRule
 
-T = TypeVar("T")
 types: Any = dali_types  # its constants are made at import, where mypy does not see them
 _PREPARED = 2
 
@@ -57,21 +57,6 @@ class _Feed(NamedTuple):
     """[G, K, 4] int32 (x, y, w, h): to w x h px, of which the square of out_px from (x, y) on is the view."""
     flips: np.ndarray
     """[G, K] int32."""
-
-
-def ahead(work: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[T, None, None]:
-    """Yield work(step) of every step in order, done up to `depth` steps early on one background thread."""
-    steps = iter(steps)
-    with ThreadPoolExecutor(1, "ahead") as thread:
-        waiting = deque(thread.submit(work, step) for step in islice(steps, depth))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(thread.submit(work, step) for step in islice(steps, 1))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class Run:
@@ -129,10 +114,7 @@ class Run:
         (step, picks, boxes, flips), k = drawn, self._views
         images = images_of(step, picks, k)
         sizes = self._index.sizes[picks.index]
-        scaled = np.full_like(boxes, self._rule.out_px)
-        scaled[:, :2] = 0
-        if isinstance(self._rule, CentreCrop):
-            boxes, scaled = self._rule.exactly(sizes)
+        boxes, scaled = placed(self._rule, boxes, sizes)
         crops = boxes.reshape(-1, k, 4).copy()
         if self._options.decode == "mixed":
             corner, far = np.zeros((len(images), 2), np.int32), sizes[::k]
@@ -236,20 +218,14 @@ def _corner_and_extent(boxes: np.ndarray) -> list[np.ndarray]:
 
 
 def _resize(regions: Any, feed: _Feed, images: Tensor, part: range) -> None:
-    """Crop, resize and flip all views of these decoded regions into images [B, 3, S, S].
-
-    torch's uint8 resize is integer arithmetic, the same bits on every CPU, and much faster than DALI's.
-    """
+    """Crop, resize and flip all views of these decoded regions into images [B, 3, S, S]."""
     views, side = feed.flips.shape[1], images.shape[3]
     for g in part:
-        region = torch.from_dlpack(regions[g]).permute(2, 0, 1)[None]
+        region = torch.from_dlpack(regions[g]).permute(2, 0, 1)
         for k in range(views):
-            x, y, w, h = feed.crops[g, k].tolist()
-            crop = region[:, :, y : y + h, x : x + w]
-            left, top, w, h = feed.scaled[g, k].tolist()
-            view = torch.nn.functional.interpolate(crop, (h, w), mode="bilinear", antialias=True)
-            view = view[:, :, top : top + side, left : left + side]
-            images[g * views + k] = (view.flip(3) if feed.flips[g, k] else view)[0]
+            images[g * views + k] = finished(
+                region, feed.crops[g, k], feed.scaled[g, k], feed.flips[g, k], side
+            )
 
 
 @pipeline_def
