@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastanc.models.registered import register_network as register_network
     from fastanc.models.taps import Tapped as Tapped
     from fastanc.models.zoo import tap as tap
+    from fastanc.parsing import configure as configure
     from fastanc.pipelines.catalogue import register_dataset as register_dataset
     from fastanc.teacher.online import Online as Online
     from fastanc.training.players import Players as Players
@@ -44,6 +45,7 @@ _HOMES = {
     "Result": "api",
     "Tapped": "models.taps",
     "compress": "api",
+    "configure": "parsing",
     "play": "training.step",
     "players_of": "training.players",
     "register_dataset": "pipelines.catalogue",
