@@ -17,8 +17,9 @@ from fastanc.jobs.export import export
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
 from fastanc.pipelines.catalogue import open_dataset
-from fastanc.pipelines.latents import latents
-from fastanc.pipelines.order import evaluation_picks
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.latents import LatentSet, latents
+from fastanc.pipelines.order import Order, evaluation_picks
 from fastanc.pipelines.views import CentreCrop
 from fastanc.teacher.online import Online
 from fastanc.train import train
@@ -159,6 +160,35 @@ def test_latents_are_a_pure_function_of_seed_step_and_process() -> None:
         assert abs(np.corrcoef(base.ravel(), latents(500, 20, **other).ravel())[0, 1]) < 0.05
     assert abs(base.mean()) < 0.04
     assert abs(base.std() - 1) < 0.04
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_set_of_latent_vectors_draws_a_steps_share_of_every_process(world: int) -> None:
+    like = open_dataset("digits", "val")
+    for rank in range(world):
+        data = LatentSet(20, 5 * 8, like=like, seed=3, rank=rank)
+        order = Order(data.num_images, 8, rank, world, seed=3)
+        seen = list(data.on("cpu").batches(order, CentreCrop(32, 32), start=4, stop=9))
+        assert [batch.step for batch in seen] == [4, 5, 6, 7, 8]
+        for batch in seen:
+            drawn = latents(8 // world, 20, seed=3, step=batch.step, rank=rank)
+            assert np.array_equal(batch.images.numpy(), drawn)
+            assert not batch.index.any()
+            assert not batch.view.any()
+            assert batch.labels is None
+    assert isinstance(data, DataSet)
+    assert (data.num_images, data.classes, data.channels) == (40, like.classes, 3)
+    assert (data.labels, data.mean, data.std) == (None, like.mean, like.std)
+    assert [len(b.index) for b in data.batches(evaluation_picks(10, 4), CentreCrop(32, 32))] == [4, 4, 2]
+    assert data.subset(np.arange(3)).num_images == 3
+
+
+def test_latents_are_the_same_for_ever() -> None:
+    drawn = latents(2, 3, seed=3, step=5, rank=1).astype(np.float64)
+    assert drawn.tolist() == [
+        [0.44862183928489685, 0.05132953077554703, -0.5966798067092896],
+        [0.9126575589179993, -0.010312030091881752, 1.5819361209869385],
+    ]
 
 
 def test_data_free_run_resumes_to_the_same_bits(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
-from fastanc.pipelines.latents import latent_batches
+from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 
@@ -34,8 +34,11 @@ class Input:
     device: torch.device
     rank: int
     world: int
-    latent_dim: int | None = None
-    """Width of the latent vectors of a method without images; `train` is then the validation set."""
+
+    @property
+    def latent_dim(self) -> int | None:
+        """Width of the latent vectors of a method without images; None where there are images."""
+        return self.train.latent_dim if isinstance(self.train, LatentSet) else None
 
     @property
     def images(self) -> DataSet:
@@ -44,17 +47,6 @@ class Input:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
-        if self.latent_dim is not None:
-            size, seed = self.order.batch // self.world, self.order.seed
-            return latent_batches(
-                size,
-                self.latent_dim,
-                seed=seed,
-                rank=self.rank,
-                start=start,
-                stop=stop,
-                device=self.device,
-            )
         return self.train.batches(self.order, self.rule, start=start, stop=stop)
 
     def picked(self, size: int, view: int, images: np.ndarray) -> Iterator[Batch]:
@@ -76,12 +68,15 @@ def open_input(
 
     With a `latent_dim` the training set is not opened: its batches hold latent vectors of that width.
     """
-    val = open_dataset(config.name, "val", config.root)
-    train = val if latent_dim is not None else open_dataset(config.name, "train", config.root, config.share)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    val = open_dataset(config.name, "val", config.root)
+    train: DataSet
     if latent_dim is not None:
-        order = Order(config.steps_per_epoch * config.batch, config.batch, rank, world, seed)
+        size = config.steps_per_epoch * config.batch
+        train = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank)
+        order = Order(size, config.batch, rank, world, seed)
     else:
+        train = open_dataset(config.name, "train", config.root, config.share)
         order = Order(
             train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
         )
@@ -98,7 +93,6 @@ def open_input(
         device=device,
         rank=rank,
         world=world,
-        latent_dim=latent_dim,
     )
 
 
@@ -117,7 +111,7 @@ def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> 
 def input_note(source: Input) -> str | None:
     """Return one sentence about the cores that decode, of which the bottleneck line speaks later; None for arrays."""
     options = source.train.options
-    if options is None or source.latent_dim is not None:
+    if options is None:
         return None
     cores = cores_per_process()
     threads = options.threads or cores
