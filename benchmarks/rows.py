@@ -19,8 +19,7 @@ from tqdm import tqdm
 from benchmarks.harness import record, table
 from fastanc.cache.rows import Field, decode, encode, head_logits
 from fastanc.parsing import parse
-from fastanc.training.assemble import build_teacher_network
-from fastanc.training.inputs import open_input
+from fastanc.training.assemble import open_input, open_teacher
 from fastanc.training.processes import make_accelerator
 
 KINDS = ("fp32", "fp16", "uint8")
@@ -89,8 +88,8 @@ def main() -> None:
     chosen, fields = parser.parse_known_args()
     config = parse(["--recipe", chosen.recipe, *fields])
     accelerator = make_accelerator(batch=config.data.batch)
-    source = open_input(config.data, config.run.seed, accelerator)
-    teacher = build_teacher_network(config, source.train).to(accelerator.device)
+    source = open_input(config, accelerator)
+    teacher = open_teacher(config, source.train).network.to(accelerator.device)
     if teacher.head is None:
         parser.error(f"{config.teacher.name} has no linear head: its cache stores logits, not features")
     size = -(-source.val.num_images // source.eval_batch)

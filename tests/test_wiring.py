@@ -124,16 +124,16 @@ def test_later_students_are_compared_with_kept_rows(tmp_path: Path, monkeypatch:
 
 
 def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastanc.training import inputs
+    from fastanc.training import assemble
 
     asked = []
-    real = inputs.open_dataset
+    real = assemble.open_dataset
 
     def watched(name: str, split: str, *others: object) -> object:
         asked.append(split)
         return real(name, split, *others)
 
-    monkeypatch.setattr(inputs, "open_dataset", watched)
+    monkeypatch.setattr(assemble, "open_dataset", watched)
     folder = run(tmp_path, "datafree", **OWN["datafree"], **{"teacher.cache": "fill"})
     assert asked == ["val"]
     assert not (tmp_path / "cache").exists()

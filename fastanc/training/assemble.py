@@ -33,14 +33,19 @@ from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.taps import Tapped
 from fastanc.parsing import dump
 from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.training import inputs
 from fastanc.training.compiling import compile_in_place
 from fastanc.training.game import Game
-from fastanc.training.inputs import Input, input_note, open_input
+from fastanc.training.inputs import Input, input_note
 from fastanc.training.players import Average, Players, frozen_of
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Pace, Run, Settings
@@ -67,7 +72,7 @@ def open_run(config: Config, given: Given | None = None) -> Run:
     """Build the run of a configuration: ValueError or FileNotFoundError in one sentence where that cannot be."""
     began, given = time.perf_counter(), given or NOTHING
     accelerator = _accelerator(config)
-    source = _open_input(config, accelerator, given)
+    source = open_input(config, accelerator, given)
     pace = _pace(config, source.order.steps_per_epoch)
     game = _open_game(config, accelerator, source, given)
     notes = [note for note in (input_note(source),) if note]
@@ -111,8 +116,13 @@ class Bench:
 
 def open_bench(config: Config, *, create: bool) -> Bench:
     """Open what `fastanc cache` works on; `create` makes the cache where there is none."""
+    if "latents" in config.method.needs:
+        raise ValueError(
+            f"method.type {config.method.kind} trains on latent vectors, which no cache holds: name a method that"
+            " trains on images, such as anc"
+        )
     accelerator = make_accelerator(batch=config.data.batch)
-    source = _open_input(config, accelerator, NOTHING)
+    source = open_input(config, accelerator)
     teacher = open_teacher(config, source.train)
     store = open_store(teacher, source.train, source.rule, _cache_choice(config), create=create)
     return Bench(
@@ -176,9 +186,44 @@ def _accelerator(config: Config) -> Accelerator:
     )
 
 
-def _open_input(config: Config, accelerator: Accelerator, given: Given) -> Input:
-    latent_dim = getattr(config.method, "latent_dim", None) if "latents" in config.method.needs else None
-    return open_input(config.data, config.run.seed, accelerator, latent_dim)
+def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING) -> Input:
+    """Open the data sets of a configuration for one process.
+
+    Of a method that trains on latent vectors only the validation set is opened.
+    """
+    data, seed = config.data, config.run.seed
+    views, views_per_image = data.views or None, data.views_per_image
+    train: DataSet
+    if "latents" in config.method.needs:
+        val = given.val or open_dataset(data.name, "val", data.root)
+        size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
+        latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
+        train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
+    elif given.train is not None:
+        train, val = given.train, given.val or given.train
+    else:
+        val = given.val or open_dataset(data.name, "val", data.root)
+        train = open_dataset(data.name, "train", data.root, data.share)
+    return inputs.open_input(
+        train=train,
+        val=val,
+        rule=_training_rule(data, train),
+        eval_rule=CentreCrop(data.image_px, data.resize_px),
+        batch=data.batch,
+        eval_batch=data.eval_batch,
+        seed=seed,
+        views=views,
+        views_per_image=views_per_image,
+        accelerator=accelerator,
+        options=JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode),
+    )
+
+
+def _training_rule(data: DataConfig, dataset: DataSet) -> ViewRule:
+    """The rule of the training views: padded crops of small images, random resized crops of others."""
+    if isinstance(dataset, ArraySet):
+        return PadCrop(data.image_px, data.view_seed, data.pad, data.flip)
+    return RandomResizedCrop(data.image_px, data.view_seed, scale=(data.min_scale, 1.0), flip=data.flip)
 
 
 def _pace(config: Config, steps_per_epoch: int) -> Pace:
@@ -251,7 +296,7 @@ def _cache_choice(config: Config) -> CacheChoice:
 
 def _open_game(config: Config, accelerator: Accelerator, source: Input, given: Given) -> Game:
     """Build the networks, hand them to the players, open the teacher; ValueError where they do not fit."""
-    method, images = config.method, source.images
+    method, images = config.method, source.train
     teacher = open_teacher(config, images, given) if method.needs_teacher else None
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
     if "labels" in method.needs:

@@ -11,19 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch
-from fastanc.config import DataConfig
-from fastanc.pipelines.arrays import ArraySet
-from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
-from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
-from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from fastanc.pipelines.views import ViewRule
 
 
 @dataclass
 class Input:
-    """The data sets of a run, their views and their order."""
+    """The data sets of a run, bound to this process's device, their views and their order."""
 
     train: DataSet
     val: DataSet
@@ -34,16 +30,6 @@ class Input:
     device: torch.device
     rank: int
     world: int
-
-    @property
-    def latent_dim(self) -> int | None:
-        """Width of the latent vectors of a method without images; None where there are images."""
-        return self.train.latent_dim if isinstance(self.train, LatentSet) else None
-
-    @property
-    def images(self) -> DataSet:
-        """The set whose images the networks are made for."""
-        return self.train if self.latent_dim is None else self.val
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
@@ -62,38 +48,53 @@ class Input:
 
 
 def open_input(
-    config: DataConfig, seed: int, accelerator: Accelerator, latent_dim: int | None = None
+    *,
+    train: DataSet,
+    val: DataSet,
+    rule: ViewRule,
+    eval_rule: ViewRule,
+    batch: int,
+    eval_batch: int,
+    seed: int,
+    accelerator: Accelerator,
+    views: int | None = None,
+    views_per_image: int = 1,
+    options: JpegOptions | None = None,
 ) -> Input:
-    """Open the data sets of a configuration for one process; all processes decode by one plan.
+    """Return the input of one process; all processes decode by one plan.
 
-    With a `latent_dim` the training set is not opened: its batches hold latent vectors of that width.
+    Raises ValueError where the batch cannot be divided or is larger than the set, or the validation set has labels
+    beyond the training set's classes.
+
+    Args:
+        train: what is trained on.
+        val: what the student is judged on.
+        rule: of the training views.
+        eval_rule: of the validation set's only view.
+        batch: images of a step over all processes.
+        eval_batch: the same of the validation set.
+        seed: of the order.
+        accelerator: says which process this is, and its device.
+        views: they repeat after so many; None draws new ones for ever.
+        views_per_image: neighbours in a batch that are views of one image, decoded once.
+        options: how images are decoded; where its plan is auto the main process decides for all.
     """
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    val = open_dataset(config.name, "val", config.root)
-    train: DataSet
-    if latent_dim is not None:
-        size = config.steps_per_epoch * config.batch
-        train = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank)
-        order = Order(size, config.batch, rank, world, seed)
-    else:
-        train = open_dataset(config.name, "train", config.root, config.share)
-        order = Order(
-            train.num_images, config.batch, rank, world, seed, config.views or None, config.views_per_image
-        )
-    options = JpegOptions(threads=config.threads or None, prefetch=config.prefetch, decode=config.decode)
-    train, options = _bound(train, options, accelerator)
+    _check_labels(train, val)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
+    train, options = _bound(train, options or JpegOptions(), accelerator)
     val, _ = _bound(val, options, accelerator)
-    return Input(
-        train=train,
-        val=val,
-        rule=training_rule(config, train),
-        eval_rule=CentreCrop(config.image_px, config.resize_px),
-        order=order,
-        eval_batch=config.eval_batch,
-        device=device,
-        rank=rank,
-        world=world,
-    )
+    return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world)
+
+
+def _check_labels(train: DataSet, val: DataSet) -> None:
+    if train.labels is None or val.labels is None or not len(val.labels):
+        return
+    if int(val.labels.max()) >= train.num_classes:
+        raise ValueError(
+            f"the validation set {val.name} has the label {val.labels.max()} but {train.name} has"
+            f" {train.num_classes} classes: give both the same"
+        )
 
 
 def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> tuple[DataSet, JpegOptions]:
@@ -119,12 +120,3 @@ def input_note(source: Input) -> str | None:
     beside = f" for each of the {source.world} processes" if source.world > 1 else ""
     too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
     return f"input: {where} on {cores} cores{beside}{too_many}"
-
-
-def training_rule(config: DataConfig, dataset: DataSet) -> ViewRule:
-    """Return the rule of the training views: random resized crops of JPEGs, padded crops of small images."""
-    if isinstance(dataset, ArraySet):
-        return PadCrop(config.image_px, config.view_seed, config.pad, config.flip)
-    return RandomResizedCrop(
-        config.image_px, config.view_seed, scale=(config.min_scale, 1.0), flip=config.flip
-    )
