@@ -6,12 +6,20 @@ Only the entry points read a Config; everything else gets plain values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
 from fastanc.optimizers import OptimizerConfig
+
+_T = TypeVar("_T")
+
+
+def free(default: _T) -> _T:
+    """Declare a field in which a run may differ from the checkpoint that it continues; every other one is fixed."""
+    return field(default=default, metadata={"free": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +28,7 @@ class DataConfig:
 
     name: str = "digits"
     """A data set's name (`fastanc datasets` lists them), or a folder with train/ and val/ inside."""
-    root: str | None = None
+    root: str | None = free(None)
     """Folder to look in first; then FASTANC_DATA, then the usual places."""
     image_px: int = 32
     """Side of the square image a network sees, pixels."""
@@ -44,13 +52,13 @@ class DataConfig:
     """Share of the training images that are used, the same ones in every run and as many of every class."""
     batch: int = 64
     """Images per step over all processes."""
-    eval_batch: int = 256
+    eval_batch: int = free(256)
     """Images per evaluation batch and process."""
-    threads: int = 0
+    threads: int = free(0)
     """Decoding threads per process; 0 takes what the machine has for each process."""
-    prefetch: int = 2
+    prefetch: int = free(2)
     """Batches decoded ahead."""
-    decode: str = "auto"
+    decode: str = free("auto")
     """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
 
     def __post_init__(self) -> None:
@@ -90,21 +98,21 @@ class TeacherConfig(NetworkConfig):
 
     name: str = "resnet14"
     """As of every network."""
-    weights: str | None = "runs/digits-teacher/student.safetensors"
+    weights: str | None = free("runs/digits-teacher/student.safetensors")
     """File of weights; the word random allows an untrained teacher (speed tests only)."""
-    estimators: str | None = None
+    estimators: str | None = free(None)
     """estimators.safetensors of a ksanc_teacher run on these weights; ksanc students need it."""
     classes: str | None = None
     """Which of the teacher's classes the set's are: its columns, joined by commas, or a file of its class names."""
-    recipe: str | None = "digits_teacher"
+    recipe: str | None = free("digits_teacher")
     """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
-    cache: str = "fill"
+    cache: str = free("fill")
     """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
-    cache_dir: str = "cache"
+    cache_dir: str = free("cache")
     """Folder that holds caches side by side, each named by its identity."""
     rows: str = "fp16"
     """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
-    memory_gib: float = 2.0
+    memory_gib: float = free(2.0)
     """Complete cached views are held in memory, the device's if it is CUDA, when they fit into so much (read)."""
     precision: str = "fp32"
     """Arithmetic of the teacher's pass: fp32, or autocast to bf16 or fp16."""
@@ -141,9 +149,9 @@ class ScheduleConfig:
 class RunConfig:
     """Where a run lives and how it is executed."""
 
-    name: str = "digits-anc"
+    name: str = free("digits-anc")
     """Name of the run's folder."""
-    out: str = "runs"
+    out: str = free("runs")
     """Folder that holds the runs."""
     plugin: str | None = None
     """Python file that is imported before the configuration is read: it registers a method of its own."""
@@ -153,26 +161,26 @@ class RunConfig:
     """Arithmetic of the student's pass: fp32, or autocast to bf16 or fp16."""
     ema: float = 0.0
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
-    compile: bool = False
+    compile: bool = free(False)
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
     compile_mode: str = "default"
     """How the student is compiled: default, reduce-overhead (CUDA graphs, where launching kernels takes longer than
     running them: small images, small batches) or max-autotune."""
-    accumulate: int = 1
+    accumulate: int = free(1)
     """Parts into which a process cuts its batch for less memory; each play sums their gradients before it moves."""
-    skip_nonfinite: int = 0
+    skip_nonfinite: int = free(0)
     """Updates that may be left out because their loss is not finite; the host then waits for the device in each."""
-    max_steps: int = 0
+    max_steps: int = free(0)
     """Stop after so many steps; 0 runs the whole schedule."""
-    log_every: int = 20
+    log_every: int = free(20)
     """Steps between two lines of metrics.jsonl; nothing is read from the device in between."""
-    eval_every: int = 1
+    eval_every: int = free(1)
     """Epochs between two evaluations; 0 evaluates at the end only."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = free(0)
     """Steps between two checkpoints; 0 writes one at the end of every epoch."""
-    keep: int = 2
+    keep: int = free(2)
     """Checkpoints kept."""
-    resume: str = "never"
+    resume: str = free("never")
     """never refuses a folder that has checkpoints, latest continues, anew starts over, or a checkpoint's path."""
 
     def __post_init__(self) -> None:
@@ -219,6 +227,16 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.method, Method) and type(self.method) is Method:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
+
+
+def free_fields(config: Config) -> dict[str, frozenset[str]]:
+    """Return, for every group of a configuration, the fields that are `free`."""
+    return {
+        group.name: frozenset(
+            one.name for one in fields(getattr(config, group.name)) if one.metadata.get("free")
+        )
+        for group in fields(config)
+    }
 
 
 def _choice(name: str, value: str, known: Sequence[str]) -> None:

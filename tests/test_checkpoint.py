@@ -8,12 +8,16 @@ import pickle
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
+import draccus
 import pytest
 import torch
 
-from fastanc.training.checkpoint import Checkpoints, damage, load
+from fastanc.config import free_fields
+from fastanc.parsing import method_names, parse
+from fastanc.training.checkpoint import Checkpoints, check_same, damage, load
 
 
 def _write(folder: Path, steps: list[int], keep: int = 9) -> Checkpoints:
@@ -35,7 +39,7 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
 def test_snapshot_is_taken_at_the_call(tmp_path: Path) -> None:
     weight = torch.zeros(4)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"w": weight}, {})
+    checkpoints.save(1, {"w": weight}, {"config": {}})
     weight.fill_(7)
     checkpoints.wait()
     assert torch.equal(load(checkpoints.latest()[0])[0]["w"], torch.zeros(4))
@@ -74,23 +78,73 @@ def test_unfinished_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints.latest()[0].name == "step-00000001"
 
 
-def test_loading_never_unpickles_code(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("touch pwned",)
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
 
-    path = _write(tmp_path, [1]).latest()[0]
-    (path / "state.pt").write_bytes(pickle.dumps(Evil()))
+
+STRANGE = {
+    "code": pickle.dumps(Evil()),
+    "no pickle": b"\x00" * 100,
+    "no zip": b"PK\x03\x04" + b"\xff" * 100,
+    "a wrong mark": b"\x80\x02h\x05.",
+    "a wrong stack": b"\x80\x02R.",
+    "a wrong length": b"\x80\x02(lp0\nI-1\nb.",
+    "a list": pickle.dumps([1], 2),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_sealed_file_of_something_else_is_refused_and_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = _write(tmp_path / "checkpoints", [1]).latest()[0]
+    data = STRANGE[kind]
+    (path / "state.pt").write_bytes(data)
     seal = json.loads((path / "COMPLETE").read_text())
-    import zlib
-
-    data = (path / "state.pt").read_bytes()
     seal["state.pt"] = [len(data), zlib.crc32(data)]
     (path / "COMPLETE").write_text(json.dumps(seal))
     assert damage(path) is None
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"step-00000001 is refused: it holds something else"):
         load(path)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("seal", ["[]", "{}", "3", '{"state.pt": 1}', '{"state.pt": [], "meta.json": []}'])
+def test_a_strange_mark_is_none(tmp_path: Path, seal: str) -> None:
+    path = _write(tmp_path, [1]).latest()[0]
+    (path / "COMPLETE").write_text(seal)
+    assert "not finished" in str(damage(path))
+
+
+# What a resumed run may change, written out a second time on purpose.
+FREE = {
+    "run": {
+        *("out", "name", "compile", "max_steps", "log_every", "eval_every", "checkpoint_every", "keep"),
+        *("resume", "accumulate", "skip_nonfinite"),
+    },
+    "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
+    "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
+    **{group: set() for group in ("student", "method", "optimizer", "schedule")},
+}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_field_is_free_or_fixed_as_the_table_says(method: str) -> None:
+    config = parse(["--method.type", method])
+    assert free_fields(config) == FREE
+    old = draccus.encode(config)
+    assert old.keys() == FREE.keys()
+    for group in old:
+        for key in old[group]:
+            new = {**old, group: {**old[group], key: "another"}}
+            if key in FREE[group]:
+                check_same(Path("step-1"), old, new, free_fields(config))
+                continue
+            with pytest.raises(ValueError, match=rf"step-1 was written with {group}\.{key} .*'another'"):
+                check_same(Path("step-1"), old, new, free_fields(config))
 
 
 def test_full_disk_leaves_the_last_one_and_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from fastanc.batch import Batch
 from fastanc.cache.store import Store
-from fastanc.config import Config, DataConfig, NetworkConfig
+from fastanc.config import Config, DataConfig, NetworkConfig, free_fields
 from fastanc.methods.base import OF_TEACHER, Method, TeacherSpec, spec_of
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed, estimators_for
@@ -266,6 +266,7 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
         teacher_cache=config.teacher.cache,
         text=dump(config),
         fields=draccus.encode(config),
+        free=free_fields(config),
         facts={
             "name": config.run.name,
             "method": config.method.kind,

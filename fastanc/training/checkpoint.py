@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,7 @@ from torch import Tensor
 
 from fastanc.files import make_folder, remove, whole
 
-_MARK = "COMPLETE"
-# Fields in which a run may differ from the checkpoint that it continues.
-_FREE: dict[str, set[str]] = {
-    "run": {
-        "out",
-        "name",
-        "compile",
-        "max_steps",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep",
-        "resume",
-        "accumulate",
-        "skip_nonfinite",
-    },
-    "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
-    "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},
-}
+_STATE, _META, _MARK = "state.pt", "meta.json", "COMPLETE"
 
 
 class Checkpoints:
@@ -56,7 +38,10 @@ class Checkpoints:
         """
         self.wait()
         copied = _to_host(state)
-        self._thread = threading.Thread(target=self._write, args=(step, copied, dict(meta, step=step)))
+        # A daemon, so that a second Ctrl-C does not wait for it; every other end of a run does.
+        self._thread = threading.Thread(
+            target=self._write, args=(step, copied, dict(meta, step=step)), daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -74,9 +59,9 @@ class Checkpoints:
             make_folder(self.folder)
             with whole(final) as part:
                 part.mkdir()
-                torch.save(state, part / "state.pt")
-                (part / "meta.json").write_text(json.dumps(meta, indent=1))
-                seal = {name: _seal_of(part / name) for name in ("state.pt", "meta.json")}
+                torch.save(state, part / _STATE)
+                (part / _META).write_text(json.dumps(meta, indent=1))
+                seal = {name: _seal_of(part / name) for name in (_STATE, _META)}
                 (part / _MARK).write_text(json.dumps(seal))
             for old in self.complete()[: -self.keep]:
                 remove(old)
@@ -114,17 +99,28 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     reason = damage(path)
     if reason is not None:
         raise ValueError(f"checkpoint {path} is refused: {reason}")
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    return state, json.loads((path / "meta.json").read_text())
+    try:
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        meta = json.loads((path / _META).read_text())
+        known = {"step": int(meta["step"]), "config": dict(meta["config"])}
+        return dict(state), {**meta, **known}
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a file that is not ours there may come any
+        raise ValueError(
+            f"checkpoint {path} is refused: it holds something else than a run's state"
+            f" ({type(error).__name__}), and nothing in it is executed"
+        ) from error
 
 
 def damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's files, or None."""
     try:
         seal = json.loads((path / _MARK).read_text())
-    except (OSError, ValueError):
+        seals = {name: (int(seal[name][0]), int(seal[name][1])) for name in (_STATE, _META)}
+    except (OSError, ValueError, TypeError, LookupError):
         return f"it has no readable {_MARK} mark (it was not finished)"
-    for name, (size, crc) in seal.items():
+    for name, (size, crc) in seals.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
@@ -153,19 +149,19 @@ def _seal_of(path: Path) -> tuple[int, int]:
     return path.stat().st_size, crc
 
 
-def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same(
+    path: Path, old: Mapping[str, Any], new: Mapping[str, Any], free: Mapping[str, Set[str]]
+) -> None:
     """Raise ValueError naming the first field that a run must not change while it continues a checkpoint.
 
     Args:
         path: of the checkpoint.
         old: the configuration it was written with, as nested dictionaries.
         new: the run's.
+        free: group -> the fields that it may change.
     """
-    for group, free in (
-        *_FREE.items(),
-        *((g, set()) for g in ("student", "method", "optimizer", "schedule")),
-    ):
-        for key in sorted({*old[group], *new[group]} - free):
+    for group in new:
+        for key in sorted({*old[group], *new[group]} - free[group]):
             before, now = old[group].get(key), new[group].get(key)
             if before != now:
                 raise ValueError(

@@ -78,6 +78,8 @@ class Settings:
     """The configuration as a file."""
     fields: Mapping[str, Any]
     """The same as nested dictionaries, which a checkpoint keeps and a resumed run is compared with."""
+    free: Mapping[str, frozenset[str]]
+    """Group -> the fields in which it may differ then."""
     facts: Mapping[str, Any]
     """What summary.json says beside what was measured."""
 
@@ -161,7 +163,7 @@ class Run:
         else:
             path = Path(wish)
         state, meta = checkpoint.load(path)
-        checkpoint.check_same(path, meta["config"], self._settings.fields)
+        checkpoint.check_same(path, meta["config"], self._settings.fields, self._settings.free)
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
