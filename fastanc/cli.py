@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastanc.errors import command
+
 # Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; a user's mistake ends in one sentence and exit code 2."""
+    """Run one command and return its exit code; see `errors.command`."""
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["train"]:
-        # The trainer reads its own options: every field of the configuration is one.
-        from fastanc.train import main as train_main
-
-        return train_main(args[1:])
+        return command(lambda: _train(args[1:]), "run it again")
     parser = _parser()
     options, rest = parser.parse_known_args(args)
     if rest and not getattr(options, "takes_fields", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.fields = rest
-    try:
-        return int(options.run(options) or 0)
-    except KeyboardInterrupt:
-        print("fastanc: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("FASTANC_DEBUG"):
-            raise
-        print(f"fastanc: {error}", file=sys.stderr)
-        return int(getattr(error, "exit_code", 2))  # 75 where the job saved itself and can go on
+    return command(lambda: options.run(options), options.again)
+
+
+def _train(args: Sequence[str]) -> int:
+    # The trainer reads its own options: every field of the configuration is one.
+    from fastanc.train import main as train_main
+
+    return train_main(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _job(jobs, "demo", _demo, "compress a teacher on handwritten digits, on any machine")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
+    demo.set_defaults(again="the same command starts it over")
 
     report = _job(jobs, "report", _report, "a table, and one HTML page, about runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs")
@@ -113,7 +110,7 @@ def _job(
     jobs: Any, name: str, run: Callable[[argparse.Namespace], Any], about: str
 ) -> argparse.ArgumentParser:
     job: argparse.ArgumentParser = jobs.add_parser(name, help=about, description=about)
-    job.set_defaults(run=run)
+    job.set_defaults(run=run, again="run the same command again to go on")
     return job
 
 
@@ -254,3 +251,7 @@ def _names(options: argparse.Namespace) -> None:
         from fastanc.parsing import method_names, recipe_names
 
         print("\n".join(recipe_names() if options.what == "recipes" else method_names()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

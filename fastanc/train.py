@@ -5,7 +5,6 @@ accelerate launch fastanc/train.py [--recipe NAME | --config_path FILE] [--group
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,12 +18,10 @@ if (
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
-
 from fastanc.config import Config
+from fastanc.errors import command, explained
 from fastanc.parsing import parse, with_teacher
 from fastanc.training.assemble import Given, open_run
-from fastanc.training.interruption import Interrupted
 from fastanc.training.processes import seed_step
 from fastanc.training.step import play
 
@@ -34,7 +31,8 @@ def train(config: Config, given: Given | None = None) -> Path:
 
     `given` are networks and sets that a caller hands over as objects, in the place of names.
     """
-    with open_run(config, given) as run:
+    data, folder = config.data, config.run.folder
+    with explained(batch=data.batch, image_px=data.image_px, folder=folder), open_run(config, given) as run:
         for step, batch in run.batches():
             seed_step(run.seed, step, run.rank)
             run.players.set_lr(run.lr_factor(step))
@@ -44,36 +42,17 @@ def train(config: Config, given: Given | None = None) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2 (FASTANC_DEBUG=1 shows where).
+    """Run the command line and return its exit code; see `errors.command`.
 
-    A run that SIGTERM or SIGUSR1 ended after saving itself has exit code 75.
+    A run that a signal ended after it saved itself has exit code 75.
     """
-    args = sys.argv[1:] if args is None else list(args)
-    config: Config | None = None
-    try:
-        for config in with_teacher(parse(args)):
+    words = sys.argv[1:] if args is None else list(args)
+
+    def job() -> None:
+        for config in with_teacher(parse(words)):
             train(config)
-    except Interrupted as stopped:
-        print(f"fastanc: {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("FASTANC_DEBUG"):
-            raise
-        print(f"fastanc: {_out_of_memory(error, config) or error}", file=sys.stderr)
-        return 2
-    return 0
 
-
-def _out_of_memory(error: Exception, config: Config | None) -> str | None:
-    on_host = "DefaultCPUAllocator" in str(error) or "alloc_cpu" in str(error)
-    if config is None or not (on_host or isinstance(error, torch.OutOfMemoryError)):
-        return None
-    device, data = "host" if on_host else "device", config.data
-    return (
-        f"the {device} ran out of memory with data.batch {data.batch} (over all processes) at {data.image_px} px:"
-        " lower data.batch, use more processes, or give teacher and student bf16"
-        f" (--run.precision, --teacher.precision): {str(error).splitlines()[0]}"
-    )
+    return command(job, "the same command with --run.resume latest goes on")
 
 
 class _Callable(ModuleType):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastanc.files import HOUR_S, make_folder, sweep, write_bytes
-from fastanc.pipelines.places import cache_dir
+from fastanc.files import HOUR_S, sweep, write_bytes
+from fastanc.pipelines.places import cache_dir, make_cache_folder
 from fastanc.pipelines.tar_file import END_MARK, member_bytes
 
 MEAN = (0.3095, 0.3095, 0.3095)
@@ -37,8 +37,7 @@ def digits_tar(split: str) -> Path:
     numbers = np.arange(len(labels))
     numbers = numbers[(numbers % 5 == 0) == (split == "val")]
     names = sorted((f"{labels[i]}/{i:04d}.jpg", i) for i in numbers)
-    make_folder(path.parent)
-    sweep(path.parent, path.name, older_than_s=HOUR_S)
+    sweep(make_cache_folder("digits"), path.name, older_than_s=HOUR_S)
     write_bytes(path, b"".join(member_bytes(name, _jpeg(images[i])) for name, i in names) + END_MARK)
     return path
 

@@ -20,6 +20,7 @@ from fastanc.pipelines.index.build import build_index
 from fastanc.pipelines.jpeg import jpeg_set
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
 from fastanc.training.assemble import open_input
@@ -144,9 +145,10 @@ def test_a_configuration_becomes_plain_values(tmp_path: Path, monkeypatch: pytes
     assert (order.batch, order.seed, order.views, order.views_per_image) == (24, 7, 4, 2)
     assert (order.rank, order.world, order.n) == (0, 2, source.train.num_images)
     assert source.train.options == source.val.options == JpegOptions(decode="cpu", threads=1, prefetch=3)
-    assert source.latent_dim is None
+    assert not isinstance(source.train, LatentSet)
     free = open_input(parse([*words, "--method.type", "datafree", "--method.latent_dim", "9"]), process())
-    assert (free.latent_dim, free.train.num_images) == (9, 50 * 24)
+    assert isinstance(free.train, LatentSet)
+    assert (free.train.latent_dim, free.train.num_images) == (9, 50 * 24)
     assert (free.order.views, free.order.views_per_image, free.order.steps_per_epoch) == (None, 1, 50)
 
 

@@ -10,24 +10,27 @@ from pathlib import Path
 from fastanc.cache.identity import IDENTITY
 from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.store import Store
+from fastanc.errors import explained
 from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
 
 
 def _build(options: Namespace) -> None:
-    bench = open_bench(parse(options.fields), create=True)
-    built = build_cache(
-        bench.store,
-        range(bench.views),
-        bench.batches,
-        bench.teacher.online(bench.source.device),
-        rank=bench.source.rank,
-        world=bench.source.world,
-        wait=bench.accelerator.wait_for_everyone,
-        epochs=bench.epochs,
-        students=options.students,
-    )
+    config = parse(options.fields)
+    with explained(batch=config.data.batch, image_px=config.data.image_px):
+        bench = open_bench(config, create=True)
+        built = build_cache(
+            bench.store,
+            range(bench.views),
+            bench.batches,
+            bench.teacher.online(bench.source.device),
+            rank=bench.source.rank,
+            world=bench.source.world,
+            wait=bench.accelerator.wait_for_everyone,
+            epochs=bench.epochs,
+            students=options.students,
+        )
     if bench.accelerator.is_main_process:
         print(f"{bench.store.path}: {built}")
 

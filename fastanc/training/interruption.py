@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType
@@ -10,13 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-
-
-class Interrupted(RuntimeError):
-    """The run was asked to stop and has saved itself."""
-
-    exit_code = os.EX_TEMPFAIL
-    """75: try again later."""
 
 
 class Interruption:

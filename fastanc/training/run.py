@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastanc.batch import Batch, Outputs
+from fastanc.errors import Interrupted
 from fastanc.models import zoo
 from fastanc.models.counting import count
 from fastanc.teacher.answers import Answers
@@ -22,7 +23,7 @@ from fastanc.training.checkpoint import Checkpoints
 from fastanc.training.folder import finish_folder, open_folder
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
-from fastanc.training.interruption import Interrupted, Interruption
+from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
 from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.step import Move
@@ -218,10 +219,7 @@ class Run:
     def _stop(self, done: int) -> None:
         self.checkpoints.wait()
         self.accelerator.wait_for_everyone()  # the launcher kills the others soon after the first has ended
-        raise Interrupted(
-            f"interrupted after step {done} of {self.pace.total_steps}, all of it saved: the same command with"
-            " --run.resume latest goes on"
-        )
+        raise Interrupted(f"interrupted after step {done} of {self.pace.total_steps}, all of it saved")
 
     def _last_good(self) -> str:
         self.checkpoints.wait()
