@@ -19,9 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastanc.parsing import parse
-from fastanc.train import _out_of_memory
-from fastanc.training.checkpoint import load
+from fastanc.training import run
+from fastanc.training.checkpoint import Checkpoints, load
 
 BASE = [
     *("--data.batch", "64", "--schedule.epochs", "3", "--run.log_every", "1", "--run.eval_every", "0"),
@@ -89,7 +88,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop_it_saves_and_resumes_equal(folder: Path, number: signal.Signals) -> None:
     name = number.name
     run = start(folder, name)
@@ -100,8 +101,45 @@ def test_asked_to_stop_it_saves_and_resumes_equal(folder: Path, number: signal.S
     assert time.time() - asked < 5
     assert len(said) == 1
     assert "--run.resume latest" in said[0]
+    assert Checkpoints(folder / "runs" / name / "checkpoints").latest()[1] == []
     ended(start(folder, name, "--resume", "latest"), folder)
     assert_same_students(folder, "whole", name)
+
+
+def _train_stuck(place: str, args: list[str], said: Path) -> None:
+    """Train with a step, or a disk, that never ends once the run has been asked to stop."""
+
+    def stuck(*args: object, **kwargs: object) -> None:
+        (said.parent / "stuck").touch()
+        time.sleep(600)
+
+    if place == "step":
+        run.Run.save = stuck  # type: ignore[method-assign]
+    else:
+        torch.save = stuck
+    _train(args, said)
+
+
+@pytest.mark.parametrize("place", ["step", "disk"])
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, place: str) -> None:
+    places = ["--out", str(tmp_path / "runs"), "--teacher.cache_dir", str(tmp_path / "cache"), "--name", "x"]
+    args = [*BASE, *places, "--run.checkpoint_every", "1000"]
+    process = FORKS.Process(target=_train_stuck, args=(place, args, tmp_path / "said"))
+    process.start()
+    wait_for_step(process, tmp_path, "x", 3)
+    os.kill(process.pid, signal.SIGINT)
+    deadline = time.time() + 60
+    while not (tmp_path / "stuck").exists():
+        assert time.time() < deadline
+        time.sleep(0.02)
+    asked = time.time()
+    os.kill(process.pid, signal.SIGINT)
+    said = ended(process, tmp_path, 130)
+    assert time.time() - asked < 5
+    assert [line for line in said.splitlines() if line.startswith("fastanc:")] == [
+        "fastanc: interrupted; the same command with --run.resume latest goes on"
+    ]
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.slow)])
@@ -128,10 +166,14 @@ def _train_as(rank: int, world: int, port: int, args: list[str], said: Path) -> 
     _train(args, said)
 
 
+# Without BatchNorm and dropout, which see the split of the batch.
+PLAIN = [*BASE, "--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off"]
+PLAIN += ["--data.image_px", "32", "--data.resize_px", "32", "--run.checkpoint_every", "4"]
+
+
 def start_on(folder: Path, world: int, name: str, steps: int, *more: str) -> list[Process]:
-    """Train without BatchNorm and dropout, which see the split of the batch."""
-    args = [*BASE, "--student.name", "lenet4", "--method.dropout", "0", "--teacher.cache", "off", *more]
-    args += ["--data.image_px", "32", "--data.resize_px", "32", "--run.checkpoint_every", "4"]
+    """Start training on so many processes, from the last checkpoint if there is one."""
+    args = [*PLAIN, *more]
     args += [
         "--out",
         str(folder / "runs"),
@@ -163,12 +205,13 @@ def train_on(folder: Path, world: int, name: str, steps: int, *more: str) -> dic
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_asked_to_stop_and_both_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_of_two_processes_is_asked_to_stop_and_both_do(tmp_path: Path, number: signal.Signals) -> None:
     train_on(tmp_path, 2, "whole", 24)
     asked, other = start_on(tmp_path, 2, "asked", 24)[::-1]  # the second, which writes nothing
     wait_for_step(asked, tmp_path, "asked", 9)
     began = time.time()
-    os.kill(asked.pid, signal.SIGTERM)
+    os.kill(asked.pid, number)
     for process in (asked, other):
         process.join(timeout=60)
         assert process.exitcode == os.EX_TEMPFAIL
@@ -193,17 +236,40 @@ def test_two_processes_go_on_as_one_and_as_four(tmp_path: Path) -> None:
             assert (found[key] - weight).norm() <= 1e-3 * moved, (name, key)  # rounding, amplified in 8 steps
 
 
-@pytest.mark.slow
-def test_a_dead_process_takes_the_others_along(tmp_path: Path) -> None:
+def launched(folder: Path, *more: str, step: int | None = None) -> subprocess.Popen[bytes]:
+    """Start two processes by the launcher, and wait for a step of theirs if one is given."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     cpu2 = Path(__file__).parent.parent / "fastanc" / "recipes" / "launch" / "cpu2.yaml"
-    command = [*launch, str(cpu2), "-m", "fastanc.train", *BASE, "--name", "x"]
-    with (tmp_path / "said").open("w") as said:
-        launcher = subprocess.Popen(command, cwd=tmp_path, stderr=said, stdout=said)
-    log = tmp_path / "runs" / "x" / "metrics.jsonl"
-    while not (log.exists() and '"step": 5,' in log.read_text()):
-        assert launcher.poll() is None, (tmp_path / "said").read_text()[-3000:]
+    command = [*launch, str(cpu2), "-m", "fastanc.train", *PLAIN, *more]
+    with (folder / "said").open("w") as said:
+        launcher = subprocess.Popen(command, cwd=folder, stderr=said, stdout=said)
+    log = folder / "runs" / "x" / "metrics.jsonl"
+    while step is not None and not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert launcher.poll() is None, (folder / "said").read_text()[-3000:]
         time.sleep(0.05)
+    return launcher
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path: Path) -> None:
+    launcher = launched(tmp_path, "--name", "x", step=9)
+    launcher.send_signal(signal.SIGINT)  # as from a terminal: the processes are in sessions of their own
+    launcher.wait(timeout=60)
+    said = (tmp_path / "said").read_text()
+    assert len([line for line in said.splitlines() if line.startswith("fastanc: interrupted after")]) == 2
+    latest, refused = Checkpoints(tmp_path / "runs" / "x" / "checkpoints").latest()
+    assert refused == []
+    for name in ("x", "whole"):
+        assert launched(tmp_path, "--name", name, "--resume", "latest").wait(timeout=300) == 0
+        assert (f"resumed from runs/x/checkpoints/{latest.name}" in (tmp_path / "said").read_text()) == (
+            name == "x"
+        )
+    assert_same_students(tmp_path, "whole", "x")
+
+
+@pytest.mark.slow
+def test_a_dead_process_takes_the_others_along(tmp_path: Path) -> None:
+    launcher = launched(tmp_path, "--name", "x", step=5)
     workers = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = {pid: dict(v.split("=", 1) for v in _environ(pid) if "=" in v).get("RANK") for pid in workers}
     victim = next(int(pid) for pid, rank in ranks.items() if rank == "1")
@@ -248,15 +314,3 @@ def test_divergence_ends_with_a_sound_checkpoint_named(tmp_path: Path) -> None:
     state, _ = load(Path(named[1]))
     for player in state["players"].values():
         assert all(torch.isfinite(w).all() for w in player["module"].values() if w.is_floating_point())
-
-
-def test_out_of_memory_names_batch_and_size() -> None:
-    config = parse(["--data.batch", "96"])
-    with pytest.raises(RuntimeError) as on_host:
-        torch.empty(2**46)
-    assert "host" in (_out_of_memory(on_host.value, config) or "")
-    said = _out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), config)
-    assert said is not None
-    assert "data.batch 96" in said
-    assert "32 px" in said
-    assert _out_of_memory(RuntimeError("something else"), config) is None

@@ -297,9 +297,11 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.answers is not None:
+        at_once = kind is KeyboardInterrupt  # nothing waits for a disk: what is half written does not count
+        if self.answers is not None and not at_once:
             self.answers.close()
         self.monitor.close()
-        self.checkpoints.wait()
+        if not at_once:
+            self.checkpoints.wait()
         self.accelerator.free_memory()
         self.interruption.release()
