@@ -31,6 +31,7 @@ from fastanc.pipelines.index.pack import pack
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
+from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.tar_file import END_MARK, member_bytes
 from fastanc.pipelines.views import RandomResizedCrop
 
@@ -93,6 +94,12 @@ def ours(source: str, views: int = 1, start: int = 0) -> Way:
     return begin
 
 
+def own_objects(folder: Path) -> Iterator[int]:
+    data = as_dataset(datasets.ImageFolder(folder / "tree"), progress=False).on("cpu", JpegOptions(threads=1))
+    for part in data.batches(Order(data.num_images, BATCH), RandomResizedCrop(PX, 0)):
+        yield len(part.images)
+
+
 WAYS: dict[str, Way] = {
     "torchvision PIL DataLoader": pil_loader,
     "torchvision.io + v2 on tensors": tensor_loader,
@@ -104,6 +111,7 @@ WAYS: dict[str, Way] = {
     "ours, tar, 2 views a decode": ours("flat.tar", 2),
     "ours, tar, 4 views a decode": ours("flat.tar", 4),
     "ours, packed, 4 views a decode": ours("packed.tar", 4),
+    "ours, on torchvision's ImageFolder": own_objects,
 }
 
 

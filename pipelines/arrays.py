@@ -18,6 +18,26 @@ from fastanc.pipelines.order import Picking, Picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 
 
+def channels_last(name: str, images: np.ndarray) -> np.ndarray:
+    """Return uint8 images [N, C, S, S] or [N, S, S, C] with C 1 or 3 as [N, S, S, C].
+
+    Raises ValueError for any other layout; `name` is that of the set.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{name}: images must be uint8 0..255, not {images.dtype}: networks normalise themselves"
+        )
+    if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{name}: images must be [N, C, S, S] or [N, S, S, C] with C 1 or 3, not {list(images.shape)}"
+        )
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"{name}: images must be square, not {images.shape[2]} x {images.shape[1]} px")
+    return np.require(images, requirements=["C", "W"])  # torch warns of memory that it could not write to
+
+
 class ArraySet:
     """A data set whose images all have one size and fit into the device's memory.
 
@@ -36,14 +56,8 @@ class ArraySet:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
-            images = images.transpose(0, 2, 3, 1)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise ValueError(f"{name}: images must be uint8 [N, C, S, S] or [N, S, S, C] with C 1 or 3")
-        if images.shape[1] != images.shape[2]:
-            raise ValueError(f"{name}: images must be square, not {images.shape[2]} x {images.shape[1]} px")
         self.name = name
-        self.images = np.ascontiguousarray(images)
+        self.images = images = channels_last(name, images)
         self.labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
         self.classes = list(classes)
         self.mean, self.std = tuple(mean), tuple(std)

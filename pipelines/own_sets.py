@@ -1,0 +1,134 @@
+"""A user's own objects as data sets: arrays, and torch data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastanc.pipelines.arrays import ArraySet, channels_last
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.jpeg.options import cores_per_process
+from fastanc.pipelines.own_items import Items, look_at
+from fastanc.pipelines.torch_set import TorchSet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_KINDS = "a DataSet, a torch data set, uint8 images, or a pair (images, labels)"
+
+
+def as_dataset(
+    value: Any,
+    name: str | None = None,
+    *,
+    in_memory: bool = True,
+    threads: int | None = None,
+    progress: bool = True,
+) -> DataSet:
+    """Return a user's object as a data set, called `name` in messages and in the cache's folder.
+
+    | value | becomes |
+    | --- | --- |
+    | a `DataSet` | itself |
+    | uint8 images [N, S, S, C], [N, C, S, S] or [N, S, S], or a pair (images, labels [N]) | an `ArraySet` |
+    | a map-style torch data set of (image, label) or of images, see `own_items.Items` | a `TorchSet` |
+    | the same, if all are squares of one size and have at most 2 GiB together | an `ArraySet` |
+
+    Arrays may be tensors. A torch data set is read once here, on `threads` (all cores; 1 for one that threads cannot
+    share), with a progress bar. `in_memory` false never makes an `ArraySet` of it, whose views are padded crops of
+    the images' own size, but a `TorchSet`, whose views are random crops resized. Classes, mean and std are the torch
+    data set's attributes of these names (a Subset's: those of what it is a part of), else "0".."K-1" and ImageNet's.
+    Raises TypeError for another kind of object, ValueError naming the item for one that cannot be used.
+    """
+    if isinstance(value, DataSet):
+        return value
+    if _is_array(value):
+        return _of_arrays(name or "arrays", value, None)
+    if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]):
+        return _of_arrays(name or "arrays", *value)
+    if isinstance(value, (str, bytes, tuple, dict)) or not (
+        hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    ):
+        raise TypeError(f"{name or 'the data set'} is a {type(value).__name__}: give {_KINDS}")
+    name = name or type(value).__name__
+    if not len(value):
+        raise ValueError(f"{name} holds no items: give at least one image")
+    items = Items(name, value)
+    looks, pixels = look_at(items, threads or cores_per_process(), in_memory, progress)
+    classes = _classes(name, looks.labels, _attribute(value, "classes"))
+    mean, std = (
+        _statistic(name, what, _attribute(value, what), default)
+        for what, default in zip(("mean", "std"), default_statistics(items.channels))
+    )
+    if pixels is not None:
+        return ArraySet(name, pixels, looks.labels, classes, mean, std)
+    return TorchSet(name, items, looks, classes, mean, std)
+
+
+def default_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of a set that does not say its own: ImageNet's, for grey images those of its average."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _of_arrays(name: str, images: Any, labels: Any) -> ArraySet:
+    images = _numpy(images)
+    images = channels_last(name, images[..., None] if images.ndim == 3 else images)
+    if labels is not None:
+        labels = _numpy(labels)
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name}: labels must be {len(images)} whole numbers, one an image, not {labels.dtype}"
+                f" {list(labels.shape)}"
+            )
+    return ArraySet(name, images, labels, _classes(name, labels, None), *default_statistics(images.shape[3]))
+
+
+def _attribute(dataset: Any, name: str) -> Any:
+    """A data set's attribute, or that of the data set which it is a part of (torch.utils.data.Subset); or None."""
+    while dataset is not None:
+        if hasattr(dataset, name):
+            return getattr(dataset, name)
+        dataset = getattr(dataset, "dataset", None)
+    return None
+
+
+def _classes(name: str, labels: np.ndarray | None, given: Any) -> list[str]:
+    """The names of the classes; ValueError for the first label that is not a position among them."""
+    if labels is None:
+        return []
+    named = isinstance(given, Sequence) and all(isinstance(word, str) for word in given)
+    classes = list(given) if named else [str(k) for k in range(int(labels.max(initial=0)) + 1)]
+    outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(outside):
+        i = int(outside[0])
+        raise ValueError(
+            f"item {i} of {name} has the label {labels[i]}, which is none of the {len(classes)} classes:"
+            f" labels are 0 to {len(classes) - 1}"
+        )
+    return classes
+
+
+def _statistic(name: str, what: str, given: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A data set's own mean or std, one number a channel on the 0..1 scale."""
+    if given is None or callable(given):
+        return default
+    try:
+        values = tuple(float(value) for value in given)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != len(default):
+        raise ValueError(
+            f"{name}.{what} is {given!r}: give one number for each of its {len(default)} channels"
+        )
+    return values
