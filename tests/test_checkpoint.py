@@ -36,6 +36,11 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     assert torch.equal(state["student"]["w"], torch.full((1000,), 3.0))
 
 
+def test_a_run_started_over_keeps_its_own(tmp_path: Path) -> None:
+    _write(tmp_path, [10, 20, 30], keep=2)
+    assert [p.name for p in _write(tmp_path, [5], keep=2).complete()] == ["step-00000005"]
+
+
 def test_snapshot_is_taken_at_the_call(tmp_path: Path) -> None:
     weight = torch.zeros(4)
     checkpoints = Checkpoints(tmp_path)

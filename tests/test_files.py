@@ -198,8 +198,10 @@ def test_a_killed_summary_is_none_and_the_old_one_stays(tmp_path: Path) -> None:
     finish_folder(folder, {"val": 2})
     killed(lambda: finish_folder(folder, {"val": 3}))
     assert read_summary(folder) == {"val": 2}
-    open_folder(folder, "name: third\n")
+    open_folder(folder, "name: third\n", has_steps_left=False)
     assert names(folder) == ["config.yaml", SUMMARY]
+    open_folder(folder, "name: fourth\n")
+    assert names(folder) == ["config.yaml"]
 
 
 @pytest.mark.parametrize("text", ["", '{"val": {"error_p', "[]", "{}", "\x00" * 20])

@@ -106,6 +106,34 @@ def test_asked_to_stop_it_saves_and_resumes_equal(folder: Path, number: signal.S
     assert_same_students(folder, "whole", name)
 
 
+def _train_killed(name: str, args: list[str], said: Path) -> None:
+    """Train until a file or folder of that name would appear; die there."""
+    rename = os.replace
+
+    def replace(part: Path, path: Path) -> None:
+        if Path(path).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(part, path)
+
+    os.replace = replace
+    _train(args, said)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "step-00000044", "student.safetensors", "summary.json"])
+def test_killed_where_a_file_would_appear_it_goes_on(folder: Path, name: str) -> None:
+    run = folder / "runs" / name
+    places = ["--out", str(run.parent), "--teacher.cache_dir", str(folder / f"cache-{name}"), "--name", name]
+    process = FORKS.Process(target=_train_killed, args=(name, [*BASE, *places], folder / "said"))
+    process.start()
+    ended(process, folder, -signal.SIGKILL)
+    assert [path.name for path in run.rglob(name)] == []
+    assert len([*run.rglob(f".{name}.*.tmp")]) == 1
+    ended(start(folder, name, "--resume", "latest"), folder)
+    assert [*run.rglob("*.tmp")] == []
+    assert (run / "summary.json").is_file()
+    assert_same_students(folder, "whole", name)
+
+
 def _train_stuck(place: str, args: list[str], said: Path) -> None:
     """Train with a step, or a disk, that never ends once the run has been asked to stop."""
 

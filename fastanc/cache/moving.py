@@ -69,7 +69,10 @@ def _add(path: Path, members: Members, cache_dir: Path) -> Store:
     if name != IDENTITY:
         raise ValueError(f"{path} is no exported cache: it does not begin with {IDENTITY}")
     identity = file.read()
-    target = cache_dir / folder_name(json.loads(identity))
+    try:
+        target = cache_dir / folder_name(json.loads(identity))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no exported cache: its {IDENTITY} is not readable") from error
     make_folder(target)
     if not (target / IDENTITY).exists():
         write_file(target / IDENTITY, [identity])

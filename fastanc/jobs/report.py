@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastanc.files import make_folder, write_text
+from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.report_page import RunFolder, page
 from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
@@ -50,6 +50,7 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
     out_path = Path(out_path)
     make_folder(out_path.parent)
+    sweep(out_path.parent, out_path.name, older_than_s=HOUR_S)
     write_text(out_path, html)
     return out_path
 

@@ -16,7 +16,7 @@ import draccus
 import yaml
 
 from fastanc.config import Config
-from fastanc.files import make_folder, write_text
+from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.parsing import parse, with_teacher
@@ -225,6 +225,7 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
     and tried again next time.
     """
     first, grid = cells(study, out, scale, fields)
+    sweep(out, older_than_s=HOUR_S)  # another study may write here
     failures = []
     plan = [*first, *grid]
     for number, cell in enumerate(plan, 1):

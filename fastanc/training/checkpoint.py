@@ -63,8 +63,11 @@ class Checkpoints:
                 (part / _META).write_text(json.dumps(meta, indent=1))
                 seal = {name: _seal_of(part / name) for name in (_STATE, _META)}
                 (part / _MARK).write_text(json.dumps(seal))
-            for old in self.complete()[: -self.keep]:
-                remove(old)
+            # What lies beyond this step is of a run that was started over, or went on from before it.
+            kept = [path for path in self.complete() if path <= final][-self.keep :]
+            for other in self.complete():
+                if other not in kept:
+                    remove(other)
         except (
             OSError,
             RuntimeError,

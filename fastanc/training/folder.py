@@ -12,14 +12,17 @@ from fastanc.files import make_folder, sweep, write_text
 SUMMARY = "summary.json"
 
 
-def open_folder(folder: Path, config: str) -> None:
+def open_folder(folder: Path, config: str, has_steps_left: bool = True) -> None:
     """Make a run's folder, remove what a killed run left unfinished there, and write its config.yaml.
 
+    A run that has steps left is not finished, whatever an earlier one left: its summary is removed.
     Raises OSError where the folder cannot be written.
     """
     make_folder(folder)
     for own in (folder, folder / "checkpoints"):
         sweep(own)
+    if has_steps_left:
+        (folder / SUMMARY).unlink(missing_ok=True)
     write_text(folder / "config.yaml", config)
 
 

@@ -129,7 +129,7 @@ class Run:
     def _open_folder(self) -> Monitor:
         settings = self._settings
         if self.is_main:
-            open_folder(self.folder, settings.text)
+            open_folder(self.folder, settings.text, self.start < self.pace.total_steps)
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
             self.folder,
