@@ -119,7 +119,7 @@ def _given_teacher(teacher: nn.Module | str | Sequence[nn.Module | str]) -> nn.M
 def _sizes(image_px: int | None, dataset: DataSet | None, recipe: str | None) -> dict[str, int]:
     """Return the fields of the images' size: small arrays as they are, photographs in the usual ratio."""
     if image_px is None and isinstance(dataset, ArraySet):
-        image_px = dataset.side
+        image_px = dataset.images.shape[1]
     if image_px is None:
         return {}
     small = isinstance(dataset, ArraySet) or image_px <= _SMALL_PX
