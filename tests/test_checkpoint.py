@@ -44,7 +44,7 @@ def test_a_run_started_over_keeps_its_own(tmp_path: Path) -> None:
 def test_snapshot_is_taken_at_the_call(tmp_path: Path) -> None:
     weight = torch.zeros(4)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"w": weight}, {"config": {}})
+    checkpoints.save(1, {"w": weight}, {})
     weight.fill_(7)
     checkpoints.wait()
     assert torch.equal(load(checkpoints.latest()[0])[0]["w"], torch.zeros(4))

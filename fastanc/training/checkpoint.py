@@ -105,8 +105,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
         meta = json.loads((path / _META).read_text())
-        known = {"step": int(meta["step"]), "config": dict(meta["config"])}
-        return dict(state), {**meta, **known}
+        return dict(state), {**meta, "step": int(meta["step"])}
     except (OSError, MemoryError):
         raise
     except Exception as error:  # of a file that is not ours there may come any
@@ -164,8 +163,9 @@ def check_same(
         free: group -> the fields that it may change.
     """
     for group in new:
-        for key in sorted({*old[group], *new[group]} - free[group]):
-            before, now = old[group].get(key), new[group].get(key)
+        were, are = old.get(group, {}), new[group]
+        for key in sorted({*were, *are} - free[group]):
+            before, now = were.get(key), are.get(key)
             if before != now:
                 raise ValueError(
                     f"checkpoint {path} was written with {group}.{key} {before!r}, this run has {now!r}:"
