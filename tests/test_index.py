@@ -420,11 +420,37 @@ def test_a_damaged_index_is_one_sentence(tmp_path: Path, jpegs: dict[str, bytes]
     for data, word in (
         (whole[:-64], "cut off"),
         (b"other" + whole, "not an index"),
-        (whole[:200], "damaged"),
+        (whole[:200], "cut off"),
+        (whole[:8] + b"\xff" * 8 + whole[16:], "cut off"),
     ):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(ValueError, match=rf"set\.index .*{word}.*: build it again with 'fastanc index'"):
             Index.load(path)
+
+
+def test_a_header_that_says_nonsense_is_the_same_sentence(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
+    path = index_path(_put(tmp_path / "set", jpegs))
+    _build(tmp_path / "set")
+    whole = path.read_bytes()
+    end = 16 + int.from_bytes(whole[8:16], "little")
+    header, data = json.loads(whole[16:end]), whole[end:]
+    columns = header["columns"]
+    lost = [{key: value for key, value in header.items() if key != gone} for gone in header]
+    unlike = [
+        {**header, key: value} for key in ("source", "columns", "bytes", "files") for value in ("x", [1], 7)
+    ]
+    bent = [
+        {**header, "columns": {**columns, "sizes": value}}
+        for value in (None, ["<i4", [-1], 0], ["<i4", [10**9], 0], ["O", [1], 0], ["<i4", "x", 0])
+    ]
+    gone = {**header, "columns": {key: value for key, value in columns.items() if key != "lengths"}}
+    for said in (*lost, *unlike, *bent, gone, [], None, 3):
+        text = json.dumps(said).encode()
+        path.write_bytes(whole[:8] + len(text).to_bytes(8, "little") + text + data)
+        with pytest.raises(ValueError, match=r"set\.index is (damaged|cut off): build it again"):
+            Index.load(path)
+    path.write_bytes(whole)
+    assert len(Index.load(path)) == len(jpegs)
 
 
 def test_index_path_is_beside_or_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastanc.models.taps import Adapted, Tapped
@@ -136,6 +137,25 @@ def test_a_file_of_another_network_names_the_first_differences(tmp_path: Path) -
     assert fresh.num_classes == 9
 
 
+# Of these torch.load makes UnpicklingError, KeyError, IndexError, RuntimeError and EOFError.
+STRANGE = [bytes(99), b"\x80\x02h\x05.", b"\x80\x02R.", b"\x80\x02}u.", b"PK\x03\x04" + b"\xff" * 99, b"\x80"]
+
+
+def test_metadata_that_says_nonsense_is_one_sentence(tmp_path: Path) -> None:
+    network = build("resnet8", num_classes=4)
+    path = tmp_path / "student.safetensors"
+    save_weights(network, path)
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata()
+    for key in ("num_classes", "mean"):
+        for other in ({k: v for k, v in said.items() if k != key}, {**said, key: "0.5, 0.5"}):
+            save_file(network.network.state_dict(), path, other)
+            with pytest.raises(ValueError, match=r"student\.safetensors is damaged: fetch or write it again"):
+                load_weights(path)
+    with pytest.raises(ValueError, match=r"student\.safetensors is damaged"):
+        build("resnet8", num_classes=4, weights=path)
+
+
 def test_a_missing_damaged_or_executable_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
         build("resnet8", num_classes=4, weights=tmp_path / "none.pt")
@@ -151,7 +171,10 @@ def test_a_missing_damaged_or_executable_file_is_one_sentence(tmp_path: Path) ->
     (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save({"epoch": 3}, tmp_path / "epoch.pt")
-    for name in ("trap.pth", "raw.th", "cut.safetensors", "empty.pt", "epoch.pt"):
+    strange = {f"strange{k}.pt": data for k, data in enumerate(STRANGE)}
+    for name, data in strange.items():
+        (tmp_path / name).write_bytes(data)
+    for name in ("trap.pth", "raw.th", "cut.safetensors", "empty.pt", "epoch.pt", *strange):
         with pytest.raises(ValueError, match=name):
             build("resnet8", num_classes=4, weights=tmp_path / name)
     assert not witness.exists()

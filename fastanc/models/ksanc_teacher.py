@@ -58,16 +58,18 @@ def load_estimators(teacher: Tapped, path: str | Path) -> KsancTeacher:
     Raises FileNotFoundError without the file; ValueError when it is of another teacher or no such file.
     """
     state, metadata = read_weights(path)
-    if "squeeze" not in metadata:
+    try:
+        squeeze = json.loads(metadata["squeeze"])
+    except (KeyError, ValueError):
         raise ValueError(
             f"{path} holds no estimators: name the estimators.safetensors of a ksanc_teacher run"
-        )
-    if metadata["network"] != weights_digest(teacher):
+        ) from None
+    if metadata.get("network") != weights_digest(teacher):
         raise ValueError(
             f"the estimators in {path} were trained on other weights than this {teacher.name}'s: set"
             " teacher.weights to the student.safetensors beside them (and teacher.fold to false)"
         )
-    player = KsancTeacher(teacher, **json.loads(metadata["squeeze"]))
+    player = KsancTeacher(teacher, **squeeze)
     fit_weights(_trained(player), state, path)
     return player
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastanc.files import written
 from fastanc.models.taps import Adapted, Tapped, Wrapper, unwrapped
 
+FIELDS = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
+"""What a file of ours says of its network, each as JSON in the safetensors metadata."""
 _PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.")
 
 
@@ -36,7 +38,9 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # of a damaged header there may come any
             raise ValueError(f"weights file {path} is damaged ({error}): fetch or write it again") from error
     else:
         state = _unwrap(path, _unpickle(path))
@@ -48,11 +52,23 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
 def _unpickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle may end in any: KeyError, IndexError, AttributeError ...
         raise ValueError(
             f"weights file {path} is damaged or holds more than tensors, which fastanc does not execute: "
             "save its state dict alone"
         ) from error
+
+
+def read_fields(
+    path: str | os.PathLike[str], metadata: Mapping[str, str], fields: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of some `FIELDS` in a file's metadata; ValueError where one is missing or no JSON."""
+    try:
+        return {field: json.loads(metadata[field]) for field in fields}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"weights file {os.fspath(path)} is damaged: fetch or write it again") from error
 
 
 def _unwrap(path: Path, content: object) -> dict[str, Tensor]:
@@ -113,8 +129,7 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
         key: value.detach().to("cpu", copy=True).contiguous()
         for key, value in tapped.bare.state_dict().items()
     }
-    fields = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
-    metadata = {field: json.dumps(getattr(tapped, field)) for field in fields}
+    metadata = {field: json.dumps(getattr(tapped, field)) for field in FIELDS}
     write_safetensors(path, state, metadata)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,15 @@ from fastanc.models.registered import (
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
 from fastanc.models.taps import Tapped
-from fastanc.models.weights import fit_weights, head_digest, read_weights, save_weights, weights_digest
+from fastanc.models.weights import (
+    FIELDS,
+    fit_weights,
+    head_digest,
+    read_fields,
+    read_weights,
+    save_weights,
+    weights_digest,
+)
 from fastanc.models.wide_resnet import WideResNet
 
 __all__ = [
@@ -161,7 +168,8 @@ def build(
     published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
     if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)):
         published = {"mean": bare.mean, "std": bare.std}
-    published.update((key, json.loads(metadata[key])) for key in ("mean", "std") if key in metadata)
+    if weights is not None:
+        published.update(read_fields(weights, metadata, [key for key in ("mean", "std") if key in metadata]))
     tapped = Tapped(
         bare.network,
         head=head,
@@ -194,7 +202,7 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
     _, metadata = read_weights(path)
     if "name" not in metadata:
         raise ValueError(f"weights file {os.fspath(path)} does not name its network: give the name beside it")
-    said = {key: json.loads(value) for key, value in metadata.items()}
+    said = read_fields(path, metadata, FIELDS)
     name = re.sub(r"^((?:torchvision|timm):[^@]*)@.*", r"\1", said["name"])  # the file has the weights
     tapped = build(
         name,
@@ -259,7 +267,7 @@ def own_classes(name: str, weights: str | os.PathLike[str] | None, in_channels: 
         return None
     state, metadata = read_weights(weights)
     if "num_classes" in metadata:
-        return int(json.loads(metadata["num_classes"]))
+        return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
     px = 224 if ":" in name else 32
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=px).bare.state_dict()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from fastanc.files import written
 
 MAGIC = b"FANCIDX1"
 _ALIGN = 64
+_AGAIN = "build it again with 'fastanc index'"
 _COLUMNS = (
     "sizes",
     "labels",
@@ -34,6 +35,11 @@ _COLUMNS = (
     "name_bytes",
     "name_ends",
 )
+_OPTIONAL = ("labels", "offsets", "file_numbers")
+
+
+class _Damage(Exception):
+    """An index file that cannot be read; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,24 +162,34 @@ class Index:
     def load(cls, path: Path) -> Index:
         """Map an index file; a set moved together with it is found; raises ValueError where it is damaged."""
         path = Path(path)
-        again = "build it again with 'fastanc index'"
+        try:
+            return cls._load(path)
+        except _Damage as reason:
+            raise ValueError(f"{path} {reason}: {_AGAIN}") from None
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # of a header that is not ours there may come any
+            raise ValueError(f"{path} is damaged: {_AGAIN}") from error
+
+    @classmethod
+    def _load(cls, path: Path) -> Index:
         with open(path, "rb") as file:
-            head = file.read(16)
+            head, size = file.read(16), os.fstat(file.fileno()).st_size
             if head[:8] != MAGIC or len(head) < 16:
-                raise ValueError(f"{path} is not an index of this version: {again}")
+                raise _Damage("is not an index of this version")
             length = struct.unpack("<Q", head[8:])[0]
-            try:
-                header = json.loads(file.read(length))
-            except ValueError:
-                raise ValueError(f"{path} is damaged: {again}") from None
-            if os.fstat(file.fileno()).st_size != 16 + length + header["bytes"]:
-                raise ValueError(f"{path} is cut off: {again}")
+            if 16 + length > size:
+                raise _Damage("is cut off")
+            header = json.loads(file.read(length))
+            if size != 16 + length + header["bytes"]:
+                raise _Damage("is cut off")
             data = np.asarray(np.memmap(file, np.uint8, "r", offset=0))
         columns: dict[str, np.ndarray | None] = dict.fromkeys(_COLUMNS)
         for name, (dtype, shape, position) in header["columns"].items():
             start, count = 16 + length + position, int(np.prod(shape))
             part = data[start : start + count * np.dtype(dtype).itemsize]
             columns[name] = part.view(dtype).reshape(shape)
+        _check(columns)
         absolute, relative = header["source"]
         beside = Path(os.path.normpath(path.absolute().parent / relative))
         return cls(
@@ -185,6 +201,14 @@ class Index:
             fingerprint=header["fingerprint"],
             **columns,  # type: ignore[arg-type]
         )
+
+
+def _check(columns: Mapping[str, np.ndarray | None]) -> None:
+    """Raise _Damage where a column is missing or of another length than the others."""
+    present = {name: len(column) for name, column in columns.items() if column is not None}
+    lengths = {length for name, length in present.items() if name != "name_bytes"}
+    if not {*_COLUMNS} - {*_OPTIONAL} <= {*present} or len(lengths) != 1:
+        raise _Damage("is damaged")
 
 
 def make_index(
