@@ -22,7 +22,7 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.train import train
-from fastanc.training.assemble import Given
+from fastanc.training.assemble_networks import Given
 
 OWN_DATA = "own_data"
 """The recipe that is taken where none is named."""

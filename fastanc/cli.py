@@ -159,7 +159,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from fastanc.jobs.plan import Cluster, describe, load_of
     from fastanc.parsing import parse
-    from fastanc.training.assemble import sketch
+    from fastanc.training.assemble_networks import sketch
 
     cluster = Cluster(
         gpus=options.gpus,

@@ -21,7 +21,8 @@ from types import ModuleType
 from fastanc.config import Config
 from fastanc.errors import command, explained
 from fastanc.parsing import parse, with_teacher
-from fastanc.training.assemble import Given, open_run
+from fastanc.training.assemble import open_run
+from fastanc.training.assemble_networks import Given
 from fastanc.training.processes import seed_step
 from fastanc.training.step import play
 

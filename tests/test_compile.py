@@ -16,7 +16,7 @@ from torch import nn
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
-from fastanc.training.assemble import compile_in_place
+from fastanc.training.compiling import compile_in_place
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

@@ -9,7 +9,7 @@ import pytest
 from fastanc.jobs.plan import Cluster, Load, describe, load_of, plan
 from fastanc.models import zoo
 from fastanc.parsing import parse
-from fastanc.training.assemble import sketch
+from fastanc.training.assemble_networks import sketch
 
 LOAD = Load(batch=1600, gradient_bytes=40_000_000, flop=1e10, row_bytes=4000, image_bytes=96_000)
 CLUSTER = Cluster(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastanc.models.counting import count
-from fastanc.training.assemble import Sketch
+from fastanc.training.assemble_networks import Sketch
 
 _TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
 

@@ -1,0 +1,190 @@
+"""From a configuration, and what a caller gives as objects, to the networks of a run; the other half of assemble."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from fastanc.config import Config, DataConfig, NetworkConfig
+from fastanc.methods.base import Method, TeacherSpec, spec_of
+from fastanc.models import zoo
+from fastanc.models.attention import Squeezed, estimators_for
+from fastanc.models.calibration import calibrate_batchnorm
+from fastanc.models.classes import pick_classes, read_columns
+from fastanc.models.folding import fold_batchnorm
+from fastanc.models.ksanc_teacher import load_estimators
+from fastanc.models.taps import Tapped
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.dataset import DataSet
+from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.training.compiling import compile_in_place
+
+_TEACHER_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a caller hands over as objects, in the place of names; None leaves a name's."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+    train: DataSet | None = None
+    val: DataSet | None = None
+
+
+NOTHING = Given()
+
+
+def open_teacher(config: Config, images: DataSet, given: Given = NOTHING) -> FrozenTeacher:
+    """Build the frozen teacher; ValueError when it would be an untrained one that nobody asked for."""
+    teacher, weights = config.teacher, config.teacher.weights
+    # Weights that nobody trained are a function of the network's name, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_TEACHER_SEED)
+        network = _teacher_network(config, images, given.teacher)
+    if weights == "random" and given.teacher is None:
+        calibrate_batchnorm(network, images.channels, config.data.image_px)
+    if teacher.classes is not None:
+        network = pick_classes(network, read_columns(teacher.classes, images.classes))
+    if teacher.fold:
+        network = fold_batchnorm(network)
+    whole: Tapped | Squeezed = network
+    if teacher.estimators is not None and config.method.taps_teacher:
+        whole = load_estimators(network, teacher.estimators).squeezed
+    elif "descriptors" in config.method.needs:
+        raise ValueError(
+            "teacher.estimators is missing: train them with --method.type ksanc_teacher, then name that run's"
+            " estimators.safetensors"
+        )
+    return FrozenTeacher(
+        network=whole.eval().requires_grad_(False),
+        name=teacher.name,
+        precision=teacher.precision,
+        folded=teacher.fold,
+    )
+
+
+def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -> Tapped:
+    teacher, weights, stages = config.teacher, config.teacher.weights, config.method.taps_teacher
+    if given is not None:
+        return build_network(teacher, config.data, images, 0, given, stages)
+    if weights is None and "@" not in teacher.name and not zoo.is_registered(teacher.name):
+        raise ValueError(
+            "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
+        )
+    if weights not in (None, "random") and not Path(weights).is_file():
+        raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
+    own = zoo.own_classes(teacher.name, None if weights == "random" else weights, images.channels)
+    if not (own or images.num_classes):
+        raise ValueError(
+            f"data.name {images.name} has no labels and teacher.name {teacher.name} does not say how many classes"
+            " it knows: name its weights, or take published ones (NAME@WEIGHTS)"
+        )
+    without = replace(teacher, weights=None) if weights == "random" else teacher
+    return build_network(without, config.data, images, own or images.num_classes, None, stages)
+
+
+def build_network(
+    config: NetworkConfig,
+    data: DataConfig,
+    images: DataSet,
+    num_classes: int,
+    given: nn.Module | None,
+    with_stages: bool,
+    *,
+    new_head: bool = False,
+) -> Tapped:
+    """Build a network by its name, or tap the one that is given."""
+    options: dict[str, Any] = {
+        "in_channels": images.channels,
+        "image_px": data.image_px,
+        "mean": config.mean,
+        "std": config.std,
+        "default_mean": images.mean,
+        "default_std": images.std,
+        "head": config.head,
+        "stages": (config.stages or "auto") if with_stages else (),
+    }
+    if given is not None:
+        return zoo.tap(given, **options)
+    return zoo.build(
+        config.name, num_classes=num_classes, weights=config.weights, new_head=new_head, **options
+    )
+
+
+def check_labels(config: Config, images: DataSet, num_classes: int) -> None:
+    """Raise ValueError where a method reads labels and the set's are not what the networks learn."""
+    if images.labels is None:
+        raise ValueError(
+            f"data.name {images.name} has no labels, which method.type {config.method.kind} needs"
+        )
+    if images.num_classes != num_classes:
+        raise ValueError(
+            f"the teacher knows {num_classes} classes and data.name {images.name} has {images.num_classes}, whose"
+            f" labels method.type {config.method.kind} needs: say with teacher.classes which of the teacher's they"
+            " are, or take a method without labels"
+        )
+
+
+def compile_networks(
+    config: Config, accelerator: Accelerator, channels: int, student: nn.Module, teacher: FrozenTeacher | None
+) -> tuple[str, ...]:
+    """Compile both networks where run.compile asks for it; return a sentence for each that stays eager."""
+    if not config.run.compile:
+        return ()
+    size = config.data.batch // accelerator.num_processes // config.run.accumulate
+    shape = (size, channels, config.data.image_px, config.data.image_px)
+    sample = torch.zeros(shape, dtype=torch.uint8, device=accelerator.device)
+    said = [compile_in_place(student, sample, config.run.compile_mode)]
+    if teacher is not None:
+        # Never as graphs: their outputs are overwritten in the next step, and rows wait longer to be kept.
+        said.append(compile_in_place(teacher.network, sample))
+    return tuple(sentence for sentence in said if sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """The networks of a configuration without weights and data, to be counted."""
+
+    student: Tapped
+    players: dict[str, nn.Module]
+    method: Method
+    row_bytes: int
+    """Of a cached row; 0 without a cache."""
+    batch: int
+
+
+def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
+    """Build a configuration's networks for a data set of so many classes and channels, which is not opened."""
+    empty, names = np.zeros((1, 1, 1, channels), np.uint8), [str(k) for k in range(classes)]
+    images = ArraySet("sketch", empty, None, names, (0.5,) * channels, (0.25,) * channels)
+    method = config.method
+
+    def bare(network: NetworkConfig, stages: bool) -> Tapped:
+        named = replace(network, name=network.name.split("@")[0], weights=None)
+        return build_network(named, config.data, images, classes, None, stages)
+
+    student = bare(config.student, method.taps_student)
+    spec, row_bytes = TeacherSpec(classes), 0
+    if method.needs_teacher:
+        tapped = bare(config.teacher, method.taps_teacher)
+        spec = spec_of(tapped)
+        if config.teacher.cache != "off":
+            squeezes = "descriptors" in method.needs
+            network = Squeezed(tapped, estimators_for(tapped)) if squeezes else tapped
+            teacher = FrozenTeacher(network=network, name=config.teacher.name)
+            fields = teacher.fields(config.teacher.rows)
+            row_bytes = sum(part.row_bytes for field in fields for part in field.parts())
+    return Sketch(
+        student=student,
+        players=method.networks(student, spec),
+        method=method,
+        row_bytes=row_bytes,
+        batch=config.data.batch,
+    )
