@@ -329,7 +329,7 @@ def test_what_is_given_is_left_in_peace(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no field optimizer\.rate: did you mean"):
+    with pytest.raises(ValueError, match=r"there is no field optimizer\.rate: valid ones are"):
         fastanc.compress(
             Tiny(8, 3), Tiny(4, 3), noise(32, 16), "l2", **quick(tmp_path, fields={"optimizer.rate": 1})
         )

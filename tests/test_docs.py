@@ -129,6 +129,7 @@ def test_one_file_reads_the_configuration() -> None:
         "parsing.py",
         "train.py",
         "training/assemble.py",
+        "training/assemble_networks.py",
     }
 
 
