@@ -74,8 +74,9 @@ def _steps_to_fill(config: Config) -> int:
     """Steps after which every view of every image was seen; ValueError where they would not end."""
     if not config.data.views:
         raise ValueError("data.views is 0, so that no cache is ever complete: give --data.views 1")
-    images = open_dataset(config.data.name, "train", config.data.root).num_images
-    steps = config.data.views * (images // config.data.batch)
+    data = config.data
+    images = open_dataset(data.name, "train", data.root, data.share, data.val_share).num_images
+    steps = data.views * (images // data.batch)
     if config.schedule.epochs < config.data.views:
         raise ValueError(f"schedule.epochs {config.schedule.epochs} is below data.views {config.data.views}")
     return steps

@@ -27,7 +27,7 @@ class DataConfig:
     """Which images, and which views of them."""
 
     name: str = "digits"
-    """A data set's name (`fastanc datasets` lists them), or a folder with train/ and val/ inside."""
+    """A data set's name (`fastanc datasets` lists them; run.plugin may register others), or a folder or tar."""
     root: str | None = free(None)
     """Folder to look in first; then FASTANC_DATA, then the usual places."""
     image_px: int = 32
@@ -50,6 +50,8 @@ class DataConfig:
     """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
     share: float = 1.0
     """Share of the training images that are used, the same ones in every run and as many of every class."""
+    val_share: float = 0.05
+    """Share of the training images that is held out where a set has no val split, the same images in every run."""
     batch: int = 64
     """Images per step over all processes."""
     eval_batch: int = free(256)
@@ -68,6 +70,7 @@ class DataConfig:
         _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
         _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
         _require(0 < self.share <= 1, f"data.share must lie in (0, 1], not {self.share}")
+        _require(0 < self.val_share < 1, f"data.val_share must lie in (0, 1), not {self.val_share}")
         _require(
             self.image_px <= self.resize_px or self.resize_px == 0,
             f"data.resize_px ({self.resize_px}) must not be smaller than data.image_px ({self.image_px})",
@@ -154,7 +157,7 @@ class RunConfig:
     out: str = free("runs")
     """Folder that holds the runs."""
     plugin: str | None = None
-    """Python file that is imported before the configuration is read: it registers a method of its own."""
+    """Python file that is imported before the configuration is read: it registers methods, networks or data sets."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and dropout."""
     precision: str = "fp32"

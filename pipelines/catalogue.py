@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from fastanc.pipelines import digits, small_sets
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.index.build import Index, index_path, open_index
-from fastanc.pipelines.index.workers import locked
+from fastanc.pipelines.fetch import Calls, download, nowhere, roots_of
+from fastanc.pipelines.index.build import Index, open_index
 from fastanc.pipelines.order import share_of
-from fastanc.pipelines.places import cache_dir
+from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
+from fastanc.pipelines.splits import SPLITS, open_split, part_of, source_of, split_source
 
-if TYPE_CHECKING:
-    from fastanc.pipelines.jpeg.jpeg_set import JpegSet
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-SPLITS = ("train", "val")
-
-_VAL_LABELS = (  # label files of ILSVRC2012_img_val, as labels.py reads them
-    "imagenet_2012_validation_synset_labels.txt",
-    "LOC_val_solution.csv",
-    "val.txt",
-    "valprep.sh",
-    "ILSVRC2012_validation_ground_truth.txt",
-)
-_SYNSETS = "synsets.tsv"
 
 
 @dataclass(frozen=True)
@@ -46,19 +32,11 @@ class _Known:
     read: Callable[[Path, str], small_sets.Arrays]
     holds: str
     """What is looked for, in words."""
-    download: tuple[str, list[dict[str, str]]]
-    """torchvision's class, and the arguments of each call that it takes to get every file."""
+    download: Calls
 
 
 def _having(marker: str) -> Callable[[Path], Path | None]:
     return lambda root: root if (root / marker).exists() else None
-
-
-def _torchvision_set(kind: str, folder: Path, **arguments: str) -> None:
-    """Let torchvision download a set into a folder."""
-    import torchvision
-
-    getattr(torchvision.datasets, kind)(folder, download=True, **arguments)
 
 
 _ARRAYS = {
@@ -123,64 +101,137 @@ _DIGITS = (
 )
 
 
+_REGISTERED: dict[str, Callable[[str, Path], Any]] = {}
+Maker = TypeVar("Maker", bound=Callable[[str, Path], Any])
+
+
+def register_dataset(name: str) -> Callable[[Maker], Maker]:
+    """Return a decorator that makes a user's function a data set, which `--data.name NAME` finds.
+
+    The function takes the split, "train" or "val", and the folder to look in (data.root, else FASTANC_DATA, else
+    fastanc's cache folder). It returns a DataSet, a torch data set, uint8 images or a pair (images, labels)
+    (`own_sets.as_dataset`), or a path; for "val" it may return None: a share of "train" is held out then. In a file
+    that `run.plugin` names:
+
+        @register_dataset("flowers")
+        def flowers(split, root):
+            return torchvision.datasets.Flowers102(root, split)
+
+    Raises ValueError for a name that is taken.
+    """
+    if not isinstance(name, str):
+        raise TypeError('a data set is registered under a name: write @register_dataset("NAME")')
+
+    def register(make: Maker) -> Maker:
+        other = _REGISTERED.get(name)
+        again = other is not None and _place(other) == _place(make)  # a notebook's cell is run once more
+        if not again and name in _known():
+            raise ValueError(f"the data set name {name!r} is taken: register yours under another")
+        _REGISTERED[name] = make
+        return make
+
+    return register
+
+
+def _place(make: Callable[[str, Path], Any]) -> tuple[str, str]:
+    return make.__module__, make.__qualname__
+
+
+def _known() -> list[str]:
+    return ["digits", *_ARRAYS, *_TREES, *_REGISTERED]
+
+
 def describe_names() -> str:
     """Return one line for every name that `open_dataset` knows."""
     lines = {"digits": _DIGITS.partition(": ")[2]}
     lines |= {name: known.about for name, known in _ARRAYS.items()}
     lines |= {name: about for name, (about, _) in _TREES.items()}
+    for name, make in _REGISTERED.items():
+        lines[name] = (make.__doc__ or f"registered by {make.__module__}").strip().splitlines()[0]
     lines["PATH"] = "a folder with train/ and val/ (or train.tar and val.tar), or one folder or tar of images"
     return "\n".join(f"{name:14}{about}" for name, about in lines.items())
 
 
-def open_dataset(name: str, split: str, root: str | Path | None = None, share: float = 1.0) -> DataSet:
-    """Return a data set by name or path; `split` is "train" or "val", `share` the part of its images to take.
+def open_dataset(
+    name: Any, split: str, root: str | Path | None = None, share: float = 1.0, val_share: float = 0.05
+) -> DataSet:
+    """Return a split of a data set, bound to the CPU.
 
     A given `root` is the only place looked in; without it FASTANC_DATA, the cache folder, what the system's
     packages installed, and at last torchvision's download. Raises ValueError for an unknown name or split,
     FileNotFoundError where the set is nowhere.
+
+    Args:
+        name: a name (`describe_names`), a path, or a user's own object that holds both splits (`as_dataset`).
+        split: "train" or "val".
+        root: folder to look in.
+        share: part of the split's images to take, as many of every class.
+        val_share: part of the images that is held out for "val" where a set that is no known one has no such split.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: use train or val")
-    roots = _roots(root)
-    if name in _ARRAYS:
-        arrays = _open_arrays(name, split, roots, may_download=root is None)
-        return arrays if share == 1 else arrays.subset(share_of(arrays.labels, arrays.num_images, share))
-    if name == "digits":
-        return _jpeg_set(name, open_index(digits.digits_tar(split)), share, digits.MEAN, digits.STD)
-    if name in _TREES:
-        folder = _find_tree(name, split, roots, may_download=root is None)
-    elif os.sep in name or Path(name).exists():
+    if not isinstance(name, (str, Path)):
+        data = part_of(as_dataset(name), split, val_share)
+    elif name in _REGISTERED:
+        data = _open_registered(str(name), split, roots_of(root)[0], val_share)
+    elif name in _ARRAYS:
+        data = _open_arrays(str(name), split, roots_of(root), may_download=root is None)
+    elif name == "digits":
+        data = _jpeg_set("digits", open_index(digits.digits_tar(split)), digits.MEAN, digits.STD)
+    elif name in _TREES:
+        folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
+        data = _jpeg_set(str(name), open_split(folder, source, split))
+    elif os.sep in str(name) or Path(name).exists():
         folder = Path(name).expanduser()
-        if not folder.exists():
-            raise FileNotFoundError(f"{folder} does not exist: give a data set's path, or one of {_names()}")
+        data = _open_path(folder.name, folder, split, val_share)
     else:
+        known = ", ".join(_known())
         raise ValueError(
-            f"data set {name!r} is unknown: use {_names()}, or the path of a folder or tar of images"
+            f"data set {name!r} is unknown: use {known}, or the path of a folder or tar of images"
         )
-    index = _open_split(folder, split)
-    return _jpeg_set(name if name in _TREES else folder.name, index, share, IMAGENET_MEAN, IMAGENET_STD)
+    return data if share == 1 else data.subset(share_of(data.labels, data.num_images, share))
 
 
-def _names() -> str:
-    return ", ".join(["digits", *_ARRAYS, *_TREES])
+def _open_registered(name: str, split: str, root: Path, val_share: float) -> DataSet:
+    """A split of a user's function; of a path it may hold both splits or only one."""
+    make = _REGISTERED[name]
+    val = make("val", root)
+    wants_train = split == "train" or val is None or isinstance(val, (str, Path))
+    train = make("train", root) if wants_train else None
+    value = train if split == "train" or val is None else val
+    if isinstance(value, (str, Path)):
+        alone = val is not None and str(val) != str(train)
+        return _open_path(name, Path(value).expanduser(), split, val_share, alone)
+    if not is_own(value):
+        kind, asked = type(value).__name__, "train" if val is None else split
+        raise ValueError(
+            f"data set {name!r}: its function gave a {kind} for {asked}: return {KINDS}, or a path"
+        )
+    data = as_dataset(value, name)
+    return part_of(data, split, val_share) if val is None else data
 
 
-def _roots(root: str | Path | None) -> list[Path]:
-    if root is not None:
-        return [Path(root).expanduser()]
-    given = os.environ.get("FASTANC_DATA")
-    return [*([Path(given).expanduser()] if given else []), cache_dir() / "data"]
+def _open_path(name: str, folder: Path, split: str, val_share: float, alone: bool = False) -> DataSet:
+    """A split of a folder or tar; `alone` says that it holds no other."""
+    if not folder.exists():
+        known = ", ".join(_known())
+        raise FileNotFoundError(f"{folder} does not exist: give a data set's path, or one of {known}")
+    source, both = source_of(folder, split)
+    both = both and not (alone and source == folder)
+    data = _jpeg_set(name, open_split(folder, source, "train" if both else split))
+    return part_of(data, split, val_share) if both else data
 
 
 def _jpeg_set(
-    name: str, index: Index, share: float, mean: tuple[float, ...], std: tuple[float, ...]
-) -> JpegSet:
+    name: str,
+    index: Index,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> DataSet:
     from fastanc.pipelines.jpeg.jpeg_set import (
         JpegSet,  # DALI takes seconds to import, and array sets do without
     )
 
-    if share < 1:
-        index = index.subset(share_of(index.labels, len(index), share))
     return JpegSet(name, index, mean, std)
 
 
@@ -190,105 +241,24 @@ def _open_arrays(name: str, split: str, roots: list[Path], may_download: bool) -
         roots = [*roots, DEBIAN_FASHION]
     place = next((found for folder in roots if (found := known.find(folder))), None)
     if place is None and may_download:
-        place = known.find(_download(name, known.download, roots))
+        place = known.find(download(name, known.download, known.holds, roots))
     if place is None:
-        raise _nowhere(name, known.holds, roots)
+        raise nowhere(name, known.holds, roots)
     images, labels, classes = known.read(place, split)
     return ArraySet(name, images, labels, classes, known.mean, known.std)
 
 
-def _nowhere(name: str, holds: str, roots: list[Path], tried: str = "") -> FileNotFoundError:
-    looked = ", ".join(map(str, roots))
-    return FileNotFoundError(
-        f"{name} was not found: looked for {holds} in {looked}{tried}; "
-        "give its folder with --data.root or FASTANC_DATA"
-    )
+def _find_tree(name: str, split: str, roots: list[Path], may_download: bool) -> tuple[Path, Path]:
+    """The folder of a known tree, and what holds the split inside it."""
 
-
-def _download(name: str, fetch: tuple[str, list[dict[str, str]]], roots: list[Path]) -> Path:
-    """Let torchvision fetch a set into the cache folder, whole or not at all; return that folder."""
-    folder = cache_dir() / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}.part"
-    with locked(folder / f"{name}.lock"):
-        try:
-            part.mkdir(exist_ok=True)
-            for arguments in fetch[1]:
-                _torchvision_set(fetch[0], part, **arguments)
-        except (OSError, RuntimeError) as error:
-            holds = _ARRAYS[name].holds if name in _ARRAYS else "train/ and val/"
-            raise _nowhere(name, holds, roots, f", and torchvision could not download it ({error})") from None
-        for child in sorted(part.iterdir()):
-            if not (folder / child.name).exists():
-                os.replace(child, folder / child.name)
-        shutil.rmtree(part)
-    return folder
-
-
-# ---- trees and tars of JPEGs
-
-
-def _split_source(folder: Path, split: str) -> Path | None:
-    """Return a split's folder or tar inside `folder`."""
-    names = ["train"] if split == "train" else ["val", "valid", "validation"]
-    names += [f"{name}.tar" for name in names] + [f"ILSVRC2012_img_{split}.tar"]
-    return next((folder / name for name in names if (folder / name).exists()), None)
-
-
-def _find_tree(name: str, split: str, roots: list[Path], may_download: bool) -> Path:
-    folders = _TREES[name][1]
-
-    def find(places: list[Path]) -> Path | None:
-        choices = (root / folder for root in places for folder in folders)
-        return next((choice for choice in choices if _split_source(choice, split)), None)
+    def find(places: list[Path]) -> tuple[Path, Path] | None:
+        choices = (root / folder for root in places for folder in _TREES[name][1])
+        return next(((choice, found) for choice in choices if (found := split_source(choice, split))), None)
 
     found = find(roots)
     if found is None and may_download and name == "imagenette":
-        fetch = ("Imagenette", [{"split": "train", "size": "320px"}])
-        found = find([_download(name, fetch, roots)])
+        calls = ("Imagenette", [{"split": "train", "size": "320px"}])
+        found = find([download(name, calls, "train/ and val/", roots)])
     if found is None:
-        raise _nowhere(name, f"{split}/, {split}.tar or ILSVRC2012_img_{split}.tar", roots)
+        raise nowhere(name, f"{split}/, {split}.tar or ILSVRC2012_img_{split}.tar", roots)
     return found
-
-
-def _open_split(folder: Path, split: str) -> Index:
-    """Return the index of a split, built at first use, with the classes of its train split."""
-    source = _split_source(folder, split) if folder.is_dir() else None
-    if source is None:
-        if split == "val" or (folder.is_dir() and _split_source(folder, "val")):
-            raise FileNotFoundError(f"{folder} has no {split}/ or {split}.tar: put one there")
-        source = folder  # a bare folder or tar of images is its own train split
-    labels = _val_labels(folder, source) if split == "val" else None
-    index = open_index(
-        source, labels=labels, synsets=folder / _SYNSETS if (folder / _SYNSETS).exists() else None
-    )
-    if split == "val":
-        _check_against_train(source, index, _split_source(folder, "train"))
-    return index
-
-
-def _check_against_train(source: Path, index: Index, train: Path | None) -> None:
-    """Raise ValueError where a val split has other classes than its train split, if that is indexed."""
-    if train is None or not index_path(train).exists():
-        return
-    classes = Index.load(index_path(train)).classes
-    if classes and index.labels is None:
-        raise ValueError(
-            f"{source} has no labels but {train} has: put one of {', '.join(_VAL_LABELS)} beside it "
-            f"and remove {index_path(source)}"
-        )
-    if classes != index.classes:
-        odd = sorted(set(classes) ^ set(index.classes))
-        raise ValueError(
-            f"{source} has {len(index.classes)} classes but {train} has {len(classes)} (difference: "
-            f"{odd[0] if odd else 'the order'}): give both the same class folders"
-        )
-
-
-def _val_labels(folder: Path, source: Path) -> Path | None:
-    """Return the label file of a val set without class folders, if there is one."""
-    if source.is_dir():
-        flat = not any(entry.is_dir() for entry in os.scandir(source))
-    else:
-        flat = source.name == "ILSVRC2012_img_val.tar"
-    return next((folder / name for name in _VAL_LABELS if (folder / name).exists()), None) if flat else None

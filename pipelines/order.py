@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SHARE_SEED = 1 << 32  # apart from the seeds that users give
+_SHARE_SEED, _HELD_OUT_SEED = 1 << 32, (1 << 32) + 1  # apart from the seeds that users give
 
 
 class Picks(NamedTuple):
@@ -44,12 +44,35 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def share_of(labels: np.ndarray | None, n: int, share: float) -> np.ndarray:
     """Return the numbers [M] int64, ascending, of a fixed share of n images, rounded up in every class."""
-    drawn = _permutation(n, _SHARE_SEED, 0)
+    return _first_of_every_class(labels, n, _SHARE_SEED, lambda counts: np.ceil(share * counts))
+
+
+def held_out(labels: np.ndarray | None, n: int, share: float) -> np.ndarray:
+    """Return the numbers [M] int64, ascending, of a fixed share of n images, which are kept for validation.
+
+    Rounded up in every class, but one image of each stays to be trained on; where no class has a second image, of
+    all images together. The draw is independent of `share_of`. Raises ValueError for fewer than two images.
+    """
+    if n < 2:
+        raise ValueError("a single image cannot be parted into training and validation: give at least two")
+
+    def most(counts: np.ndarray) -> np.ndarray:
+        return np.minimum(np.ceil(share * counts), counts - 1)
+
+    found = _first_of_every_class(labels, n, _HELD_OUT_SEED, most)
+    return found if len(found) else _first_of_every_class(None, n, _HELD_OUT_SEED, most)
+
+
+def _first_of_every_class(
+    labels: np.ndarray | None, n: int, seed: int, most: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The first images of every class in a fixed random order, `most(images of the class)` of each; ascending."""
+    drawn = _permutation(n, seed, 0)
     groups = np.zeros(n, np.int64) if labels is None else labels[drawn]
     by_group = np.argsort(groups, kind="stable")
     counts = np.bincount(groups)
     place = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # within its own group
-    return np.sort(drawn[by_group[place < np.repeat(np.ceil(share * counts), counts)]])
+    return np.sort(drawn[by_group[place < np.repeat(most(counts), counts)]])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fastanc.pipelines.own_items import Items, look_at
 from fastanc.pipelines.torch_set import TorchSet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_KINDS = "a DataSet, a torch data set, uint8 images, or a pair (images, labels)"
+KINDS = "a DataSet, a torch data set, uint8 images, a pair (images, labels)"
 
 
 def as_dataset(
@@ -39,18 +39,16 @@ def as_dataset(
     share), with a progress bar. `in_memory` false never makes an `ArraySet` of it, whose views are padded crops of
     the images' own size, but a `TorchSet`, whose views are random crops resized. Classes, mean and std are the torch
     data set's attributes of these names (a Subset's: those of what it is a part of), else "0".."K-1" and ImageNet's.
-    Raises TypeError for another kind of object, ValueError naming the item for one that cannot be used.
+    Raises ValueError for another kind of object, and for an item that cannot be used, which is named.
     """
     if isinstance(value, DataSet):
         return value
     if _is_array(value):
         return _of_arrays(name or "arrays", value, None)
-    if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]):
+    if _is_pair(value):
         return _of_arrays(name or "arrays", *value)
-    if isinstance(value, (str, bytes, tuple, dict)) or not (
-        hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    ):
-        raise TypeError(f"{name or 'the data set'} is a {type(value).__name__}: give {_KINDS}")
+    if not _has_items(value):
+        raise ValueError(f"{name or 'the data set'} is a {type(value).__name__}: give {KINDS}")
     name = name or type(value).__name__
     if not len(value):
         raise ValueError(f"{name} holds no items: give at least one image")
@@ -66,6 +64,11 @@ def as_dataset(
     return TorchSet(name, items, looks, classes, mean, std)
 
 
+def is_own(value: Any) -> bool:
+    """Tell whether `as_dataset` knows this kind of object."""
+    return isinstance(value, DataSet) or _is_array(value) or _is_pair(value) or _has_items(value)
+
+
 def default_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of a set that does not say its own: ImageNet's, for grey images those of its average."""
     if channels == 3:
@@ -75,6 +78,16 @@ def default_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, .
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _is_array(value[0])
+
+
+def _has_items(value: Any) -> bool:
+    """Whether it is a map-style data set, or a list."""
+    known = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return known and not isinstance(value, (str, bytes, tuple, dict))
 
 
 def _numpy(value: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ from fastanc.pipelines.jpeg import jpeg_set
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
 from fastanc.training.assemble import open_input
@@ -110,6 +111,20 @@ def test_one_process_probes_for_all_and_once(jpegs: JpegSet, monkeypatch: pytest
     assert note.startswith("input: decode plan mixed, 3 threads on")
 
 
+def test_a_users_own_set_leaves_the_plan_to_the_other(
+    jpegs: JpegSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jpeg_set, "decide", lambda *_: "mixed_roi")
+    items = [(np.zeros((20, 30 + i, 3), np.uint8), i % 3) for i in range(12)]
+    own = as_dataset(items, "own", progress=False)
+    source = opened(own, jpegs, process(0, 1, "cuda"), options=JpegOptions(threads=2))
+    assert source.val.options == JpegOptions(decode="mixed_roi", threads=2)
+    assert source.train.options == JpegOptions(threads=2)
+    note = inputs.input_note(source)
+    assert note is not None
+    assert note.startswith("input: the data set's own decoder, 2 threads on")
+
+
 def test_arrays_have_no_plan_to_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "broadcast_object_list", None)
     source = opened(arrays(), arrays(), process())
@@ -118,8 +133,15 @@ def test_arrays_have_no_plan_to_agree_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_validation_set_of_other_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="validation set toy has the label 4 but toy has 3 classes"):
+    with pytest.raises(
+        ValueError, match="class 3 is '3' in the validation set toy but none in toy: give both"
+    ):
         opened(arrays(), arrays(classes=5), process())
+    named = arrays()
+    named.classes = ["0", "two", "1"]
+    with pytest.raises(ValueError, match="class 1 is 'two' in the validation set toy but '1' in toy"):
+        opened(arrays(), named, process())
+    assert opened(arrays(classes=5), arrays(), process()).val.num_classes == 3
     unlabelled = ArraySet("toy", arrays().images, None, [], MEAN, STD)
     assert opened(unlabelled, arrays(classes=5), process()).val.num_images == 24
 

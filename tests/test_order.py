@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastanc.pipelines.order import Order, evaluation_picks, share_of
+from fastanc.pipelines.order import Order, evaluation_picks, held_out, share_of
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -80,6 +80,30 @@ def test_a_share_has_as_many_of_every_class_and_grows() -> None:
     assert (np.diff(small) > 0).all()
     assert len(share_of(None, 60, 0.1)) == 6
     assert share_of(labels, 60, 1.0).tolist() == list(range(60))
+
+
+def test_what_is_held_out_is_of_every_class_and_leaves_one_of_each() -> None:
+    labels = np.repeat([2, 0, 1, 4], [10, 20, 1, 2])  # class 3 has no image
+    np.random.default_rng(0).shuffle(labels)
+    small, large = held_out(labels, 33, 0.05), held_out(labels, 33, 0.5)
+    assert np.bincount(labels[small], minlength=5).tolist() == [1, 0, 1, 0, 1]
+    assert np.bincount(labels[large], minlength=5).tolist() == [10, 0, 5, 0, 1]
+    assert np.bincount(labels[held_out(labels, 33, 0.999)], minlength=5).tolist() == [19, 0, 9, 0, 1]
+    assert set(small) < set(large)
+    assert (np.diff(large) > 0).all()
+    assert len(held_out(None, 60, 0.1)) == 6
+    assert len(held_out(np.arange(9), 9, 0.1)) == 1  # one image a class: one of all
+    assert len(held_out(None, 2, 0.01)) == len(held_out(None, 2, 0.99)) == 1
+    for n in (0, 1):
+        with pytest.raises(ValueError, match="a single image cannot be parted"):
+            held_out(None, n, 0.5)
+
+
+def test_draws_of_shares_are_the_same_for_ever_and_independent() -> None:
+    assert share_of(np.arange(60) % 3, 60, 0.1).tolist() == [7, 11, 15, 18, 53, 55]
+    assert held_out(np.arange(60) % 3, 60, 0.1).tolist() == [23, 40, 45, 47, 49, 57]
+    both = np.intersect1d(share_of(None, 100_000, 0.1), held_out(None, 100_000, 0.1))
+    assert abs(len(both) - 1000) < 5 * 30  # a tenth of a tenth
 
 
 def test_wrong_batches_are_refused_in_words() -> None:

@@ -337,7 +337,7 @@ def test_arrays_that_do_not_fit_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match="item 2 of mine has the label -1"):
         own((images, np.array([0, 1, -1, 1])))
     for wrong in ("folder", {"image": images}, (images, labels, labels), 7, iter([images])):
-        with pytest.raises(TypeError, match="mine is a .*: give a DataSet, a torch data set, uint8 images"):
+        with pytest.raises(ValueError, match="mine is a .*: give a DataSet, a torch data set, uint8 images"):
             own(wrong)
 
 

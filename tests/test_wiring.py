@@ -129,9 +129,9 @@ def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytes
     asked = []
     real = assemble.open_dataset
 
-    def watched(name: str, split: str, *others: object) -> object:
+    def watched(name: str, split: str, *others: object, **options: object) -> object:
         asked.append(split)
-        return real(name, split, *others)
+        return real(name, split, *others, **options)
 
     monkeypatch.setattr(assemble, "open_dataset", watched)
     folder = run(tmp_path, "datafree", **OWN["datafree"], **{"teacher.cache": "fill"})
@@ -321,3 +321,42 @@ def test_a_method_in_a_users_file_is_trained_by_name(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import nothing_of_this_name")
     with pytest.raises(ValueError, match=r"bad\.py.*nothing_of_this_name"):
         parse(["--plugin", str(tmp_path / "bad.py")])
+
+
+OWN_DATA = """
+from torchvision.datasets import ImageFolder
+from fastanc.pipelines.catalogue import register_dataset
+
+@register_dataset("photos")
+def photos(split, root):
+    return ImageFolder(root / "photos") if split == "train" else None
+"""
+
+
+def test_a_data_set_in_a_users_file_is_trained_on_by_name(tmp_path: Path) -> None:
+    for i in range(40):
+        path = tmp_path / "data" / "photos" / f"class{i % 4}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (7, 9, 3), np.uint8)
+        Image.fromarray(noise).resize((40 + i, 50)).save(path)
+    file = tmp_path / "my_data.py"
+    file.write_text(OWN_DATA)
+    options = {
+        "plugin": str(file),
+        "data.name": "photos",
+        "data.root": str(tmp_path / "data"),
+        "data.val_share": "0.2",
+        "data.batch": "16",
+        "run.max_steps": "0",
+        "schedule.epochs": "1",
+        "teacher.rows": "fp32",
+    }
+    students = []
+    for cache in ("off", "fill", "read"):
+        folder = run(tmp_path, "l2", **options, **{"teacher.cache": cache, "run.name": cache})
+        students.append(load_file(folder / "student.safetensors"))
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    assert all(torch.equal(students[0][key], other[key]) for other in students[1:] for key in other)
+    stores = [Store.at(path) for path in sorted((tmp_path / "cache").glob("lenet5-photos-*"))]
+    assert [store.num_images for store in stores] == [32, 8]
+    assert all(store.complete(0) for store in stores)

@@ -28,6 +28,7 @@ from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.order import share_of
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
@@ -135,17 +136,17 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
     """
     data, seed = config.data, config.run.seed
     views, views_per_image = data.views or None, data.views_per_image
+    whole: Any = data.name if given.train is None else given.train
+    val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
     train: DataSet
     if "latents" in config.method.needs:
-        val = given.val or open_dataset(data.name, "val", data.root)
         size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
         latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
         train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
-    elif given.train is not None:
-        train, val = given.train, given.val or given.train
+    elif given.train is not None and given.val is not None:  # nothing has to be held out
+        train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
     else:
-        val = given.val or open_dataset(data.name, "val", data.root)
-        train = open_dataset(data.name, "train", data.root, data.share)
+        train = open_dataset(whole, "train", data.root, data.share, data.val_share)
     return inputs.open_input(
         train=train,
         val=val,

@@ -63,8 +63,8 @@ def open_input(
 ) -> Input:
     """Return the input of one process; all processes decode by one plan.
 
-    Raises ValueError where the batch cannot be divided or is larger than the set, or the validation set has labels
-    beyond the training set's classes.
+    Raises ValueError where the batch cannot be divided or is larger than the set, or a label means another class in
+    the validation set than in the training set.
 
     Args:
         train: what is trained on.
@@ -79,7 +79,7 @@ def open_input(
         views_per_image: neighbours in a batch that are views of one image, decoded once.
         options: how images are decoded; where its plan is auto the main process decides for all.
     """
-    _check_labels(train, val)
+    _check_classes(train, val)
     rank, world = accelerator.process_index, accelerator.num_processes
     order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
     train, options = _bound(train, options or JpegOptions(), accelerator)
@@ -87,14 +87,16 @@ def open_input(
     return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world)
 
 
-def _check_labels(train: DataSet, val: DataSet) -> None:
-    if train.labels is None or val.labels is None or not len(val.labels):
+def _check_classes(train: DataSet, val: DataSet) -> None:
+    if train.labels is None or val.labels is None:
         return
-    if int(val.labels.max()) >= train.num_classes:
-        raise ValueError(
-            f"the validation set {val.name} has the label {val.labels.max()} but {train.name} has"
-            f" {train.num_classes} classes: give both the same"
-        )
+    for k, name in enumerate(val.classes):
+        if train.classes[k : k + 1] != [name]:
+            other = repr(train.classes[k]) if k < train.num_classes else "none"
+            raise ValueError(
+                f"class {k} is {name!r} in the validation set {val.name} but {other} in {train.name}: give both"
+                " the same classes"
+            )
 
 
 def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> tuple[DataSet, JpegOptions]:
@@ -116,7 +118,8 @@ def input_note(source: Input) -> str | None:
         return None
     cores = cores_per_process()
     threads = options.threads or cores
-    where = f"decode plan {options.decode}, {threads} threads"
+    decoder = "the data set's own decoder" if options.decode == "auto" else f"decode plan {options.decode}"
+    where = f"{decoder}, {threads} threads"
     beside = f" for each of the {source.world} processes" if source.world > 1 else ""
     too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
     return f"input: {where} on {cores} cores{beside}{too_many}"

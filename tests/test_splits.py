@@ -1,0 +1,298 @@
+"""Sets without a val split, sets of a user's own function: which images each split holds, and what is refused."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, ImageFolder
+
+from fastanc.parsing import parse
+from fastanc.pipelines import catalogue
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.catalogue import describe_names, open_dataset, register_dataset
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.index.build import open_index
+from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.order import Picks, held_out, share_of
+from fastanc.pipelines.own_sets import as_dataset
+from fastanc.pipelines.torch_set import TorchSet
+from fastanc.pipelines.views import CentreCrop
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Start every test without registered names and with an empty cache."""
+    monkeypatch.setattr(catalogue, "_REGISTERED", {})
+    monkeypatch.setenv("FASTANC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FASTANC_DATA", raising=False)
+
+
+def photos(root: Path, **counts: int) -> Path:
+    """Write so many different JPEGs into each class folder; the class `flat` is the root itself."""
+    for number, (name, count) in enumerate(counts.items()):
+        folder = root if name == "flat" else root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            noise = np.random.default_rng([number, k]).integers(0, 256, (6, 8, 3), np.uint8)
+            Image.fromarray(noise).resize((40 + k, 30), Image.Resampling.BICUBIC).save(folder / f"{k}.jpg")
+    return root
+
+
+def tar_of(tree: Path, path: Path) -> Path:
+    with tarfile.open(path, "w") as tar:
+        tar.add(tree, arcname=".")
+    return path
+
+
+def names(data: DataSet) -> list[str]:
+    assert isinstance(data, JpegSet)
+    return [data.index.name(i) for i in range(data.num_images)]
+
+
+def counts(data: DataSet) -> list[int]:
+    assert data.labels is not None
+    return np.bincount(data.labels, minlength=data.num_classes).tolist()
+
+
+def pixels(data: DataSet, numbers: np.ndarray) -> torch.Tensor:
+    (batch,) = data.batches([Picks(numbers, np.zeros_like(numbers))], CentreCrop(24, 28))
+    return batch.images
+
+
+def test_a_folder_without_splits_is_parted(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", a=20, b=10, c=2, d=1)
+    train, val = (open_dataset(str(root), split, val_share=0.1) for split in ("train", "val"))
+    assert (counts(val), counts(train)) == ([2, 1, 1, 0], [18, 9, 1, 1])
+    whole = open_index(root)
+    assert sorted(names(train) + names(val)) == sorted(whole.name(i) for i in range(len(whole)))
+    assert (train.name, val.name, train.classes) == ("photos", "photos", val.classes)
+    held = held_out(whole.labels, len(whole), 0.1)
+    everything = JpegSet("whole", whole, (), ())
+    assert torch.equal(pixels(val, np.arange(4)), pixels(everything, held))
+    kept = np.setdiff1d(np.arange(len(whole)), held)
+    assert torch.equal(pixels(train, np.arange(29)), pixels(everything, kept))
+    prints = {data.describe()["fingerprint"] for data in (train, val, everything)}
+    assert len(prints) == 3
+
+
+def test_what_is_held_out_is_the_same_in_every_run_and_apart_from_the_share(tmp_path: Path) -> None:
+    root = str(photos(tmp_path / "photos", a=40, b=40))
+    val, train = open_dataset(root, "val"), open_dataset(root, "train")
+    assert (counts(val), counts(train)) == ([2, 2], [38, 38])
+    assert open_dataset(root, "val").describe() == val.describe()
+    assert open_dataset(root, "val", share=0.5).num_images == 2
+    part = open_dataset(root, "train", share=0.25)
+    assert counts(part) == [10, 10]
+    assert set(names(part)) < set(names(train))
+    expected = share_of(train.labels, train.num_images, 0.25)
+    assert names(part) == [names(train)[i] for i in expected]
+    larger = open_dataset(root, "val", val_share=0.3)
+    assert set(names(val)) < set(names(larger))
+
+
+def test_a_tar_and_a_train_folder_alone_are_parted_alike(tmp_path: Path) -> None:
+    tree = photos(tmp_path / "set" / "train", a=12, b=8)
+    bare = tar_of(tree, tmp_path / "all.tar")
+    (tmp_path / "tars").mkdir()
+    tar_of(tree, tmp_path / "tars" / "train.tar")
+    found = {}
+    for source in (tmp_path / "set", tree, bare, tmp_path / "tars"):
+        for split in ("train", "val"):
+            data = open_dataset(str(source), split, val_share=0.2)
+            found.setdefault(split, []).append(data.describe()["fingerprint"])
+            assert counts(data) == ([9, 6] if split == "train" else [3, 2])
+    assert len(set(found["train"])) == len(set(found["val"])) == 1
+
+
+def test_a_val_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    photos(root / "train", a=9, b=9)
+    photos(root / "valid", a=3, b=1)
+    train, val = (open_dataset(str(root), split) for split in ("train", "val"))
+    assert (counts(train), counts(val)) == ([9, 9], [3, 1])
+
+
+def test_a_known_set_is_never_parted(tmp_path: Path) -> None:
+    photos(tmp_path / "imagenet" / "train", n01440764=5, n02102040=5)
+    assert open_dataset("imagenet", "train", tmp_path).num_images == 10
+    with pytest.raises(FileNotFoundError, match="imagenet was not found: looked for val/"):
+        open_dataset("imagenet", "val", tmp_path)
+
+
+def test_unlabelled_images_are_parted_too(tmp_path: Path) -> None:
+    root = str(photos(tmp_path / "photos", flat=30))
+    train, val = (open_dataset(root, split, val_share=0.1) for split in ("train", "val"))
+    for data, count in ((train, 27), (val, 3)):
+        assert (data.num_images, data.labels, data.classes, data.num_classes) == (count, None, [], 0)
+    assert not set(names(train)) & set(names(val))
+    one = str(photos(tmp_path / "one", flat=1))
+    with pytest.raises(ValueError, match="one has no val split: a single image cannot be parted"):
+        open_dataset(one, "train")
+
+
+def test_an_object_of_a_users_own_holds_both_splits() -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8), np.arange(60) % 3
+    held = held_out(labels, 60, 0.1)
+    for value in ((images, labels), as_dataset((images, labels))):
+        train, val = (open_dataset(value, split, val_share=0.1) for split in ("train", "val"))
+        assert isinstance(train, ArraySet)
+        assert isinstance(val, ArraySet)
+        assert np.array_equal(val.images, images[held])
+        assert np.array_equal(train.images, np.delete(images, held, 0))
+        assert counts(val) == [2, 2, 2]
+    with pytest.raises(ValueError, match="the data set is a int: give a DataSet"):
+        open_dataset(3, "train")
+
+
+# ---- a function of a user's own
+
+
+def test_a_function_gives_any_kind_of_set(tmp_path: Path) -> None:
+    tree = photos(tmp_path / "tree", a=6, b=6)
+    images, labels = np.zeros((12, 8, 8, 3), np.uint8), np.arange(12) % 2
+    asked: list[tuple[str, Path]] = []
+    kinds: dict[str, tuple[Any, type]] = {
+        "own": (as_dataset((images, labels), "other"), ArraySet),
+        "pair": ((images, labels), ArraySet),
+        "images": (torch.from_numpy(images), ArraySet),
+        "torch": (ImageFolder(str(tree)), TorchSet),
+        "path": (tree, JpegSet),
+        "text": (str(tree), JpegSet),
+    }
+    for name, (value, kind) in kinds.items():
+
+        @register_dataset(name)
+        def make(split: str, root: Path, value: Any = value) -> Any:
+            """Twelve pictures."""
+            asked.append((split, root))
+            return value
+
+        data = open_dataset(name, "train", tmp_path / "given")
+        assert isinstance(data, kind)
+        assert data.name == ("other" if name == "own" else name)
+        # one path for both splits holds both; of an object its function says that there is a val split
+        assert data.num_images == (10 if kind is JpegSet else 12)
+        assert f"{name:14}Twelve pictures." in describe_names().splitlines()
+    assert {root for _, root in asked} == {tmp_path / "given"}
+    assert {split for split, _ in asked} == {"train", "val"}
+    open_dataset("pair", "val")
+    assert asked[-1] == ("val", tmp_path / "cache" / "data")
+
+
+def test_a_function_without_a_val_split_has_one_held_out(tmp_path: Path) -> None:
+    tree = photos(tmp_path / "tree", a=10, b=10)
+
+    @register_dataset("mine")
+    def mine(split: str, root: Path) -> Any:
+        return ImageFolder(str(tree)) if split == "train" else None
+
+    train, val = (open_dataset("mine", split, val_share=0.2) for split in ("train", "val"))
+    assert (counts(train), counts(val)) == ([8, 8], [2, 2])
+    assert counts(open_dataset("mine", "train", share=0.25, val_share=0.2)) == [2, 2]
+    everything = as_dataset(ImageFolder(str(tree)), progress=False)
+    held = held_out(everything.labels, 20, 0.2)
+    assert torch.equal(pixels(val, np.arange(4)), pixels(everything, held))
+
+
+def test_a_function_may_give_a_path_for_each_split(tmp_path: Path) -> None:
+    train, val = photos(tmp_path / "one", a=10, b=10), photos(tmp_path / "two", a=3, b=2)
+    both = tmp_path / "both"
+    photos(both / "train", a=4, b=4)
+    photos(both / "val", a=1, b=1)
+    given: dict[str, Any] = {"train": train, "val": val}
+
+    @register_dataset("mine")
+    def mine(split: str, root: Path) -> Any:
+        return given[split]
+
+    def found() -> list[list[int]]:
+        return [counts(open_dataset("mine", split, val_share=0.2)) for split in ("train", "val")]
+
+    assert found() == [[10, 10], [3, 2]]
+    given["val"] = train
+    assert found() == [[8, 8], [2, 2]]
+    given["val"] = None
+    assert found() == [[8, 8], [2, 2]]
+    given["train"] = given["val"] = str(both)
+    assert found() == [[4, 4], [1, 1]]
+    given["train"] = tmp_path / "none"
+    with pytest.raises(
+        FileNotFoundError, match="none does not exist: give a data set's path, or one of digits"
+    ):
+        open_dataset("mine", "train")
+
+
+def test_wrong_functions_and_names_are_one_sentence() -> None:
+    def wrong(split: str, root: Path) -> Any:
+        return {"train": 3}
+
+    register_dataset("wrong")(wrong)
+    for split in ("train", "val"):
+        with pytest.raises(
+            ValueError, match=f"data set 'wrong': its function gave a dict for {split}: return a Data"
+        ):
+            open_dataset("wrong", split)
+
+    def nothing(split: str, root: Path) -> Any:
+        return None
+
+    register_dataset("nothing")(nothing)
+    with pytest.raises(ValueError, match="data set 'nothing': its function gave a NoneType for train"):
+        open_dataset("nothing", "val")
+    for name in ("digits", "cifar10", "imagenet", "wrong"):
+        with pytest.raises(ValueError, match=f"the data set name '{name}' is taken"):
+            register_dataset(name)(nothing)
+    assert register_dataset("wrong")(wrong) is wrong  # a cell of a notebook is run again
+    with pytest.raises(TypeError, match="write @register_dataset"):
+        register_dataset(wrong)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="data set 'wrogn' is unknown: use digits, .*wrong, nothing, or the path"
+    ):
+        open_dataset("wrogn", "train")
+
+
+PLUGIN = '''
+"""CIFAR-10's test images as torchvision reads them."""
+from torchvision.datasets import CIFAR10
+from fastanc.pipelines.catalogue import register_dataset
+
+@register_dataset("few")
+def few(split, root):
+    return CIFAR10(root, train=False) if split == "train" else None
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my_data.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def test_a_plugin_registers_its_set(plugin: Path, data_root: Path, tmp_path: Path) -> None:
+    config = parse(["--plugin", str(plugin), "--data.name", "few", "--data.val_share", "0.1"])
+    train = open_dataset(config.data.name, "train", data_root, val_share=config.data.val_share)
+    assert isinstance(train, ArraySet)
+    raw = CIFAR10(data_root, train=False)
+    held = held_out(np.array(raw.targets), 10_000, 0.1)
+    assert np.array_equal(train.images, np.delete(raw.data, held, 0))
+    assert counts(train) == [900] * 10
+    assert train.classes[0] == "airplane"
+    taken = tmp_path / "taken.py"
+    taken.write_text(PLUGIN.replace("few", "digits"))
+    with pytest.raises(
+        ValueError, match=r"taken\.py cannot be imported .ValueError: the data set name 'digits'"
+    ):
+        parse(["--plugin", str(taken)])
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-0.5"])
+def test_an_impossible_share_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.val_share must lie in \(0, 1\)"):
+        parse(["--data.val_share", share])
