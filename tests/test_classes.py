@@ -74,7 +74,7 @@ def test_weights_say_how_many_classes_they_know(tmp_path: Path) -> None:
     assert zoo.own_classes("resnet8", tmp_path / "own.safetensors") == 37
     for name, px in (("resnet20_v1", 32), ("torchvision:resnet18", 64), ("timm:mobilenetv3_small_050", 64)):
         torch.save(zoo.build(name, num_classes=41, image_px=px).bare.state_dict(), tmp_path / "bare.pt")
-        assert zoo.own_classes(name, tmp_path / "bare.pt") == 41
+        assert zoo.own_classes(name, tmp_path / "bare.pt", image_px=px) == 41
 
 
 def test_a_head_of_other_classes_is_replaced_and_an_equal_one_kept(tmp_path: Path) -> None:

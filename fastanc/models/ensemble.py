@@ -48,7 +48,7 @@ def _member(teacher: nn.Module | str) -> Tapped:
     if isinstance(teacher, Tapped):
         return teacher
     if isinstance(teacher, str):
-        classes = zoo.own_classes(teacher, None)
+        classes = zoo.own_classes(teacher, None, image_px=224)
         if classes is None:
             raise ValueError(
                 f"teacher {teacher!r} of an ensemble has no weights: write NAME@WEIGHTS, or give a network"

@@ -255,22 +255,28 @@ def tap(
     return checked(tapped)
 
 
-def own_classes(name: str, weights: str | os.PathLike[str] | None, in_channels: int = 3) -> int | None:
-    """Return how many classes the weights of a network know; None where nothing says it.
+def own_classes(
+    name: str, weights: str | os.PathLike[str] | None, in_channels: int = 3, image_px: int = 32
+) -> int | None:
+    """Return how many classes a network knows by itself; None where nothing says it.
 
-    Published weights say it themselves, and so does a file that fastanc wrote; of another file the shapes do: the
-    parameters that differ from those of a network built for another number of classes.
+    Published weights say it, and so do a network of a user's that takes no number, and a file that fastanc wrote. Of
+    another file the shapes do: those of the parameters that would be others in a network for more classes.
     """
     if published := published_classes(name):
         return published
+    if is_registered(name):
+        made = make_registered(name, Shape(_OTHER, in_channels, image_px))
+        assert made is not None
+        if (fixed := num_classes_of(made.network, in_channels, image_px)) != _OTHER:
+            return fixed
     if weights is None:
         return None
     state, metadata = read_weights(weights)
     if "num_classes" in metadata:
         return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
-    px = 224 if ":" in name else 32
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=px).bare.state_dict()
+        built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=image_px).bare.state_dict()
     found = {
         len(state[key])
         for key, value in built.items()

@@ -80,7 +80,9 @@ def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -
         )
     if weights not in (None, "random") and not Path(weights).is_file():
         raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
-    own = zoo.own_classes(teacher.name, None if weights == "random" else weights, images.channels)
+    own = zoo.own_classes(
+        teacher.name, None if weights == "random" else weights, images.channels, config.data.image_px
+    )
     if not (own or images.num_classes):
         raise ValueError(
             f"data.name {images.name} has no labels and teacher.name {teacher.name} does not say how many classes"
