@@ -62,7 +62,7 @@ class ArraySet:
         self.classes = list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self.num_images, self.num_classes, self.channels = len(images), len(self.classes), images.shape[3]
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
         self._on_device: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
@@ -77,7 +77,7 @@ class ArraySet:
     def on(self, device: torch.device | str, options: JpegOptions | None = None) -> ArraySet:
         """Return the set with its batches on a device; nothing is decoded, so the options say nothing."""
         bound = copy.copy(self)  # pixels, fingerprint and what already lies on a device are shared
-        bound._device = torch.device(device)
+        bound.device = torch.device(device)
         return bound
 
     def describe(self) -> dict[str, object]:
@@ -88,7 +88,7 @@ class ArraySet:
         """Return the set of some images, renumbered: `numbers` is [M] int64."""
         labels = None if self.labels is None else self.labels[numbers]
         part = ArraySet(self.name, self.images[numbers], labels, self.classes, self.mean, self.std)
-        return part.on(self._device)
+        return part.on(self.device)
 
     def sizes(self, index: np.ndarray) -> np.ndarray:
         """Return the sizes [B, 2] int32 of (w, h) in pixels of the unpadded images."""
@@ -116,7 +116,7 @@ class ArraySet:
     def _stream(
         self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, windows: Tensor
     ) -> Iterator[Batch]:
-        device = self._device
+        device = self.device
         labels = None if self.labels is None else torch.from_numpy(self.labels).to(device)
         for step, (index, view), boxes, flips in draw(picks, rule, self.sizes, steps):
             where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
@@ -133,9 +133,9 @@ class ArraySet:
 
     def _padded(self, pad: int) -> Tensor:
         """All images with a border of zeros, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""
-        key = (str(self._device), pad)
+        key = (str(self.device), pad)
         if key not in self._on_device:
-            images = torch.from_numpy(self.images).to(self._device)
+            images = torch.from_numpy(self.images).to(self.device)
             padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
             self._on_device[key] = padded.contiguous()
         return self._on_device[key]

@@ -212,12 +212,12 @@ def _open_registered(name: str, split: str, root: Path, val_share: float) -> Dat
 
 
 def _open_path(name: str, folder: Path, split: str, val_share: float, alone: bool = False) -> DataSet:
-    """A split of a folder or tar; `alone` says that it holds no other."""
+    """A split of a folder or tar; `alone` says that nothing is to be held out of it, the other lies elsewhere."""
     if not folder.exists():
         known = ", ".join(_known())
         raise FileNotFoundError(f"{folder} does not exist: give a data set's path, or one of {known}")
     source, both = source_of(folder, split)
-    both = both and not (alone and source == folder)
+    both = both and not alone
     data = _jpeg_set(name, open_split(folder, source, "train" if both else split))
     return part_of(data, split, val_share) if both else data
 

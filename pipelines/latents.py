@@ -38,12 +38,12 @@ class LatentSet:
         self.classes, self.num_classes, self.channels = like.classes, like.num_classes, like.channels
         self.mean, self.std = like.mean, like.std
         self._seed, self._rank = seed, rank
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
 
     def on(self, device: torch.device | str, options: JpegOptions | None = None) -> LatentSet:
         """Return the set with its batches on a device; nothing is decoded, so the options say nothing."""
         bound = copy.copy(self)
-        bound._device = torch.device(device)
+        bound.device = torch.device(device)
         return bound
 
     def describe(self) -> dict[str, object]:
@@ -75,5 +75,5 @@ class LatentSet:
             size = len(picks(step).index)
             drawn = latents(size, self.latent_dim, seed=self._seed, step=step, rank=self._rank)
             nowhere = np.zeros(size, np.int64)
-            images = torch.from_numpy(drawn).to(self._device, non_blocking=True)
+            images = torch.from_numpy(drawn).to(self.device, non_blocking=True)
             yield Batch(images=images, index=nowhere, view=nowhere, labels=None, step=step)

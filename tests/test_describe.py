@@ -13,6 +13,7 @@ from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.own_sets import as_dataset
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 FINGERPRINT = "aae73a066f05e0bcde06f2ca9bb3aef8"
@@ -78,7 +79,27 @@ def test_an_array_set_describes_itself_in_the_words_of_older_caches() -> None:
         }
 
 
-@pytest.mark.parametrize("data", [jpegs(), arrays(np.arange(5) % 2), arrays(None)], ids=str)
+def items() -> list[tuple[np.ndarray, int]]:
+    """Images of two sizes, so that they are not kept as arrays."""
+    return [(image[: 4 - i % 2], i % 2) for i, image in enumerate(IMAGES)]
+
+
+def test_a_users_own_set_describes_itself_so_that_its_cache_is_found() -> None:
+    data = as_dataset(items(), "toy", progress=False)
+    always = {"set": "toy", "decoder": "the user's", "resize": "torch uint8 bilinear", "antialias": True}
+    assert data.on("cuda").describe() == data.describe()
+    assert data.describe() == always | {"fingerprint": "46935f0cc74687835950799a7dc1c5bb"}
+    assert data.subset(np.array([0, 3])).describe() == always | {
+        "fingerprint": "0318b3ae9a4d936a7cc1b0bbd9addee0"
+    }
+    unlabelled = as_dataset([image for image, _ in items()], "toy", progress=False)
+    assert unlabelled.describe() == always | {"fingerprint": "ca808bd32044250d55a74934406d7041"}
+
+
+KINDS = [jpegs(), arrays(np.arange(5) % 2), arrays(None), as_dataset(items(), "toy", progress=False)]
+
+
+@pytest.mark.parametrize("data", KINDS, ids=lambda data: type(data).__name__)
 def test_every_kind_of_set_has_one_face(data: DataSet) -> None:
     assert isinstance(data, DataSet)
     assert isinstance(data.on("cpu"), DataSet)
@@ -89,4 +110,4 @@ def test_every_kind_of_set_has_one_face(data: DataSet) -> None:
     if data.labels is not None and part.labels is not None:
         assert (part.labels == data.labels[[2, 0]]).all()
     assert (part.labels is None) == (data.labels is None)
-    assert (part.classes, part.channels, part.mean, part.std) == (data.classes, 3, MEAN, STD)
+    assert (part.classes, part.channels, part.mean, part.std) == (data.classes, 3, data.mean, data.std)

@@ -221,6 +221,13 @@ def test_a_function_may_give_a_path_for_each_split(tmp_path: Path) -> None:
     assert found() == [[8, 8], [2, 2]]
     given["train"] = given["val"] = str(both)
     assert found() == [[4, 4], [1, 1]]
+    given["train"], given["val"] = tmp_path / "half", val
+    photos(tmp_path / "half" / "train", a=5, b=5)
+    assert found() == [[5, 5], [3, 2]]
+    given["val"] = (np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 1, 1]))
+    assert found() == [[5, 5], [1, 3]]
+    given["train"], given["val"] = given["val"], val
+    assert found() == [[1, 3], [3, 2]]
     given["train"] = tmp_path / "none"
     with pytest.raises(
         FileNotFoundError, match="none does not exist: give a data set's path, or one of digits"
