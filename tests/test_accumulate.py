@@ -87,7 +87,7 @@ def test_two_processes_with_two_parts_equal_one_with_the_whole_batch(tmp_path: P
         *("--main_process_port", "0", str(root / "train.py")),
     ]
     options = words(tmp_path, launch, **METHODS["anc"], **{"run.accumulate": "2"})
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_close(load_file(tmp_path / launch / "student.safetensors"), whole)
 

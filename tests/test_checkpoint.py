@@ -166,7 +166,7 @@ try:
 except OSError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1800)
     assert "step-00000002 could not be written" in done.stdout, done.stderr
     assert "resume from" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -44,7 +44,7 @@ def test_the_cpu_s_plan_is_measured_in_its_own_process(index: Index) -> None:
     result = probe(index, "cpu", JpegOptions(decode="cpu", threads=1))
     assert result.failure is None
     assert result.images_per_s is not None
-    assert result.images_per_s > 1
+    assert result.images_per_s > 0
 
 
 def test_the_fastest_plan_that_works_is_chosen(

@@ -96,7 +96,7 @@ def play(folder: Path, kind: str, world: int, out: str, begin: str | None = None
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=300)
+        process.join(timeout=1800)
     assert [p.exitcode for p in processes] == [0] * world, kind
     return torch.load(path, weights_only=True)
 
@@ -153,7 +153,7 @@ def test_a_real_launch_of_zero_1_trains(tmp_path: Path) -> None:
     teacher = ["--teacher.weights", "random", "--teacher.name", "resnet8", "--run.resume", "latest"]
     for steps in ("4", "6"):
         command = [*launch, *train, *short, *teacher, "--run.max_steps", steps]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from" in done.stderr
     summary = json.loads((tmp_path / "runs" / "z" / "summary.json").read_text())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,19 +18,31 @@ from benchmarks.harness import environment, measure, record, table
 from benchmarks.results_table import regenerate
 
 
-def test_measure_gives_median_and_spread_of_the_counted_calls() -> None:
-    waits = iter([0.2, 0.2, *[0.002, 0.004, 0.006, 0.008, 0.08]])
-    got = measure(lambda: time.sleep(next(waits)), warmup=2, runs=5, cuda=False)
-    assert 6 <= got["ms"] < 60
-    assert got["ms_p20"] < got["ms"] < got["ms_p80"] < 80
-    assert got["cpu_ms"] < 20  # sleeping takes no processor time
+@pytest.fixture
+def spend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give `measure` clocks that only this moves, by milliseconds on the wall and of the processor."""
+    wall_ms = cpu_ms = 0.0
+
+    def spend(wall: float, cpu: float = 0.0) -> None:
+        nonlocal wall_ms, cpu_ms
+        wall_ms, cpu_ms = wall_ms + wall, cpu_ms + cpu
+
+    clocks = SimpleNamespace(perf_counter=lambda: wall_ms / 1e3, process_time=lambda: cpu_ms / 1e3)
+    monkeypatch.setattr(harness, "time", clocks)
+    return spend
+
+
+def test_measure_gives_median_and_spread_of_the_counted_calls(spend: Callable[..., None]) -> None:
+    waits = iter([200, 200, *[8, 2, 80, 4, 6]])
+    got = measure(lambda: spend(next(waits)), warmup=2, runs=5, cuda=False)
+    assert got == pytest.approx({"ms": 6, "ms_p20": 3.6, "ms_p80": 22.4, "cpu_ms": 0})
     assert next(waits, None) is None
 
 
-def test_processor_time_is_counted_where_there_is_work() -> None:
-    slept = measure(lambda: time.sleep(0.01), warmup=1, runs=5, cuda=False)
-    worked = measure(lambda: sum(range(1_000_000)), warmup=1, runs=5, cuda=False)
-    assert worked["cpu_ms"] > 5 * slept["cpu_ms"]
+def test_processor_time_is_the_mean_of_the_counted_calls(spend: Callable[..., None]) -> None:
+    work = iter([90, *[1, 2, 3, 4, 5]])
+    got = measure(lambda: spend(10, next(work)), warmup=1, runs=5, cuda=False)
+    assert got == pytest.approx({"ms": 10, "ms_p20": 10, "ms_p80": 10, "cpu_ms": 3})
 
 
 @pytest.mark.gpu

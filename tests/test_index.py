@@ -486,7 +486,7 @@ def test_killed_in_mid_index_it_goes_on_and_gives_the_same(
     out = tmp_path / "killed.index"
     journal = tmp_path / "killed.index.journal"
     process = subprocess.Popen([sys.executable, "-c", _BUILD, tmp_path / "set", out])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 1800  # of a hang
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         assert time.monotonic() < deadline
         assert process.poll() is None, "it ended before it could be killed"
@@ -576,20 +576,27 @@ def test_a_million_rows_load_at_once(tmp_path: Path) -> None:
     )
     path = tmp_path / "big.index"
     index.save(path)
+    # At once: the columns are mapped, so few bytes are read, and nothing is called for every row.
     code = (
         "import sys, time, numpy as np; from pathlib import Path; from fastanc.pipelines.index.table import Index\n"
         "def rss(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-        "before, start = rss(), time.perf_counter(); index = Index.load(Path(sys.argv[1]))\n"
+        "def read(): return int(open('/proc/self/io').read().split()[1])\n"
+        "calls = 0\n"
+        "def count(*_): global calls; calls += 1\n"
+        "before, start, read_before = rss(), time.perf_counter(), read()\n"
+        "sys.setprofile(count); index = Index.load(Path(sys.argv[1]))\n"
         "total = sum(int(getattr(index, k).sum()) for k in ('sizes', 'labels', 'lengths', 'offsets', 'name_bytes'))\n"
-        "seconds = time.perf_counter() - start\n"
-        "print(seconds, rss() - before, len(index), index.name(len(index) - 1))"
+        "sys.setprofile(None); seconds = time.perf_counter() - start\n"
+        "print(seconds, read() - read_before, calls, rss() - before, len(index), index.name(len(index) - 1))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
     ).stdout
-    seconds, memory, rows, last = out.split()
+    seconds, read, calls, memory, rows, last = out.split()
+    print(f"{float(seconds):.3f} s, {read} bytes read, {calls} calls and returns")
     assert (int(rows), last) == (n, names[-1])
-    assert float(seconds) < 1
+    assert int(read) < 1e6
+    assert int(calls) < 10_000
     assert int(memory) < 200e6
 
 

@@ -32,7 +32,7 @@ def run(command: list[str], cwd: Path, *args: str, **env: str) -> subprocess.Com
     """Run one command in another folder and return what it said."""
     everything = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(
-        [*command, *args], cwd=cwd, env=everything, capture_output=True, text=True, timeout=400
+        [*command, *args], cwd=cwd, env=everything, capture_output=True, text=True, timeout=1800
     )
 
 

@@ -38,11 +38,13 @@ def assert_follows(game: Game, plain: Callable[[Nets, Batch, Move, Game], None],
         batch = game.batch(step)
         torch.manual_seed(step)
         plain(nets, batch, move, game)
+    # A bias that BatchNorm cancels has a gradient of rounding alone, 1e-16 to 1e-15; Adam adds 1e-8 to its size and
+    # takes a step of 1e-12 to 1e-10. Everything else agrees to 1e-13.
     for name, net in nets.items():
         ours = game.players[name].module.state_dict()
         for key, value in net.state_dict().items():
             torch.testing.assert_close(
-                ours[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"
+                ours[key], value, rtol=1e-9, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}"
             )
         before = dict(game.start[name].named_parameters())
         assert any(not torch.equal(p, before[key]) for key, p in net.named_parameters())

