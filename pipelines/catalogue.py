@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
 
     def register(make: Maker) -> Maker:
         other = _REGISTERED.get(name)
-        again = other is not None and _place(other) == _place(make)  # a notebook's cell is run once more
+        again = other is not None and _same(other, make)
         if not again and name in _known():
             raise ValueError(f"the data set name {name!r} is taken: register yours under another")
         _REGISTERED[name] = make
@@ -133,8 +134,11 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
     return register
 
 
-def _place(make: Callable[[str, Path], Any]) -> tuple[str, str]:
-    return make.__module__, make.__qualname__
+def _same(one: Callable[[str, Path], Any], other: Callable[[str, Path], Any]) -> bool:
+    """Whether two are one: a notebook's cell that is run once more, or a script that is its own plugin file."""
+    names = [(make.__module__, make.__qualname__) for make in (one, other)]
+    files = [(getattr(inspect.getmodule(make), "__file__", None), make.__qualname__) for make in (one, other)]
+    return names[0] == names[1] or (files[0] == files[1] and files[0][0] is not None)
 
 
 def _known() -> list[str]:

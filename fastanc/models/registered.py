@@ -31,7 +31,7 @@ def register_network(name: str) -> Callable[[Maker], Maker]:
 
     def register(make: Maker) -> Maker:
         known = _MAKERS.get(name)
-        if known is not None and _whereabouts(known) != _whereabouts(make):
+        if known is not None and not _same(known, make):
             raise ValueError(f"register_network: {name!r} is taken by {_title(known)}: choose another name")
         _MAKERS[name] = make
         return make
@@ -109,12 +109,11 @@ def num_classes_of(network: nn.Module, in_channels: int, image_px: int) -> int:
     return logits.shape[1]
 
 
-def _whereabouts(make: Callable[..., nn.Module]) -> tuple[str, str]:
-    """The file and name of a class or function: a script and the same file as a plugin register the same."""
-    try:
-        return inspect.getfile(make), make.__qualname__
-    except (TypeError, OSError):
-        return "", repr(make)
+def _same(one: Callable[..., nn.Module], other: Callable[..., nn.Module]) -> bool:
+    """Whether two are one: a notebook's cell that is run once more, or a script that is its own plugin file."""
+    names = [(make.__module__, make.__qualname__) for make in (one, other)]
+    files = [(getattr(inspect.getmodule(make), "__file__", None), make.__qualname__) for make in (one, other)]
+    return names[0] == names[1] or (files[0] == files[1] and files[0][0] is not None)
 
 
 def _title(make: Callable[..., nn.Module]) -> str:
