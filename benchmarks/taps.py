@@ -99,7 +99,10 @@ def stages(network: Tapped) -> str:
         maps = twin.eval()(images).stages
     assert maps is not None
     assert all(m.shape[2] == m.shape[3] for m in maps)
-    return f"{len(maps)} maps, {' '.join(str(m.shape[1]) for m in maps)} channels"
+    channels = [str(m.shape[1]) for m in maps]
+    if len(channels) > 8:
+        channels = [*channels[:4], "...", channels[-1]]
+    return f"{len(maps)} maps, {' '.join(channels)} channels"
 
 
 def row(name: str, sizes_px: Sequence[int] = SIZES_PX) -> dict[str, Any]:

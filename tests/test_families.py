@@ -133,6 +133,11 @@ def test_stage_maps_of_a_transformer_have_their_channels_first(name: str, stages
     assert torch.equal(again, kept[0].permute(0, 3, 1, 2))
 
 
+def test_stages_are_not_single_convolutions() -> None:
+    with pytest.raises(ValueError, match="MNASNet has no stages that fastanc knows: name the modules"):
+        zoo.build("torchvision:mnasnet0_5", num_classes=5, stages="auto")
+
+
 def test_a_transformer_is_built_for_the_images_it_gets() -> None:
     pytest.importorskip("timm")
     for name in (VIT, "torchvision:vit_b_32"):
@@ -217,8 +222,11 @@ def _first_loss(folder: Path) -> float:
     return next(line["student/soft"] for line in lines if line["kind"] == "train")
 
 
-def test_a_cache_of_two_heads_gives_the_losses_of_the_network(tmp_path: Path) -> None:
-    options = {"method.type": "kd", "teacher.name": "timm:deit_tiny_distilled_patch16_224"}
+@pytest.mark.parametrize("teacher", ["timm:deit_tiny_distilled_patch16_224", "timm:resnetv2_18"])
+def test_a_cache_of_two_heads_or_a_convolution_gives_the_losses_of_the_network(
+    teacher: str, tmp_path: Path
+) -> None:
+    options = {"method.type": "kd", "teacher.name": teacher}
     options |= {"teacher.rows": "fp32", "run.max_steps": "0", "schedule.epochs": "1"}
     options |= {"data.share": "0.05", "method.alpha": "1"}
     losses = [
@@ -237,3 +245,13 @@ def test_methods_of_stage_maps_refuse_tokens_before_they_train(method: str, tmp_
         _run(tmp_path, "x", **{"method.type": method, "teacher.name": "timm:test_vit"})
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_file_of_an_earlier_version_does_not_say_which_layer_is_the_head(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    network = zoo.build("timm:deit_tiny_distilled_patch16_224", num_classes=5, image_px=32)
+    network.tap_head("head_dist")  # as was guessed
+    zoo.save_weights(network, tmp_path / "student.safetensors")
+    again = zoo.load_weights(tmp_path / "student.safetensors")
+    assert again.head is None
+    assert "(head and head_dist are 5 wide)" in again.no_head

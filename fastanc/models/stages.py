@@ -7,12 +7,13 @@ import re
 import torchvision
 from torch import Tensor, nn
 
+_SWIN = r"layers\.\d+"  # MNASNet has single convolutions under such names
 _STAGE_PATTERNS = (
     r"layer\d+",  # ResNets, own and torchvision's and timm's
     r"block\d+",  # NiN, LeNets
     r"stages\.\d+",  # timm: ConvNeXt, RegNet and others
     r"blocks\.\d+",  # timm: EfficientNet, MobileNet
-    r"layers\.\d+",  # timm: Swin
+    _SWIN,
     r"features\.denseblock\d+",
     r"trunk_output\.block\d+",
 )
@@ -26,7 +27,8 @@ def stages_of(network: nn.Module) -> tuple[str, ...]:
     names = [name for name, _ in network.named_modules()]
     for pattern in _STAGE_PATTERNS:
         found = tuple(name for name in names if re.fullmatch(pattern, name))
-        if len(found) > 1:
+        single = pattern == _SWIN and not all([*network.get_submodule(name).children()] for name in found)
+        if len(found) > 1 and not single:
             return found
     raise ValueError(
         f"{type(network).__name__} has no stages that fastanc knows: name the modules to tap in `stages`, "
