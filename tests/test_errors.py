@@ -198,8 +198,7 @@ def test_every_job_that_runs_a_network_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str], job: str
 ) -> None:
     full = fails(torch.OutOfMemoryError("CUDA out of memory."))
-    monkeypatch.setattr("fastanc.training.run.make_accelerator", full)
-    monkeypatch.setattr("fastanc.jobs.cache.make_accelerator", full)
+    monkeypatch.setattr("fastanc.training.assemble.make_accelerator", full)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(
         "{title: t, recipe: digits_anc, grid: [{a: {}}], set: {data.batch: 64}}"

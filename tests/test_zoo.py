@@ -149,7 +149,7 @@ def test_metadata_that_says_nonsense_is_one_sentence(tmp_path: Path) -> None:
         said = file.metadata()
     for key in ("num_classes", "mean"):
         for other in ({k: v for k, v in said.items() if k != key}, {**said, key: "0.5, 0.5"}):
-            save_file(network.network.state_dict(), path, other)
+            save_file(network.bare.state_dict(), path, other)
             with pytest.raises(ValueError, match=r"student\.safetensors is damaged: fetch or write it again"):
                 load_weights(path)
     with pytest.raises(ValueError, match=r"student\.safetensors is damaged"):
