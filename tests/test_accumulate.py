@@ -11,13 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_run import LENETS, as_words
 from torch import Tensor, nn
 
 from fastanc.optimizers import OptimizerConfig
 from fastanc.parsing import parse
 from fastanc.train import train
 from fastanc.training.players import Players
+from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

@@ -8,11 +8,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_game import BATCH, MEAN, SGD, STD, Game
 from torch import Tensor, nn
 
 from fastanc.methods.anc import Anc
 from fastanc.models.taps import Adapted, Tapped
+from support.tiny_game import BATCH, MEAN, SGD, STD, Game
 
 
 def plain_anc(game: Game, config: Anc, steps: int) -> tuple[list[Tensor], list[Tensor]]:

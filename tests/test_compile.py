@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import LENETS, as_words
 from torch import nn
 
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
 from fastanc.training.compiling import compile_in_place
+from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

@@ -24,7 +24,13 @@ pytestmark = pytest.mark.slow
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["fastanc.training.players", "fastanc.training.processes", "deepspeed", "transformers", "tiny_game"]
+    [
+        "fastanc.training.players",
+        "fastanc.training.processes",
+        "deepspeed",
+        "transformers",
+        "support.tiny_game",
+    ]
 )
 LAUNCH_FILES = Path(__file__).parent.parent / "fastanc" / "recipes" / "launch"
 ANC = {"discriminator": "8-8", "dropout": 0.0}
@@ -48,12 +54,11 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
     elif world > 1:
         os.environ.update(ACCELERATE_USE_CPU="true")
     torch.set_num_threads(1)
-    import tiny_game
-
     from fastanc.batch import Outputs
     from fastanc.methods.base import Method
     from fastanc.optimizers import OptimizerConfig
     from fastanc.training.processes import make_accelerator
+    from support import tiny_game
 
     accelerator = make_accelerator(batch=tiny_game.BATCH)
     tiny_game.Accelerator = lambda cpu: accelerator

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import LENETS, as_words
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastanc
 from fastanc.config import Config
 from fastanc.methods.base import Method
+from support.tiny_run import LENETS, as_words
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {f.name: f.default_factory for f in fields(Config)}

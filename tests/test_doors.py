@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import LENETS, as_words
 
 from fastanc.models import zoo
 from fastanc.models.libraries import Shape
 from fastanc.models.registered import make_registered, register_network
+from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

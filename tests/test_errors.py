@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import LENETS, as_words
 
 from fastanc import cli, errors
 from fastanc.errors import Interrupted, OutOfMemory, command, explained, memory_of, sentence
 from fastanc.pipelines import places
+from support.tiny_run import LENETS, as_words
 
 
 def fails(error: BaseException) -> Callable[..., None]:

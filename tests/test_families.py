@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from tiny_run import LENETS, as_words
 
 from benchmarks.taps import row, torchvision_names
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
+from support.tiny_run import LENETS, as_words
 
 VIT = "timm:vit_tiny_patch16_224"
 LIBRARIES = {  # the layer that reads the features; None where there is no such layer

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_game import BATCH, NUM_CLASSES, SGD, Game, make_game
 from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
+from support.tiny_game import BATCH, NUM_CLASSES, SGD, Game, make_game
 
 Nets = Mapping[str, nn.Module]
 Move = Callable[[str, Tensor], None]

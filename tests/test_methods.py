@@ -12,7 +12,6 @@ from pathlib import Path
 import draccus
 import pytest
 import torch
-from tiny_game import Game, make_game, tapped
 from torch import Tensor
 
 from fastanc.batch import Batch
@@ -22,6 +21,7 @@ from fastanc.methods.can import CanDiscriminatorOptimizer
 from fastanc.methods.datafree import GeneratorOptimizer
 from fastanc.methods.ksanc import SqueezeConfig
 from fastanc.optimizers import OptimizerConfig
+from support.tiny_game import Game, make_game, tapped
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(Method.get_known_choices())

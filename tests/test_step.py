@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from tiny_game import Game, make_game
 from torch import Tensor
 
 from fastanc.batch import Batch
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
 from fastanc.training.step import play
+from support.tiny_game import Game, make_game
 
 NAMES = sorted(Method.get_known_choices())
 

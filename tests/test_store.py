@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +24,7 @@ from fastanc.cache.identity import differences, identity
 from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.rows import decode
 from fastanc.cache.store import Field, Store
+from support.processes import forked
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -407,19 +407,6 @@ def test_prune_drops_views_and_dead_files_but_not_a_living_writers(tmp_path):
     assert not (store.path / "view-00001").exists()
     assert store.views() == [0]
     assert_right(store, [0])
-
-
-def forked(work) -> int:
-    """Run work() in a child of this process, which imports nothing again; return its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
 
 
 def test_killed_writers_leave_nothing_that_is_wrong(tmp_path):

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from test_store import forked
 from torch import nn
 
 from fastanc.batch import Batch, Outputs
@@ -24,6 +23,7 @@ from fastanc.teacher.build import break_even, build_cache, verify_teacher
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
+from support.processes import forked
 
 N, D, K = 103, 40, 7
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_run import LENETS, as_words
 
 from fastanc.cache.store import Store
 from fastanc.jobs.export import export
@@ -24,6 +23,7 @@ from fastanc.pipelines.views import CentreCrop
 from fastanc.teacher.online import Online
 from fastanc.train import train
 from fastanc.training.run import Run
+from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
