@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fastanc
 from fastanc.config import Config
+from support.images import flat_folder
 
 # The script of a practitioner: networks of their own on a folder of unlabelled photographs.
 SCRIPT = """
@@ -85,13 +86,7 @@ TWIN = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the script, 64 photographs without labels, and the teacher's weights."""
     home = tmp_path_factory.mktemp("practitioner")
-    (home / "photos").mkdir()
-    for k in range(64):
-        draw = np.random.default_rng(k)
-        pixels = draw.integers(0, 256, (6, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((60 + k, 48), Image.Resampling.BICUBIC).save(
-            home / "photos" / f"{k:03d}.jpg"
-        )
+    flat_folder(home / "photos", 64, size=(60, 48))
     (home / "script.py").write_text(SCRIPT)
     code = "import torch, script; torch.manual_seed(5); torch.save(script.Big().state_dict(), 'teacher.pt')"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=home)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_index import _bad_files
 
 from fastanc.pipelines.index.build import build_index
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import RandomResizedCrop
+from support.bad_files import bad_files
 
 DALI_ALONE = """
 import os, signal, sys
@@ -60,7 +60,7 @@ def mixed(real_jpegs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
         (root / "tree" / f"c{k % 4}").mkdir(parents=True, exist_ok=True)
         (root / "tree" / f"c{k % 4}" / path.name).write_bytes(path.read_bytes())
     (root / "bad").mkdir()
-    for k, (name, (data, _)) in enumerate(_bad_files().items()):
+    for k, (name, (data, _)) in enumerate(bad_files().items()):
         (root / "tree" / f"c{k % 4}" / name).write_bytes(data)
         (root / "bad" / name).write_bytes(data)
     return root
@@ -90,7 +90,7 @@ def test_dali_alone_crashes_or_raises(mixed: Path) -> None:
     said = dict(line.split("\t") for line in done.stdout.splitlines())
     print(done.stdout)
     assert said.pop("None") == "goes on"  # 127 good files: the measure can tell
-    assert len(said) == len(_bad_files())
+    assert len(said) == len(bad_files())
     assert any(outcome.startswith("ends the process with SIG") for outcome in said.values())
     assert sum(outcome != "goes on" for outcome in said.values()) >= 15
 

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import struct
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,8 @@ from fastanc.pipelines.digits import MEAN, STD, digits_tar
 from fastanc.pipelines.index.build import open_index
 from fastanc.pipelines.order import Picks, share_of
 from fastanc.pipelines.views import CentreCrop
+from support.images import class_folders, jpeg
+from support.tars import tar_of_tree, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -36,27 +37,6 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTANC_DATA", raising=False)
     monkeypatch.setattr(datasets, "DEBIAN_FASHION", tmp_path / "debian")
     monkeypatch.setattr(fetch, "_torchvision_set", offline)
-
-
-def _jpeg(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG")
-    return file.getvalue()
-
-
-def _tree(root: Path, classes: str = "ab", count: int = 3) -> Path:
-    for c in classes:
-        (root / c).mkdir(parents=True)
-        for k in range(count):
-            (root / c / f"{k}.jpg").write_bytes(_jpeg(k))
-    return root
-
-
-def _tar_of(tree: Path, path: Path) -> Path:
-    with tarfile.open(path, "w") as tar:
-        tar.add(tree, arcname=".")
-    return path
 
 
 # ---- array sets
@@ -186,7 +166,7 @@ def test_a_download_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (kind, arguments) == ("Imagenette", {"split": "train", "size": "320px"})
         assert not (tmp_path / "cache" / "data" / "imagenette2-320").exists()
         for split in ("train", "val"):
-            _tree(folder / "imagenette2-320" / split)
+            class_folders(folder / "imagenette2-320" / split, a=3, b=3)
 
     monkeypatch.setattr(fetch, "_torchvision_set", fetched)
     found = open_dataset("imagenette", "train")
@@ -212,7 +192,7 @@ def test_imagenette_tree(data_root: Path, tmp_path: Path) -> None:
 
 def test_a_path_with_trees_or_tars(tmp_path: Path) -> None:
     for split in ("train", "val"):
-        _tar_of(_tree(tmp_path / "tree" / split), tmp_path / f"{split}.tar")
+        tar_of_tree(class_folders(tmp_path / "tree" / split, a=3, b=3), tmp_path / f"{split}.tar")
     (tmp_path / "tars").mkdir()
     for split in ("train", "val"):
         shutil.move(tmp_path / f"{split}.tar", tmp_path / "tars")
@@ -238,15 +218,13 @@ def test_a_share_is_the_same_images_of_the_whole_set(tmp_path: Path) -> None:
 
 
 def test_imagenet_as_it_is_downloaded(tmp_path: Path) -> None:
-    tree, classes = _tree(tmp_path / "tree", classes="ab"), ["n01440764", "n02102040"]
+    classes = ["n01440764", "n02102040"]
+    tree = class_folders(tmp_path / "tree", **dict.fromkeys(classes, 3))
     root = tmp_path / "root"
     root.mkdir()
-    with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as outer:
-        for c, wnid in zip("ab", classes):
-            outer.add(_tar_of(tree / c, tmp_path / f"{wnid}.tar"), arcname=f"{wnid}.tar")
-    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as tar:
-        for k in range(1, 4):
-            tar.add(tree / "a" / "0.jpg", arcname=f"ILSVRC2012_val_{k:08d}.JPEG")
+    inner = {f"{c}.tar": tar_of_tree(tree / c, tmp_path / "one.tar").read_bytes() for c in classes}
+    write_tar(root / "ILSVRC2012_img_train.tar", inner)
+    write_tar(root / "ILSVRC2012_img_val.tar", {f"ILSVRC2012_val_{k:08d}.JPEG": jpeg() for k in (1, 2, 3)})
     train = open_dataset("imagenet", "train", root)
     assert (train.num_images, train.classes) == (6, classes)
     with pytest.raises(ValueError, match="has no labels but") as caught:
@@ -260,8 +238,8 @@ def test_imagenet_as_it_is_downloaded(tmp_path: Path) -> None:
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
-    _tree(tmp_path / "train", classes="abc")
-    _tree(tmp_path / "val", classes="ac")
+    class_folders(tmp_path / "train", a=3, b=3, c=3)
+    class_folders(tmp_path / "val", a=3, c=3)
     open_dataset(str(tmp_path), "train")
     with pytest.raises(ValueError, match="has 2 classes but .*train has 3 .difference: b."):
         open_dataset(str(tmp_path), "val")

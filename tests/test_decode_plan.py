@@ -4,24 +4,18 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fastanc.pipelines.index.build import Index, build_index
 from fastanc.pipelines.jpeg import probe as decode_plan
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.jpeg.probe import Probed, ask, probe
+from support.images import class_folders
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
-    for i in range(4):
-        path = tmp_path / "set" / "class" / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)
-        Image.fromarray(pixels).save(path)
-    return build_index(tmp_path / "set", workers=1, progress=False)
+    return build_index(class_folders(tmp_path / "set", one=4), workers=1, progress=False)
 
 
 def python(code: str) -> list[str]:

@@ -11,15 +11,14 @@ import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastanc
 from fastanc.config import Config
 from fastanc.methods.base import Method
+from support.images import flat_folder
 from support.tiny_run import LENETS, as_words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,17 +137,9 @@ def blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def photos(folder: Path, count: int = 40) -> Path:
-    folder.mkdir()
-    for k in range(count):
-        pixels = np.random.default_rng(k).integers(0, 256, (12, 16, 3), np.uint8)
-        Image.fromarray(pixels).resize((96, 72)).save(folder / f"{k:02d}.jpg")
-    return folder
-
-
 def test_readme_s_example_from_python_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    photos(tmp_path / "photos")
+    flat_folder(tmp_path / "photos", 40, size=(96, 72))
     place: dict[str, object] = {"__name__": "__main__"}
     exec(compile(blocks(ROOT / "README.md")[0], "README.md", "exec"), place)
     result = place["result"]

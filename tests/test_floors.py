@@ -219,6 +219,13 @@ def test_every_test_asserts_something(path: Path) -> None:
     assert empty == []
 
 
+def test_no_test_file_imports_another() -> None:
+    files = {path.stem: path for path in (ROOT / "tests").glob("test_*.py")}
+    for name, path in files.items():
+        seen = {module.split(".")[0] for module, _ in imported(ast.parse(path.read_text()), name)}
+        assert seen & files.keys() == set(), f"{name}: what test files share lies in tests/support"
+
+
 def test_an_empty_test_would_be_found() -> None:
     code = (
         "def test_a(): run()\ndef run(): run(); print(1)\ndef test_b(): check()\ndef check():\n    assert 0"

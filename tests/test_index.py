@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -22,35 +21,11 @@ from fastanc.pipelines.index.build import Index, build_index, index_path, open_i
 from fastanc.pipelines.index.image_check import jpeg_problem, look
 from fastanc.pipelines.index.sources import list_source
 from fastanc.pipelines.index.table import make_index
+from support.bad_files import bad_files, with_thumbnail
+from support.images import encoded, jpeg, picture, put
+from support.tars import tar_of_tars, write_tar
 
 CLASSES = ("n01440764", "n02102040", "n03394916")
-
-
-def _encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def _picture(seed: int = 0, size: tuple[int, int] = (48, 36)) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def _put(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def _tar(path: Path, files: dict[str, bytes] | list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items() if isinstance(files, dict) else files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def _build(source: Path, out: Path | None = None, **options: object) -> Index:
@@ -76,7 +51,7 @@ def _rejected(out: Path) -> dict[str, str]:
 def jpegs() -> dict[str, bytes]:
     """Twelve small JPEGs in three classes, by name."""
     return {
-        f"{c}/{c}_{k}.JPEG": _encode(_picture(10 * j + k, (40 + k, 30 + j)))
+        f"{c}/{c}_{k}.JPEG": jpeg(10 * j + k, (40 + k, 30 + j))
         for j, c in enumerate(CLASSES)
         for k in range(4)
     }
@@ -87,14 +62,10 @@ def jpegs() -> dict[str, bytes]:
 
 def test_tree_tar_and_tar_of_tars_are_one_index(tmp_path: Path, real_jpegs: list[Path]) -> None:
     files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in real_jpegs[:60]}
-    tree = _put(tmp_path / "tree", files)
+    tree = put(tmp_path / "tree", files)
     shuffled = dict(sorted(files.items(), key=lambda item: zlib.crc32(item[0].encode())))
-    plain = _tar(tmp_path / "plain.tar", {f"./train/{name}": data for name, data in shuffled.items()})
-    inner = {}
-    for name, data in files.items():
-        folder, file = name.split("/")
-        inner[f"{folder}.tar"] = _tar(tmp_path / "class.tar", {file: data}).read_bytes()
-    nested = _tar(tmp_path / "ILSVRC2012_img_train.tar", inner)
+    plain = write_tar(tmp_path / "plain.tar", {f"./train/{name}": data for name, data in shuffled.items()})
+    nested = tar_of_tars(tmp_path / "ILSVRC2012_img_train.tar", files)
 
     indexes = [_build(source, tmp_path / f"{k}.index") for k, source in enumerate((tree, plain, nested))]
     from torchvision.datasets import ImageFolder
@@ -124,15 +95,16 @@ def test_the_order_is_imagefolders_even_where_names_collate_oddly(tmp_path: Path
         "B/1.jpg",
         "ä/1.jpg",
     ]
-    data = _encode(_picture())
-    tree = _put(tmp_path / "tree", dict.fromkeys(names, data))
+    data = jpeg()
+    tree = put(tmp_path / "tree", dict.fromkeys(names, data))
     from torchvision.datasets import ImageFolder
 
     folder = ImageFolder(str(tree))
     index = _build(tree)
     assert [str(tree / index.name(i)) for i in range(len(index))] == [path for path, _ in folder.samples]
     assert index.classes == folder.classes
-    assert _build(_tar(tmp_path / "t.tar", dict.fromkeys(names, data))).fingerprint == index.fingerprint
+    source = write_tar(tmp_path / "t.tar", dict.fromkeys(names, data), tarfile.PAX_FORMAT)
+    assert _build(source).fingerprint == index.fingerprint
 
 
 def test_folder_of_class_tars_as_unpacked_once_from_the_outer_tar(
@@ -141,16 +113,16 @@ def test_folder_of_class_tars_as_unpacked_once_from_the_outer_tar(
     folder = tmp_path / "train"
     folder.mkdir()
     for c in CLASSES:
-        _tar(folder / f"{c}.tar", {n.split("/")[1]: d for n, d in jpegs.items() if n.startswith(c)})
+        write_tar(folder / f"{c}.tar", {n.split("/")[1]: d for n, d in jpegs.items() if n.startswith(c)})
     index = _build(folder)
-    assert index.fingerprint == _build(_put(tmp_path / "tree", jpegs)).fingerprint
+    assert index.fingerprint == _build(put(tmp_path / "tree", jpegs)).fingerprint
     assert len(index.containers()) == 3
 
 
 def test_webdataset_shards_with_cls_or_json(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
-    pictures = [_encode(_picture(k)) for k in range(6)]
+    pictures = [jpeg(k) for k in range(6)]
     for shard in range(2):
         members = []
         for k in range(3):
@@ -158,7 +130,7 @@ def test_webdataset_shards_with_cls_or_json(tmp_path: Path) -> None:
             members += [(f"{k:04d}.jpg", pictures[n]), (f"{k:04d}.txt", b"a caption")]
             members += [(f"{k:04d}.cls", b"%d\n" % (n * 7 % 5))] if shard == 0 else []
             members += [(f"{k:04d}.json", json.dumps({"label": n * 7 % 5}).encode())] if shard else []
-        _tar(folder / f"set-{shard:06d}.tar", members)
+        write_tar(folder / f"set-{shard:06d}.tar", members)
     index = _build(folder)
     assert [index.name(i) for i in range(6)] == [f"set-{n // 3:06d}/{n % 3:04d}.jpg" for n in range(6)]
     assert index.labels is not None
@@ -168,9 +140,9 @@ def test_webdataset_shards_with_cls_or_json(tmp_path: Path) -> None:
 
 
 def test_webdataset_names_second_images_and_missing_labels(tmp_path: Path) -> None:
-    data = _encode(_picture())
+    data = jpeg()
     members = [("a.jpg", data), ("a.cls", b"cat"), ("b.jpg", data), ("c.jpg", data), ("c.cls", b"dog")]
-    source = _tar(tmp_path / "wds.tar", [*members, ("c.png", _encode(_picture(), "PNG"))])
+    source = write_tar(tmp_path / "wds.tar", [*members, ("c.png", encoded(picture(), "PNG"))])
     index = _build(source)
     assert (index.classes, index.rejected) == (["cat", "dog"], 2)
     reasons = _rejected(index_path(source))
@@ -179,20 +151,20 @@ def test_webdataset_names_second_images_and_missing_labels(tmp_path: Path) -> No
 
 
 def test_flat_folder_flat_tar_and_shards_without_labels(tmp_path: Path) -> None:
-    files = {f"{k}.jpg": _encode(_picture(k)) for k in range(3)}
-    flat = _build(_put(tmp_path / "flat", files))
+    files = {f"{k}.jpg": jpeg(k) for k in range(3)}
+    flat = _build(put(tmp_path / "flat", files))
     assert flat.labels is None
     assert flat.classes == []
-    assert _build(_tar(tmp_path / "flat.tar", files)).fingerprint == flat.fingerprint
+    assert _build(write_tar(tmp_path / "flat.tar", files)).fingerprint == flat.fingerprint
     (tmp_path / "shards").mkdir()
     for k in range(2):
-        _tar(tmp_path / "shards" / f"part-{k}.tar", files)
+        write_tar(tmp_path / "shards" / f"part-{k}.tar", files)
     assert _build(tmp_path / "shards").labels is None
 
 
 def test_val_labels_from_every_kind_of_file(tmp_path: Path) -> None:
     names = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 5)]
-    source = _tar(tmp_path / "ILSVRC2012_img_val.tar", {n: _encode(_picture(k)) for k, n in enumerate(names)})
+    source = write_tar(tmp_path / "ILSVRC2012_img_val.tar", {n: jpeg(k) for k, n in enumerate(names)})
     wnids = [CLASSES[k] for k in (2, 0, 1, 0)]
     ids = {"n01440764": 3, "n02102040": 1, "n03394916": 2}  # as in the devkit: not in sorted order
     texts = {
@@ -230,77 +202,26 @@ def test_sources_that_cannot_be_meant(tmp_path: Path, jpegs: dict[str, bytes]) -
     with pytest.raises(ValueError, match="holds no images"):
         _build(tmp_path / "empty")
     for split in ("train", "val"):
-        _put(tmp_path / "both" / split, jpegs)
+        put(tmp_path / "both" / split, jpegs)
     with pytest.raises(ValueError, match="holds the splits train, val"):
         _build(tmp_path / "both")
     with pytest.raises(ValueError, match="all 1 were rejected, first x.jpg: empty file"):
-        _build(_put(tmp_path / "bad", {"x.jpg": b""}))
+        _build(put(tmp_path / "bad", {"x.jpg": b""}))
     with pytest.raises(ValueError, match="'n01440764', which is not among the 1 classes"):
-        _build(_put(tmp_path / "tree", jpegs), classes=["n0"])
+        _build(put(tmp_path / "tree", jpegs), classes=["n0"])
 
 
 # ---- bad files
 
 
-def _bad_files() -> dict[str, tuple[bytes, str]]:
-    """Name -> (bytes, a part of the reason)."""
-    picture, good = _picture(), _encode(_picture(), quality=95)
-    sof = good.index(b"\xff\xc0")
-    scan = good.index(b"\xff\xda")
-    progressive = _encode(picture, progressive=True)
-    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 257
-    png16rgb = bytearray(_encode(picture, "PNG"))
-    png16rgb[24] = 16
-    png16rgb[29:33] = zlib.crc32(png16rgb[12:29]).to_bytes(4, "big")
-    huge = good[: sof + 5] + (60000).to_bytes(2, "big") + (2000).to_bytes(2, "big") + good[sof + 9 :]
-    bomb = good[: sof + 5] + (65000).to_bytes(2, "big") * 2 + good[sof + 9 :]
-    return {
-        "empty.jpg": (b"", "empty file"),
-        "text.jpg": (b"<html>404 not found</html>", "not an image"),
-        "zeros.jpg": (bytes(5000), "not an image"),
-        "newline_first.jpg": (b"\n" + good, "not an image"),
-        "appledouble.jpg": (b"\x00\x05\x16\x07" + bytes(100), "not an image"),
-        "two_bytes.jpg": (good[:2], "cut inside its header"),
-        "cut_before_frame.jpg": (good[: sof + 6], "cut inside its header"),
-        "cut_before_scan.jpg": (good[: scan - 3], "header"),
-        "cut_in_half.jpg": (good[: len(good) // 2], "truncated JPEG"),
-        "cut_last_byte.jpg": (good[:-1], "truncated JPEG"),
-        "cut_progressive.jpg": (progressive[: int(len(progressive) * 0.9)], "truncated JPEG"),
-        "cut_after_thumbnail.jpg": (_with_thumbnail(good)[:-40], "truncated JPEG"),
-        "no_scan.jpg": (good[:scan] + b"\xff\xd9" + bytes(9), "without image data"),
-        "no_frame.jpg": (good[:2] + good[scan:], "damaged header"),
-        "overwritten_header.jpg": (good[:20] + b"garbage" * 30 + good[230:], "header"),
-        "arithmetic.jpg": (good[:sof] + b"\xff\xc9" + good[sof + 2 :], "arithmetic-coded or lossless"),
-        "lossless.jpg": (good[:sof] + b"\xff\xc3" + good[sof + 2 :], "arithmetic-coded or lossless"),
-        "twelve_bit.jpg": (good[: sof + 4] + b"\x0c" + good[sof + 5 :], "12-bit JPEG"),
-        "too_large.jpg": (huge, "too large (2000 x 60000 pixels)"),
-        "bomb.jpg": (bomb, "too large"),
-        "gif.jpg": (_encode(picture, "GIF"), "GIF is not a format"),
-        "tiff.jpg": (_encode(picture, "TIFF"), "TIFF is not a format"),
-        "ppm.jpg": (_encode(picture, "PPM"), "PPM is not a format"),
-        "jp2.jpg": (_encode(picture, "JPEG2000"), "JPEG2000 is not a format"),
-        "png16.png": (_encode(Image.fromarray(deep), "PNG"), "16-bit PNG of mode I;16"),
-        "png16rgb.png": (bytes(png16rgb), "16-bit PNG of mode RGB"),
-        "png_cut.png": (_encode(picture, "PNG")[:-200], "does not decode"),
-        "webp_cut.webp": (_encode(picture, "WEBP")[:-200], "not an image"),
-        "bmp_cut.bmp": (_encode(picture, "BMP")[:-900], "does not decode"),
-    }
-
-
-def _with_thumbnail(jpeg: bytes) -> bytes:
-    """Put a whole JPEG, end-of-image marker and all, into an EXIF segment in front."""
-    inside = b"Exif\0\0" + _encode(_picture(1, (16, 16)))
-    return jpeg[:2] + b"\xff\xe1" + (len(inside) + 2).to_bytes(2, "big") + inside + jpeg[2:]
-
-
 def test_every_bad_file_is_named_with_its_reason(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    bad = _bad_files()
+    bad = bad_files()
     assert len(bad) >= 20
-    tree = _put(tmp_path / "tree", jpegs | {f"{CLASSES[0]}/{name}": data for name, (data, _) in bad.items()})
+    tree = put(tmp_path / "tree", jpegs | {f"{CLASSES[0]}/{name}": data for name, (data, _) in bad.items()})
     os.mkfifo(tree / CLASSES[1] / "pipe.jpg")
     (tree / CLASSES[1] / "broken_link.jpg").symlink_to("nowhere")
     (tree / CLASSES[1] / "folder.jpg").mkdir()
-    _put(tree, {"outside.jpg": jpegs[f"{CLASSES[0]}/{CLASSES[0]}_0.JPEG"], "notes.txt": b"passed over"})
+    put(tree, {"outside.jpg": jpegs[f"{CLASSES[0]}/{CLASSES[0]}_0.JPEG"], "notes.txt": b"passed over"})
     index = _build(tree)
     assert _bytes(index) == jpegs
     reasons = _rejected(index_path(tree))
@@ -317,9 +238,9 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path: Path, jpegs: dict[str
 
 
 def test_names_that_leave_their_folder_and_repeated_names_in_a_tar(tmp_path: Path) -> None:
-    old, new = _encode(_picture(1)), _encode(_picture(2))
+    old, new = jpeg(1), jpeg(2)
     names = ["../up.jpg", "/etc/absolute.jpg", "c/../../up.jpg", "c/twice.jpg", "c/good.jpg"]
-    source = _tar(tmp_path / "t.tar", [*((name, old) for name in names), ("c/twice.jpg", new)])
+    source = write_tar(tmp_path / "t.tar", [*((name, old) for name in names), ("c/twice.jpg", new)])
     index = _build(source)
     assert _bytes(index) == {"c/good.jpg": old, "c/twice.jpg": new}  # what unpacking would leave
     reasons = _rejected(index_path(source))
@@ -328,26 +249,26 @@ def test_names_that_leave_their_folder_and_repeated_names_in_a_tar(tmp_path: Pat
 
 
 def test_odd_but_good_images_are_accepted_and_noted(tmp_path: Path) -> None:
-    picture = _picture()
+    image = picture()
     exif = Image.Exif()
     exif[0x0112] = 6
-    alpha = picture.convert("RGBA")
+    alpha = image.convert("RGBA")
     alpha.putalpha(90)
     files = {
-        "cmyk.jpg": (_encode(picture.convert("CMYK")), "JPEG CMYK"),
-        "grey.jpg": (_encode(picture.convert("L")), ""),
-        "progressive.jpg": (_encode(picture, progressive=True), ""),
-        "turned.jpg": (_encode(picture, exif=exif), "EXIF orientation 6, read unrotated"),
-        "thumbnail.jpg": (_with_thumbnail(_encode(picture)), ""),
-        "junk_behind.jpg": (_encode(picture) + b"\xff\xda junk" * 50, ""),
-        "fill_bytes.jpg": (_encode(picture)[:2] + b"\xff\xff" + _encode(picture)[2:], ""),
-        "png_inside.JPEG": (_encode(picture, "PNG"), "PNG RGB"),
-        "palette.png": (_encode(picture.convert("P"), "PNG"), "PNG P"),
-        "alpha.png": (_encode(alpha, "PNG"), "PNG RGBA"),
-        "w.webp": (_encode(picture, "WEBP"), "WEBP RGB"),
-        "b.bmp": (_encode(picture, "BMP"), "BMP RGB"),
+        "cmyk.jpg": (encoded(image.convert("CMYK")), "JPEG CMYK"),
+        "grey.jpg": (encoded(image.convert("L")), ""),
+        "progressive.jpg": (encoded(image, progressive=True), ""),
+        "turned.jpg": (encoded(image, exif=exif), "EXIF orientation 6, read unrotated"),
+        "thumbnail.jpg": (with_thumbnail(encoded(image)), ""),
+        "junk_behind.jpg": (encoded(image) + b"\xff\xda junk" * 50, ""),
+        "fill_bytes.jpg": (encoded(image)[:2] + b"\xff\xff" + encoded(image)[2:], ""),
+        "png_inside.JPEG": (encoded(image, "PNG"), "PNG RGB"),
+        "palette.png": (encoded(image.convert("P"), "PNG"), "PNG P"),
+        "alpha.png": (encoded(alpha, "PNG"), "PNG RGBA"),
+        "w.webp": (encoded(image, "WEBP"), "WEBP RGB"),
+        "b.bmp": (encoded(image, "BMP"), "BMP RGB"),
     }
-    index = _build(_put(tmp_path / "set", {name: data for name, (data, _) in files.items()}))
+    index = _build(put(tmp_path / "set", {name: data for name, (data, _) in files.items()}))
     assert {index.name(i): index.note(i) for i in range(len(index))} == {
         n: note for n, (_, note) in files.items()
     }
@@ -355,13 +276,13 @@ def test_odd_but_good_images_are_accepted_and_noted(tmp_path: Path) -> None:
 
 
 def test_full_finds_what_only_decoding_sees() -> None:
-    good = _encode(_picture(0, (400, 300)), "PNG")
+    good = encoded(picture(0, (400, 300)), "PNG")
     assert "does not decode" in look(good[:2000] + bytes(500) + good[2500:]).reason
-    jpeg = bytearray(_encode(_picture(0, (400, 300)), quality=95))
-    table = jpeg.index(b"\xff\xc4") + 5
-    jpeg[table : table + 16] = b"\xff" * 16  # Huffman codes that cannot be
-    assert look(bytes(jpeg)).reason == ""
-    assert "does not decode" in look(bytes(jpeg), full=True).reason
+    bad = bytearray(jpeg(0, (400, 300), quality=95))
+    table = bad.index(b"\xff\xc4") + 5
+    bad[table : table + 16] = b"\xff" * 16  # Huffman codes that cannot be
+    assert look(bytes(bad)).reason == ""
+    assert "does not decode" in look(bytes(bad), full=True).reason
 
 
 def test_no_cut_of_a_real_jpeg_passes(real_jpegs: list[Path]) -> None:
@@ -376,7 +297,7 @@ def test_no_cut_of_a_real_jpeg_passes(real_jpegs: list[Path]) -> None:
 
 
 def test_saved_index_is_the_same_and_moves_with_its_set(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    _put(tmp_path / "old" / "train", jpegs)
+    put(tmp_path / "old" / "train", jpegs)
     index = _build(tmp_path / "old" / "train")
     (tmp_path / "old").rename(tmp_path / "new")
     loaded = Index.load(tmp_path / "new" / "train.index")
@@ -389,7 +310,7 @@ def test_saved_index_is_the_same_and_moves_with_its_set(tmp_path: Path, jpegs: d
 
 
 def test_subset_keeps_rows_and_has_its_own_fingerprint(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    source = _tar(tmp_path / "t.tar", jpegs)
+    source = write_tar(tmp_path / "t.tar", jpegs)
     index = _build(source)
     mask = np.arange(len(index)) % 3 == 1
     part = index.subset(mask)
@@ -408,13 +329,13 @@ def test_the_fingerprint_sees_names_bytes_and_labels(tmp_path: Path, jpegs: dict
         "label": {key: value for key, value in jpegs.items() if key != name}
         | {f"{CLASSES[1]}/{name[10:]}": data},
     }
-    prints = [_build(_put(tmp_path / key, files)).fingerprint for key, files in other.items()]
+    prints = [_build(put(tmp_path / key, files)).fingerprint for key, files in other.items()]
     assert len(set(prints)) == 4
-    assert prints[0] == _build(_tar(tmp_path / "t.tar", jpegs)).fingerprint
+    assert prints[0] == _build(write_tar(tmp_path / "t.tar", jpegs)).fingerprint
 
 
 def test_a_damaged_index_is_one_sentence(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    path = index_path(_put(tmp_path / "set", jpegs))
+    path = index_path(put(tmp_path / "set", jpegs))
     _build(tmp_path / "set")
     whole = path.read_bytes()
     for data, word in (
@@ -429,7 +350,7 @@ def test_a_damaged_index_is_one_sentence(tmp_path: Path, jpegs: dict[str, bytes]
 
 
 def test_a_header_that_says_nonsense_is_the_same_sentence(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    path = index_path(_put(tmp_path / "set", jpegs))
+    path = index_path(put(tmp_path / "set", jpegs))
     _build(tmp_path / "set")
     whole = path.read_bytes()
     end = 16 + int.from_bytes(whole[8:16], "little")
@@ -523,7 +444,7 @@ def _alive(pid: str) -> bool:
 
 
 def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    tree = _put(tmp_path / "set", jpegs)
+    tree = put(tmp_path / "set", jpegs)
     out = tmp_path / "x.index"
     name = next(iter(jpegs))
     with pytest.MonkeyPatch.context() as patch:
@@ -531,13 +452,13 @@ def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str,
         with pytest.raises(OSError, match="disk full"):
             _build(tree, out)
     assert (tmp_path / "x.index.journal").exists()
-    (tree / name).write_bytes(_encode(_picture(77, (70, 50))))
+    (tree / name).write_bytes(jpeg(77, (70, 50)))
     index = _build(tree, out)
     assert index.sizes[[index.name(i) for i in range(len(index))].index(name)].tolist() == [70, 50]
 
 
 def test_open_index_builds_once_among_many_processes(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    tree = _put(tmp_path / "set", jpegs)
+    tree = put(tmp_path / "set", jpegs)
     code = (
         "import sys; from pathlib import Path; import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
         "def spy(*a):\n    open(sys.argv[2], 'a').write('built\\n'); import time; time.sleep(0.5); return inner(*a)\n"
@@ -601,7 +522,7 @@ def test_a_million_rows_load_at_once(tmp_path: Path) -> None:
 
 
 def test_an_empty_class_folder_keeps_its_number(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
-    tree = _put(tmp_path / "set", jpegs)
+    tree = put(tmp_path / "set", jpegs)
     (tree / "n00000001").mkdir()
     assert _build(tree).classes == ["n00000001", *CLASSES]
     assert list_source(tree).classes == ["n00000001", *CLASSES]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fastanc.jobs.cache import JOBS
 from fastanc.parsing import parse
@@ -25,6 +24,7 @@ from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
 from fastanc.training.assemble import open_input
+from support.images import class_folders
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -46,11 +46,8 @@ def arrays(n: int = 24, classes: int = 3) -> ArraySet:
 
 @pytest.fixture
 def jpegs(tmp_path: Path) -> JpegSet:
-    for i in range(12):
-        path = tmp_path / "set" / str(i % 3) / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 30, 3), np.uint8)).save(path)
-    return JpegSet("photos", build_index(tmp_path / "set", workers=1, progress=False), MEAN, STD)
+    tree = class_folders(tmp_path / "set", **dict.fromkeys("012", 4))
+    return JpegSet("photos", build_index(tree, workers=1, progress=False), MEAN, STD)
 
 
 def opened(train: DataSet, val: DataSet, accelerator: Any, **others: Any) -> inputs.Input:

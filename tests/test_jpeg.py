@@ -18,30 +18,23 @@ from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order, Picking, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from support.images import encoded, odd_picture, put
+from support.tars import tar_of_tars, tar_of_tree
 
 N = 36
 RULE = RandomResizedCrop(48, seed=11)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def picture(i: int) -> Image.Image:
-    """A smooth random picture: some are grey, one is a PNG's worth of pixels wide and one pixel high."""
-    rng = np.random.default_rng(i)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
-    size = (200, 1) if i == 5 else (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
-    return coarse.resize(size, Image.Resampling.BICUBIC).convert("L" if i % 7 == 3 else "RGB")
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sets") / "tree"
+    files = {}
     for i in range(N):
-        path = root / f"class{i % 3}" / f"{i:03d}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
         exif = Image.Exif()
         exif[274] = 6 if i == 8 else 1  # one is meant to be rotated by its viewer
-        picture(i).save(path, "JPEG", quality=90, subsampling=(0, 1, 2)[i % 3], exif=exif)
-    return root
+        options = {"quality": 90, "subsampling": (0, 1, 2)[i % 3], "exif": exif}
+        files[f"class{i % 3}/{i:03d}.JPEG"] = encoded(odd_picture(i), **options)
+    return put(tmp_path_factory.mktemp("sets") / "tree", files)
 
 
 def opened(source: Path) -> JpegSet:
@@ -117,16 +110,9 @@ def test_pixels_depend_on_image_and_view_alone(data: JpegSet) -> None:
 
 
 def test_a_tar_and_a_tar_of_tars_give_the_tree_s_bits(data: JpegSet, tree: Path, tmp_path: Path) -> None:
-    flat, nested = tmp_path / "flat.tar", tmp_path / "nested.tar"
-    with tarfile.open(flat, "w", format=tarfile.GNU_FORMAT) as tar:
-        tar.add(tree, arcname=".")
-    with tarfile.open(nested, "w", format=tarfile.GNU_FORMAT) as outer:
-        for folder in sorted(tree.iterdir()):
-            inner = tmp_path / f"{folder.name}.tar"
-            with tarfile.open(inner, "w", format=tarfile.GNU_FORMAT) as tar:
-                for file in sorted(folder.iterdir()):
-                    tar.add(file, arcname=file.name)
-            outer.add(inner, arcname=inner.name)
+    flat = tar_of_tree(tree, tmp_path / "flat.tar", tarfile.GNU_FORMAT)
+    files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(tree.glob("*/*"))}
+    nested = tar_of_tars(tmp_path / "nested.tar", files)
     reference = by_image(data, in_batches(np.arange(N), 16))
     for source in (flat, nested):
         other = opened(source)
@@ -253,9 +239,7 @@ def test_a_file_cut_during_the_run_is_named(tree: Path, tmp_path: Path) -> None:
 
 
 def test_a_tar_cut_during_the_run_is_named(tree: Path, tmp_path: Path) -> None:
-    source = tmp_path / "flat.tar"
-    with tarfile.open(source, "w") as tar:
-        tar.add(tree, arcname=".")
+    source = tar_of_tree(tree, tmp_path / "flat.tar")
     data = opened(source)
     batches = data.batches(in_batches(np.arange(N), 1), RULE)
     next(batches)

@@ -27,6 +27,7 @@ from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.torch_set import TorchSet
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from support.images import encoded, odd_picture, put
 
 N = 24
 RULE = RandomResizedCrop(48, seed=11)
@@ -53,25 +54,12 @@ def own(value: Any, name: str | None = "mine", **options: Any) -> DataSet:
     return as_dataset(value, name, progress=False, **options)
 
 
-def picture(i: int) -> Image.Image:
-    """A smooth random picture: some are grey, one has a palette, one is a strip of one pixel's height."""
-    rng = np.random.default_rng(i)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
-    size = (200, 1) if i == 5 else (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
-    return coarse.resize(size, Image.Resampling.BICUBIC).convert(
-        "L" if i % 7 == 3 else "P" if i == 9 else "RGB"
-    )
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PNGs in class folders: lossless, so that every reader has the same pixels."""
-    root = tmp_path_factory.mktemp("own") / "tree"
-    for i in range(N):
-        path = root / f"class{i % 3}" / f"{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(i).save(path)
-    return root
+    images = {i: odd_picture(i).convert("P") if i == 9 else odd_picture(i) for i in range(N)}
+    files = {f"class{i % 3}/{i:03d}.png": encoded(image, "PNG") for i, image in images.items()}
+    return put(tmp_path_factory.mktemp("own") / "tree", files)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import io
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -17,28 +16,8 @@ from PIL import Image
 from fastanc.pipelines.index import pack as pack_module
 from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index.pack import Packed, pack
-
-
-def _jpeg(
-    size: tuple[int, int], seed: int = 0, mode: str = "RGB", kind: str = "JPEG", **options: object
-) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def _put(root: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
-def _contents(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+from support.images import encoded, jpeg, picture, put
+from support.tars import contents, write_tar
 
 
 def _pack(source: Path, out: Path, **options: object) -> Packed:
@@ -49,9 +28,9 @@ def test_small_files_keep_their_bytes_and_large_ones_get_the_short_side(
     tmp_path: Path, real_jpegs: list[Path]
 ) -> None:
     files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in real_jpegs[:40]}
-    source = _put(tmp_path / "set", files)
+    source = put(tmp_path / "set", files)
     packed = _pack(source, tmp_path / "packed.tar", short_side=256)
-    found = _contents(tmp_path / "packed.tar")
+    found = contents(tmp_path / "packed.tar")
     assert list(found) == [packed.index.name(i) for i in range(len(packed.index))] == sorted(files)
     shrunk = 0
     for name, data in files.items():
@@ -78,8 +57,8 @@ def test_small_files_keep_their_bytes_and_large_ones_get_the_short_side(
 
 
 def test_without_shrinking_a_pack_is_the_same_set(tmp_path: Path) -> None:
-    files = {f"c{k % 3}/{k}.jpg": _jpeg((60 + k, 50), k) for k in range(9)}
-    source = _put(tmp_path / "set", files)
+    files = {f"c{k % 3}/{k}.jpg": jpeg(k, (60 + k, 50)) for k in range(9)}
+    source = put(tmp_path / "set", files)
     packed = _pack(source, tmp_path / "out" / "p.tar", short_side=1000)
     assert packed.index.fingerprint == build_index(source, progress=False).fingerprint
     assert packed.shrunk == 0
@@ -89,13 +68,8 @@ def test_without_shrinking_a_pack_is_the_same_set(tmp_path: Path) -> None:
 def test_labels_of_other_kinds_become_class_folders_in_the_same_order(tmp_path: Path) -> None:
     members = {}
     for k in range(12):
-        members |= {f"k{k:02d}.jpg": _jpeg((50, 40), k), f"k{k:02d}.cls": b"%d" % (11 - k)}
-    source = tmp_path / "shard.tar"
-    with tarfile.open(source, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+        members |= {f"k{k:02d}.jpg": jpeg(k, (50, 40)), f"k{k:02d}.cls": b"%d" % (11 - k)}
+    source = write_tar(tmp_path / "shard.tar", members)
     index = _pack(source, tmp_path / "p.tar", short_side=32).index
     assert index.classes == [f"{k:02d}" for k in range(12)]
     assert index.labels is not None
@@ -109,23 +83,23 @@ def test_modes_and_rotation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {
-        "grey.jpg": _jpeg((90, 60), mode="L"),
-        "cmyk.jpg": _jpeg((90, 60), mode="CMYK"),
-        "alpha.png": _jpeg((90, 60), mode="RGBA", kind="PNG"),
-        "turned.jpg": _jpeg((90, 60), exif=exif),
+        "grey.jpg": encoded(picture(size=(90, 60), mode="L")),
+        "cmyk.jpg": encoded(picture(size=(90, 60), mode="CMYK")),
+        "alpha.png": encoded(picture(size=(90, 60), mode="RGBA"), "PNG"),
+        "turned.jpg": jpeg(size=(90, 60), exif=exif),
     }
-    index = _pack(_put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30).index
+    index = _pack(put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30).index
     assert index.sizes.tolist() == [[45, 30]] * 4
     assert [index.note(i) for i in range(4)] == [""] * 4
-    assert Image.open(io.BytesIO(_contents(tmp_path / "p.tar")["grey.jpg"])).mode == "L"
+    assert Image.open(io.BytesIO(contents(tmp_path / "p.tar")["grey.jpg"])).mode == "L"
 
 
 def test_what_does_not_decode_is_left_out_and_named(tmp_path: Path) -> None:
-    bad = bytearray(_jpeg((90, 60), 5))
+    bad = bytearray(jpeg(5, (90, 60)))
     table = bad.index(b"\xff\xc4") + 5
     bad[table : table + 16] = b"\xff" * 16
-    files = {f"c/{k}.jpg": _jpeg((90, 60), k) for k in range(5)} | {"c/2.jpg": bytes(bad)}
-    packed = _pack(_put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30)
+    files = {f"c/{k}.jpg": jpeg(k, (90, 60)) for k in range(5)} | {"c/2.jpg": bytes(bad)}
+    packed = _pack(put(tmp_path / "set", files), tmp_path / "p.tar", short_side=30)
     assert (len(packed.index), packed.lost, packed.shrunk) == (4, 1, 4)
     assert (
         rejected_path(index_path(tmp_path / "p.tar")).read_text()
@@ -134,11 +108,11 @@ def test_what_does_not_decode_is_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_refuses_an_existing_tar_and_a_changed_source(tmp_path: Path) -> None:
-    source = _put(tmp_path / "set", {f"c/{k}.jpg": _jpeg((90, 60), k) for k in range(3)})
+    source = put(tmp_path / "set", {f"c/{k}.jpg": jpeg(k, (90, 60)) for k in range(3)})
     _pack(source, tmp_path / "p.tar")
     with pytest.raises(FileExistsError, match=r"p\.tar exists: remove it"):
         _pack(source, tmp_path / "p.tar")
-    (source / "c" / "1.jpg").write_bytes(_jpeg((90, 60), 9))
+    (source / "c" / "1.jpg").write_bytes(jpeg(9, (90, 60)))
     with pytest.raises(ValueError, match=r"1\.jpg changed since it was indexed"):
         _pack(source, tmp_path / "q.tar")
 
@@ -155,7 +129,7 @@ def test_killed_in_mid_pack_it_goes_on_and_gives_the_same(
     tmp_path: Path, real_jpegs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in real_jpegs}
-    source = _put(tmp_path / "set", files)
+    source = put(tmp_path / "set", files)
     build_index(source, progress=False)
     out, part = tmp_path / "p.tar", tmp_path / "p.tar.part"
     process = subprocess.Popen([sys.executable, "-c", _PACK, source, out])
@@ -185,7 +159,7 @@ def test_killed_in_mid_pack_it_goes_on_and_gives_the_same(
 
 
 def test_a_part_of_other_settings_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _put(tmp_path / "set", {f"c/{k:03d}.jpg": _jpeg((90, 60), k) for k in range(70)})
+    source = put(tmp_path / "set", {f"c/{k:03d}.jpg": jpeg(k, (90, 60)) for k in range(70)})
     calls = iter(range(1000))
 
     def full_disk(tasks: list, short_side: int, quality: int) -> tuple[bytes, int]:

@@ -17,8 +17,9 @@ from fastanc.pipelines.index.pack import pack
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
-from fastanc.pipelines.tar_file import END_MARK, member_bytes
 from fastanc.pipelines.views import RandomResizedCrop
+from support.images import put
+from support.tars import tar_of_tars, write_tar
 
 N, SEED = 256, 3
 SOURCES = ("tree", "tar", "nested", "packed")
@@ -42,26 +43,16 @@ sys.exit(any(os.wait()[1] for _ in range(4)))
 def sources(real_jpegs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same 256 images as a tree, a flat tar, a tar of tars, and packed without shrinking any."""
     root = tmp_path_factory.mktemp("bits")
-    classes: dict[str, dict[str, bytes]] = {}
-    for i, path in enumerate(real_jpegs[:N]):
-        classes.setdefault(f"n{i % 10:08d}", {})[path.name] = path.read_bytes()
-    flat = {f"{c}/{name}": data for c, files in classes.items() for name, data in files.items()}
-    for name, data in flat.items():
-        (root / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "tree" / name).write_bytes(data)
-    inner = {f"{c}.tar": tar_of(files) for c, files in classes.items()}
-    (root / "flat.tar").write_bytes(tar_of(flat))
-    (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
+    files = {f"n{i % 10:08d}/{path.name}": path.read_bytes() for i, path in enumerate(real_jpegs[:N])}
+    put(root / "tree", files)
+    write_tar(root / "flat.tar", files)
+    tar_of_tars(root / "ILSVRC2012_img_train.tar", files)
     pack(root / "tree", root / "packed.tar", short_side=10_000, workers=1, progress=False)
     paths = (root / name for name in ("tree", "flat.tar", "ILSVRC2012_img_train.tar", "packed.tar"))
     found = dict(zip(SOURCES, paths))
     for source in found.values():
         build_index(source, workers=1, progress=False)
     return found
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    return b"".join(member_bytes(name, data) for name, data in files.items()) + END_MARK
 
 
 def bits_of(

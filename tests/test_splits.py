@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from fastanc.parsing import parse
@@ -23,6 +21,8 @@ from fastanc.pipelines.order import Picks, held_out, share_of
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.torch_set import TorchSet
 from fastanc.pipelines.views import CentreCrop
+from support.images import class_folders, flat_folder
+from support.tars import tar_of_tree
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +31,6 @@ def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(catalogue, "_REGISTERED", {})
     monkeypatch.setenv("FASTANC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FASTANC_DATA", raising=False)
-
-
-def photos(root: Path, **counts: int) -> Path:
-    """Write so many different JPEGs into each class folder; the class `flat` is the root itself."""
-    for number, (name, count) in enumerate(counts.items()):
-        folder = root if name == "flat" else root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for k in range(count):
-            noise = np.random.default_rng([number, k]).integers(0, 256, (6, 8, 3), np.uint8)
-            Image.fromarray(noise).resize((40 + k, 30), Image.Resampling.BICUBIC).save(folder / f"{k}.jpg")
-    return root
-
-
-def tar_of(tree: Path, path: Path) -> Path:
-    with tarfile.open(path, "w") as tar:
-        tar.add(tree, arcname=".")
-    return path
 
 
 def names(data: DataSet) -> list[str]:
@@ -66,7 +49,7 @@ def pixels(data: DataSet, numbers: np.ndarray) -> torch.Tensor:
 
 
 def test_a_folder_without_splits_is_parted(tmp_path: Path) -> None:
-    root = photos(tmp_path / "photos", a=20, b=10, c=2, d=1)
+    root = class_folders(tmp_path / "photos", a=20, b=10, c=2, d=1)
     train, val = (open_dataset(str(root), split, val_share=0.1) for split in ("train", "val"))
     assert (counts(val), counts(train)) == ([2, 1, 1, 0], [18, 9, 1, 1])
     whole = open_index(root)
@@ -82,7 +65,7 @@ def test_a_folder_without_splits_is_parted(tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_is_the_same_in_every_run_and_apart_from_the_share(tmp_path: Path) -> None:
-    root = str(photos(tmp_path / "photos", a=40, b=40))
+    root = str(class_folders(tmp_path / "photos", a=40, b=40))
     val, train = open_dataset(root, "val"), open_dataset(root, "train")
     assert (counts(val), counts(train)) == ([2, 2], [38, 38])
     assert open_dataset(root, "val").describe() == val.describe()
@@ -97,10 +80,10 @@ def test_what_is_held_out_is_the_same_in_every_run_and_apart_from_the_share(tmp_
 
 
 def test_a_tar_and_a_train_folder_alone_are_parted_alike(tmp_path: Path) -> None:
-    tree = photos(tmp_path / "set" / "train", a=12, b=8)
-    bare = tar_of(tree, tmp_path / "all.tar")
+    tree = class_folders(tmp_path / "set" / "train", a=12, b=8)
+    bare = tar_of_tree(tree, tmp_path / "all.tar")
     (tmp_path / "tars").mkdir()
-    tar_of(tree, tmp_path / "tars" / "train.tar")
+    tar_of_tree(tree, tmp_path / "tars" / "train.tar")
     found = {}
     for source in (tmp_path / "set", tree, bare, tmp_path / "tars"):
         for split in ("train", "val"):
@@ -112,26 +95,26 @@ def test_a_tar_and_a_train_folder_alone_are_parted_alike(tmp_path: Path) -> None
 
 def test_a_val_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    photos(root / "train", a=9, b=9)
-    photos(root / "valid", a=3, b=1)
+    class_folders(root / "train", a=9, b=9)
+    class_folders(root / "valid", a=3, b=1)
     train, val = (open_dataset(str(root), split) for split in ("train", "val"))
     assert (counts(train), counts(val)) == ([9, 9], [3, 1])
 
 
 def test_a_known_set_is_never_parted(tmp_path: Path) -> None:
-    photos(tmp_path / "imagenet" / "train", n01440764=5, n02102040=5)
+    class_folders(tmp_path / "imagenet" / "train", n01440764=5, n02102040=5)
     assert open_dataset("imagenet", "train", tmp_path).num_images == 10
     with pytest.raises(FileNotFoundError, match="imagenet was not found: looked for val/"):
         open_dataset("imagenet", "val", tmp_path)
 
 
 def test_unlabelled_images_are_parted_too(tmp_path: Path) -> None:
-    root = str(photos(tmp_path / "photos", flat=30))
+    root = str(flat_folder(tmp_path / "photos", 30))
     train, val = (open_dataset(root, split, val_share=0.1) for split in ("train", "val"))
     for data, count in ((train, 27), (val, 3)):
         assert (data.num_images, data.labels, data.classes, data.num_classes) == (count, None, [], 0)
     assert not set(names(train)) & set(names(val))
-    one = str(photos(tmp_path / "one", flat=1))
+    one = str(flat_folder(tmp_path / "one", 1))
     with pytest.raises(ValueError, match="one has no val split: a single image cannot be parted"):
         open_dataset(one, "train")
 
@@ -154,7 +137,7 @@ def test_an_object_of_a_users_own_holds_both_splits() -> None:
 
 
 def test_a_function_gives_any_kind_of_set(tmp_path: Path) -> None:
-    tree = photos(tmp_path / "tree", a=6, b=6)
+    tree = class_folders(tmp_path / "tree", a=6, b=6)
     images, labels = np.zeros((12, 8, 8, 3), np.uint8), np.arange(12) % 2
     asked: list[tuple[str, Path]] = []
     kinds: dict[str, tuple[Any, type]] = {
@@ -186,7 +169,7 @@ def test_a_function_gives_any_kind_of_set(tmp_path: Path) -> None:
 
 
 def test_a_function_without_a_val_split_has_one_held_out(tmp_path: Path) -> None:
-    tree = photos(tmp_path / "tree", a=10, b=10)
+    tree = class_folders(tmp_path / "tree", a=10, b=10)
 
     @register_dataset("mine")
     def mine(split: str, root: Path) -> Any:
@@ -201,10 +184,10 @@ def test_a_function_without_a_val_split_has_one_held_out(tmp_path: Path) -> None
 
 
 def test_a_function_may_give_a_path_for_each_split(tmp_path: Path) -> None:
-    train, val = photos(tmp_path / "one", a=10, b=10), photos(tmp_path / "two", a=3, b=2)
+    train, val = class_folders(tmp_path / "one", a=10, b=10), class_folders(tmp_path / "two", a=3, b=2)
     both = tmp_path / "both"
-    photos(both / "train", a=4, b=4)
-    photos(both / "val", a=1, b=1)
+    class_folders(both / "train", a=4, b=4)
+    class_folders(both / "val", a=1, b=1)
     given: dict[str, Any] = {"train": train, "val": val}
 
     @register_dataset("mine")
@@ -222,7 +205,7 @@ def test_a_function_may_give_a_path_for_each_split(tmp_path: Path) -> None:
     given["train"] = given["val"] = str(both)
     assert found() == [[4, 4], [1, 1]]
     given["train"], given["val"] = tmp_path / "half", val
-    photos(tmp_path / "half" / "train", a=5, b=5)
+    class_folders(tmp_path / "half" / "train", a=5, b=5)
     assert found() == [[5, 5], [3, 2]]
     given["val"] = (np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 1, 1]))
     assert found() == [[5, 5], [1, 3]]

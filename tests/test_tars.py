@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import lzma
 import os
 import subprocess
@@ -20,6 +19,8 @@ from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.tar_file import END_MARK, Member, member_bytes, walk, walk_nested
 from fastanc.pipelines.views import RandomResizedCrop
+from support.images import put
+from support.tars import contents, tar_of_tars, write_tar
 
 FILES = {
     "a/one.jpg": b"1" * 700,
@@ -30,15 +31,6 @@ FILES = {
 }
 
 
-def _write(path: Path, files: dict[str, bytes], form: int = tarfile.GNU_FORMAT, **header: object) -> Path:
-    with tarfile.open(path, "w", format=form, **header) as tar:  # type: ignore[call-overload]
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def _contents(path: Path, members: list[Member]) -> dict[str, bytes]:
     data = path.read_bytes()
     return {m.name: data[m.offset : m.offset + m.length] for m in members}
@@ -46,22 +38,20 @@ def _contents(path: Path, members: list[Member]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_format_gives_the_bytes_that_were_put_in(tmp_path: Path, form: int) -> None:
-    path = _write(tmp_path / "t.tar", FILES, form)
+    path = write_tar(tmp_path / "t.tar", FILES, form)
     assert _contents(path, list(walk(path))) == FILES
 
 
 def test_ustar_prefix_and_pax_global_header(tmp_path: Path) -> None:
     name = "p" * 120 + "/" + "n" * 90 + ".jpg"
-    path = _write(tmp_path / "u.tar", {name: b"ustar"}, tarfile.USTAR_FORMAT)
+    path = write_tar(tmp_path / "u.tar", {name: b"ustar"}, tarfile.USTAR_FORMAT)
     assert _contents(path, list(walk(path))) == {name: b"ustar"}
-    path = _write(tmp_path / "g.tar", FILES, tarfile.PAX_FORMAT, pax_headers={"comment": "all of them"})
+    path = write_tar(tmp_path / "g.tar", FILES, tarfile.PAX_FORMAT, pax_headers={"comment": "all of them"})
     assert _contents(path, list(walk(path))) == FILES
 
 
 def test_gnu_tar_itself_agrees(tmp_path: Path) -> None:
-    for name, data in FILES.items():
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(data)
+    put(tmp_path / "in", FILES)
     path = tmp_path / "t.tar"
     for form in ("gnu", "posix", "oldgnu"):
         subprocess.run(["tar", f"--format={form}", "-cf", path, "-C", tmp_path / "in", "."], check=True)
@@ -105,15 +95,9 @@ def test_links_are_named_not_followed_and_sparse_files_too(tmp_path: Path) -> No
 
 
 def test_inner_tars_are_ranges_of_the_outer_file(tmp_path: Path) -> None:
-    inner = {
-        c: _write(tmp_path / f"{c}.tar", {f"{c}_{k}.JPEG": os.urandom(600) for k in range(5)}) for c in "ab"
-    }
-    outer = _write(tmp_path / "outer.tar", {path.name: path.read_bytes() for path in inner.values()})
-    expected = {}
-    for c, path in inner.items():
-        with tarfile.open(path) as tar:
-            expected |= {f"{c}/{m.name}": tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
-    assert _contents(outer, walk_nested(outer)) == expected
+    files = {f"{c}/{c}_{k}.JPEG": os.urandom(600) for c in "ab" for k in range(5)}
+    outer = tar_of_tars(tmp_path / "outer.tar", files)
+    assert _contents(outer, walk_nested(outer)) == files
 
 
 def test_a_tar_like_ilsvrc_s_trains_in_place(
@@ -121,16 +105,13 @@ def test_a_tar_like_ilsvrc_s_trains_in_place(
 ) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "temporary").mkdir()
-    by_class: dict[str, dict[str, bytes]] = {}
-    for k, path in enumerate(real_jpegs[:96]):
-        by_class.setdefault(f"n{k % 6:08d}", {})[path.name] = path.read_bytes()
-    inner = {f"{c}.tar": _write(tmp_path / "c.tar", files).read_bytes() for c, files in by_class.items()}
-    source = _write(tmp_path / "set" / "ILSVRC2012_img_train.tar", inner)
+    files = {f"n{k % 6:08d}/{path.name}": path.read_bytes() for k, path in enumerate(real_jpegs[:96])}
+    source = tar_of_tars(tmp_path / "set" / "ILSVRC2012_img_train.tar", files)
     before = hashlib.sha256(source.read_bytes()).digest()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
 
     data = JpegSet("nested", build_index(source, workers=1, progress=False), (0.0,), (1.0,))
-    assert (data.num_images, data.classes) == (96, sorted(by_class))
+    assert (data.num_images, data.classes) == (96, [f"n{k:08d}" for k in range(6)])
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 6))
     optimizer, losses = torch.optim.Adam(network.parameters(), 2e-3), []
     for batch in data.batches(Order(96, 32, views=1), RandomResizedCrop(24, 0), stop=30):
@@ -157,12 +138,11 @@ def _is_open(descriptor: str) -> bool:
 def test_member_bytes_is_read_by_tarfile(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
     path.write_bytes(b"".join(member_bytes(name, data) for name, data in FILES.items()) + END_MARK)
-    with tarfile.open(path) as tar:
-        assert {m.name: tar.extractfile(m).read() for m in tar} == FILES  # type: ignore[union-attr]
+    assert contents(path) == FILES
 
 
 def test_a_cut_damaged_or_compressed_tar_is_one_sentence(tmp_path: Path) -> None:
-    whole = _write(tmp_path / "t.tar", FILES).read_bytes()
+    whole = write_tar(tmp_path / "t.tar", FILES).read_bytes()
     bad = tmp_path / "bad.tar"
     for length in range(0, len(whole.rstrip(b"\0")), 500):  # cut in a header, in data, between two members
         bad.write_bytes(whole[:length])

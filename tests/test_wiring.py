@@ -23,6 +23,7 @@ from fastanc.pipelines.views import CentreCrop
 from fastanc.teacher.online import Online
 from fastanc.train import train
 from fastanc.training.run import Run
+from support.images import class_folders
 from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -334,11 +335,7 @@ def photos(split, root):
 
 
 def test_a_data_set_in_a_users_file_is_trained_on_by_name(tmp_path: Path) -> None:
-    for i in range(40):
-        path = tmp_path / "data" / "photos" / f"class{i % 4}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(i).integers(0, 256, (7, 9, 3), np.uint8)
-        Image.fromarray(noise).resize((40 + i, 50)).save(path)
+    class_folders(tmp_path / "data" / "photos", a=10, b=10, c=10, d=10)
     file = tmp_path / "my_data.py"
     file.write_text(OWN_DATA)
     options = {
