@@ -20,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+RECORDS = ROOT / "benchmarks" / "records" / "results"
 _DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 _PACKAGES = {"triton": "triton", "dali": "nvidia-dali-cuda130", "accelerate": "accelerate"}
 
@@ -90,12 +91,12 @@ def environment() -> dict[str, Any]:
 
 
 def record(name: str, rows: Sequence[Mapping[str, Any]], results: Path = RESULTS) -> Path:
-    """Append one run's rows to results/NAME-DEVICE.jsonl, with its command and environment; return the file.
+    """Append one run's rows to NAME-DEVICE.jsonl in `results`, with its command and environment; return the file.
 
     Args:
         name: the benchmark's; it becomes a heading of docs/results.md.
         rows: one mapping per measurement; keys are columns, units belong into the keys.
-        results: the folder of all results.
+        results: the folder of all results, RECORDS for what is run once.
     """
     around = environment()
     slug = re.sub(r"[^a-z0-9]+", "-", around["device"].lower()).strip("-")
@@ -167,7 +168,9 @@ def _version(package: str) -> str | None:
 def _commit() -> dict[str, Any]:
     """Return the commit, and whether the tree differs from it elsewhere than in the results themselves."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/results.md")
+    written = (RESULTS, RECORDS, ROOT / "docs" / "results.md")
+    apart = [f":!{path.relative_to(ROOT).as_posix()}" for path in written]
+    changed = _output("git", "status", "--porcelain", "--", ".", *apart)
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 

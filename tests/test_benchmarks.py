@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu_check, launches, run_all, sources, students, studies
+from benchmarks import gpu_check, launches, run_all, sources, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews
 from benchmarks.harness import ROOT
+from benchmarks.records import students
 from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
 from benchmarks.step import compare, enter
 from benchmarks.step_game import PARTS, Game, KernelAnc, Setting

@@ -124,11 +124,13 @@ def test_page_shows_the_newest_run_of_each_device_and_keeps_notes(tmp_path: Path
     ]
     other = a_run("input", "CPU", "2025-01-01 10:00", 3.0)
     runs.append({**other, "command": "python -m benchmarks.input --rounds 9"})
+    folders = [tmp_path / "results", tmp_path / "records"]
     for number, run in enumerate(runs):
-        with (tmp_path / f"{number % 2}.jsonl").open("a") as file:
+        folders[number % 2].mkdir(exist_ok=True)
+        with (folders[number % 2] / "rows.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
     page = tmp_path / "docs" / "results.md"
-    text = regenerate(tmp_path, page)
+    text = regenerate(folders, page)
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         *("# Results", "## input", "### CPU", "### CPU", "## step", "### CPU", "### GPU")
     ]
@@ -141,8 +143,8 @@ def test_page_shows_the_newest_run_of_each_device_and_keeps_notes(tmp_path: Path
     said = "<!-- note:step -->\nThe step is fast.\n\n- very\n<!-- /note -->"
     gone = "<!-- note:gone -->\nold\n<!-- /note -->"
     page.write_text(text.replace("<!-- note:step -->\n<!-- /note -->", said) + gone)
-    again = regenerate(tmp_path, page)
+    again = regenerate(folders, page)
     assert said in again
     assert gone in again
-    assert regenerate(tmp_path, page) == again
+    assert regenerate(folders, page) == again
     assert page.read_text() == again

@@ -24,7 +24,7 @@ def sizes() -> np.ndarray:
 def test_an_epoch_is_permuted_once_and_drawn_in_blocks(
     sizes: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What keeps order and views under 1 % of an epoch; `benchmarks/input_scale.py` measures the time."""
+    """What keeps order and views under 1 % of an epoch; `benchmarks/records/input_scale.py` measures the time."""
     batch, epochs = 256, 3
     order, rule = Order(N, batch, seed=0), RandomResizedCrop(224, 0)
     share = order.steps_per_epoch // 20

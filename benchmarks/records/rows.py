@@ -1,4 +1,4 @@
-"""What rounding the cache's rows does to a trained teacher's logits: `python -m benchmarks.rows --recipe NAME`.
+"""What rounding the cache's rows does to a trained teacher's logits: `python -m benchmarks.records.rows`.
 
 The teacher of the recipe sees the validation set once; its features are rounded to each kind of row and its logits
 rebuilt from them by its head, as a student's run would. Beside the errors stand the Kullback-Leibler divergence from
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.harness import record, table
+from benchmarks.harness import RECORDS, record, table
 from fastanc.cache.rows import Field, decode, encode, head_logits
 from fastanc.parsing import parse
 from fastanc.training.assemble import open_input
@@ -96,7 +96,7 @@ def main() -> None:
     size = -(-source.val.num_images // source.eval_batch)
     rows = measure(teacher, teacher.head, tqdm(source.val_batches(), "teacher", size))
     print(table(rows))
-    print(f"appended to {record('rows', rows)}")
+    print(f"appended to {record('rows', rows, RECORDS)}")
 
 
 if __name__ == "__main__":

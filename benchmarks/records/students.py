@@ -1,4 +1,4 @@
-"""Five students from one cache against five with an online teacher: `python -m benchmarks.students --cache_dir DIR`.
+"""Five students from one cache against five with an online teacher: `python -m benchmarks.records.students`.
 
 The students are those of a small sweep: L2, KD, ANC on features, ANC on logits, and ANC again with another seed. Each
 is `python -m fastanc.train` of the recipe for `--steps` steps, once with the teacher run in every step and once from
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import record, table
+from benchmarks.harness import RECORDS, record, table
 from benchmarks.sources import measure_once
 from fastanc.parsing import parse
 
@@ -85,7 +85,7 @@ def main() -> None:
     rounds = [one_round(words, chosen.steps, chosen.cache_dir) for _ in range(chosen.rounds)]
     rows = rows_of(rounds, chosen.steps * parse(words).data.batch)
     print(table(rows))
-    print(f"appended to {record('students', rows)}")
+    print(f"appended to {record('students', rows, RECORDS)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the index, the order and the views of huge sets cost: `python -m benchmarks.input_scale [--rows N ...]`.
+"""What the index, the order and the views of huge sets cost: `python -m benchmarks.records.input_scale`.
 
 The rows are made up: names as long as ImageNet's, one tar, no pixels. A fresh process loads the index, touches every
 column that a run reads, and walks through the order and views of some steps; an epoch's cost is their share.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import record, table
+from benchmarks.harness import RECORDS, record, table
 from fastanc.pipelines.drawing import draw
 from fastanc.pipelines.index.table import Index
 from fastanc.pipelines.order import Order
@@ -98,12 +98,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "made-up.index"
             made_up(count).save(path)
-            command = [sys.executable, "-m", "benchmarks.input_scale", "--index", str(path)]
+            command = [sys.executable, "-m", "benchmarks.records.input_scale", "--index", str(path)]
             command += ["--steps", str(chosen.steps)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append(json.loads(said))
     print(table(rows))
-    print(f"appended to {record('input_scale', rows)}")
+    print(f"appended to {record('input_scale', rows, RECORDS)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Benchmarks that were run once to answer a question; README.md has the answers."""
