@@ -105,7 +105,7 @@ def test_asked_to_stop_it_saves_and_resumes_equal(folder: Path, number: signal.S
     asked, made = time.time(), steps_made(folder, name)
     said = [line for line in ended(run, folder, os.EX_TEMPFAIL).splitlines() if line.startswith("fastanc:")]
     print(f"ended {time.time() - asked:.1f} s after it was asked to")
-    assert steps_made(folder, name) <= made + 2  # the step under way, and one if that had just begun to end
+    assert steps_made(folder, name) <= made + 1  # the step under way
     assert len(said) == 1
     assert "--run.resume latest" in said[0]
     assert Checkpoints(folder / "runs" / name / "checkpoints").latest()[1] == []
@@ -251,7 +251,7 @@ def test_one_of_two_processes_is_asked_to_stop_and_both_do(tmp_path: Path, numbe
         process.join(timeout=1800)
         assert process.exitcode == os.EX_TEMPFAIL
     print(f"ended {time.time() - began:.1f} s after one was asked to")
-    assert steps_made(tmp_path, "asked") <= made + 3  # they agree beside the next step
+    assert steps_made(tmp_path, "asked") <= made + 2  # they agree beside the next step
     assert not (tmp_path / "runs" / "asked" / "summary.json").exists()
     train_on(tmp_path, 2, "asked", 24)
     assert "resumed from" in (tmp_path / "said-0").read_text()

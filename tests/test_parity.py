@@ -44,7 +44,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def test_evaluation_is_torchvision_s_tensor_path_bit_for_bit(pictures: dict[str, Tensor]) -> None:
-    if "AVX" in torch.backends.cpu.get_cpu_capability():
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert torch.equal(pictures["ours"], pictures["tensor"])
     else:  # torchvision resizes in fp32 there, and rounds once where the integers are rounded after each side
         assert (pictures["ours"].int() - pictures["tensor"].int()).abs().max() <= 1
