@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastanc.cache.store import Store
 from fastanc.models import zoo
 from fastanc.models.libraries import Shape
 from fastanc.models.registered import make_registered, register_network
@@ -152,3 +153,53 @@ def test_a_function_gets_what_it_takes_and_must_return_a_network() -> None:
         make_registered("wrong", Shape(5, 1, 28))
     with pytest.raises(ValueError, match="give the same object again, or name the Python file"):
         make_registered("object:__main__.Nobody", Shape(5, 1, 28))
+
+
+STAGES = '''
+"""A method that reads stage maps, as short as it can be."""
+from dataclasses import dataclass
+import fastanc
+
+@fastanc.register_method("last_map")
+@dataclass(frozen=True, kw_only=True)
+class LastMap(fastanc.Method):
+    needs = frozenset({"stages"})
+
+    def student_play(self, nets, batch, out):
+        mine, theirs = (outputs.stages[-1].mean((2, 3)) for outputs in (out, batch.target))
+        return fastanc.Played({"maps": (mine.mean(1) - theirs.mean(1)).square().mean()})
+'''
+
+
+def test_a_method_that_reads_stages_needs_to_say_nothing_else(tmp_path: Path) -> None:
+    folder = run(tmp_path, STAGES, **{"method.type": "last_map", "run.log_every": "1"})
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "student/maps" in line] == [0, 1, 2]
+
+
+def test_cache_build_makes_the_views_that_a_run_asks_for(tmp_path: Path) -> None:
+    """Fresh views, two of an image in a batch: epoch e shows views 2 e and 2 e + 1."""
+    fields = {
+        **LENETS,
+        "data.views": "0",
+        "data.views_per_image": "2",
+        "data.share": "0.1",
+        "data.batch": "16",
+        "schedule.epochs": "2",
+        "method.type": "l2",
+        "teacher.cache": "fill",
+        "teacher.cache_dir": str(tmp_path / "cache"),
+        "run.out": str(tmp_path),
+    }
+    for job in (["cache", "build"], ["train", "--teacher.cache", "read"]):
+        words = (
+            [*job[:2], *as_words(fields), *job[2:]]
+            if job[0] == "cache"
+            else [job[0], *as_words(fields), *job[1:]]
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "fastanc.cli", *words], capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    (cache,) = (tmp_path / "cache").glob("lenet5-digits-32px-*")
+    assert Store.at(cache).views() == [0, 1, 2, 3]
