@@ -6,9 +6,11 @@ Only the entry points read a Config; everything else gets plain values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import draccus
 
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
@@ -238,6 +240,18 @@ def free_fields(config: Config) -> dict[str, frozenset[str]]:
         group.name: frozenset(
             one.name for one in fields(getattr(config, group.name)) if one.metadata.get("free")
         )
+        for group in fields(config)
+    }
+
+
+def default_fields(config: Config) -> dict[str, dict[str, Any]]:
+    """Return, for every group of a configuration, the default of every field that has one, as plain values."""
+    return {
+        group.name: {
+            one.name: draccus.encode(one.default)
+            for one in fields(getattr(config, group.name))
+            if one.default is not MISSING
+        }
         for group in fields(config)
     }
 

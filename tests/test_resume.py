@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,25 @@ def test_checkpoint_of_another_student_is_refused() -> None:
         train_here("x", "--run.max_steps", "8", "--resume", "latest", "--student.name", "resnet14")
     with pytest.raises(ValueError, match="--run.resume latest continues it"):
         train_here("x", "--run.max_steps", "8")
+
+
+def test_a_checkpoint_from_before_a_field_existed_goes_on(tmp_path: Path) -> None:
+    """The field had the value that is now its default; with another value it is another run."""
+    base = ["--teacher.cache", "off", "--run.max_steps", "4"]
+    train_here("old", *base)
+    (mark,) = (Path("runs") / "old" / "checkpoints").glob("step-*/COMPLETE")
+    meta = mark.with_name("meta.json")
+    kept = json.loads(meta.read_text())
+    del kept["config"]["data"]["val_share"], kept["config"]["teacher"]["classes"]
+    meta.write_text(json.dumps(kept))
+    seal = json.loads(mark.read_text())
+    seal["meta.json"] = [meta.stat().st_size, zlib.crc32(meta.read_bytes())]
+    mark.write_text(json.dumps(seal))
+    more = ["--teacher.cache", "off", "--run.max_steps", "6", "--run.resume", "latest"]
+    with pytest.raises(ValueError, match=r"data\.val_share 0\.05, this run has 0\.2"):
+        train_here("old", *more, "--data.val_share", "0.2")
+    train_here("old", *more)
+    assert [line["step"] for line in lines("old")] == list(range(6))
 
 
 def test_cache_of_another_teacher_is_refused_with_what_differs() -> None:

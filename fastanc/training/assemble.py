@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 
 from fastanc.batch import Batch
 from fastanc.cache.store import Store
-from fastanc.config import Config, DataConfig, free_fields
+from fastanc.config import Config, DataConfig, default_fields, free_fields
 from fastanc.methods.base import OF_TEACHER, TeacherSpec
 from fastanc.parsing import dump
 from fastanc.pipelines.arrays import ArraySet
@@ -210,6 +210,7 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
         teacher_cache=config.teacher.cache,
         text=dump(config),
         fields=draccus.encode(config),
+        defaults=default_fields(config),
         free=free_fields(config),
         facts={
             "name": config.run.name,

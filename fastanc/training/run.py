@@ -79,6 +79,8 @@ class Settings:
     """The configuration as a file."""
     fields: Mapping[str, Any]
     """The same as nested dictionaries, which a checkpoint keeps and a resumed run is compared with."""
+    defaults: Mapping[str, Mapping[str, Any]]
+    """Group -> the default of every field."""
     free: Mapping[str, frozenset[str]]
     """Group -> the fields in which it may differ then."""
     facts: Mapping[str, Any]
@@ -164,7 +166,9 @@ class Run:
         else:
             path = Path(wish)
         state, meta = checkpoint.load(path)
-        checkpoint.check_same(path, meta["config"], self._settings.fields, self._settings.free)
+        # A field that did not exist yet had the value that is now its default.
+        old = {group: {**self._settings.defaults[group], **kept} for group, kept in meta["config"].items()}
+        checkpoint.check_same(path, old, self._settings.fields, self._settings.free)
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
