@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import draccus
 from torch import nn
 
-from fastanc.config import Config
 from fastanc.methods.base import Method
 from fastanc.models import zoo
 from fastanc.models.ensemble import ensemble
 from fastanc.models.registered import object_name
+from fastanc.models.taps import Tapped, untap
 from fastanc.models.weights import fit_weights, read_weights
 from fastanc.parsing import configure, with_teacher
 from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.train import train
@@ -66,11 +68,13 @@ def compress(
     it goes on where it was killed.
 
     Args:
-        teacher: a network (logits [B, K] of normalised images), or a name as in teacher.name; of a list the mean.
-        student: likewise; a network that is given is trained in place.
+        teacher: a network (logits [B, K] of normalised images), or a name as in teacher.name. Of a list the mean,
+            each normalised by its own statistics (a Tapped's, timm's), else by ImageNet's.
+        student: a network, which is trained in place, or a name.
         data: what data.name takes (a name, folder, tar, ...), a torch Dataset of (image, label) or image, arrays
             (images, labels) or images (uint8), or a fastanc DataSet.
-        method: a name, or a method such as `fastanc.methods.Kd(alpha=1.0)`.
+        method: a name, whose knobs the recipe may set, or an object such as `fastanc.methods.Kd(alpha=1.0)`, which
+            brings all of its own.
         val: the validation set, an object as `data` may be; without one a folder's val/, or a held-out share.
         recipe: whose fields are the defaults; "own_data" where none is named.
         epochs: length of the run.
@@ -84,6 +88,8 @@ def compress(
     Raises:
         ValueError: something does not fit, in one sentence. FileNotFoundError: a file is not there.
     """
+    _check(teacher, student, method, fields or {})
+    method = method() if isinstance(method, type) else method
     given = Given(
         teacher=_given_teacher(teacher),
         student=student if isinstance(student, nn.Module) else None,
@@ -94,29 +100,72 @@ def compress(
         "run.out": str(Path(out).parent),
         "run.name": Path(out).name,
         "run.resume": resume,
-        "teacher.name": object_name(given.teacher) if given.teacher is not None else teacher,
+        "teacher.name": object_name(given.teacher) if given.teacher is not None else _name_of(teacher),
         "student.name": object_name(given.student) if given.student is not None else student,
         "data.name": str(data) if given.train is None else given.train.name,
         "method": {"type": method} if isinstance(method, str) else draccus.encode(method, Method),
         "schedule.epochs": epochs,
         "data.batch": batch,
-        **_sizes(image_px, given.train, recipe),
+        **_sizes(image_px, given.train if given.train is not None else _small(data, recipe, fields or {})),
         **({"teacher.cache": "off"} if cache is None else {"teacher.cache_dir": str(cache)}),
     }
     wanted = {key: value for key, value in chosen.items() if value is not None}
     config = configure(recipe or OWN_DATA, {**wanted, **(fields or {})})
-    for each in with_teacher(config):
-        folder = train(each, given if each is config else None)
-    return _result(config, folder, given)
+    with _left_in_peace(given):
+        for each in with_teacher(config) if given.teacher is None else [config]:
+            folder = train(each, given if each is config else None)
+        return _result(folder, given)
+
+
+def _check(teacher: object, student: object, method: object, fields: Mapping[str, Any]) -> None:
+    """Raise TypeError for an argument of another kind, ValueError for a field that an object makes idle."""
+    of_many = isinstance(teacher, Sequence) and all(isinstance(one, (str, nn.Module)) for one in teacher)
+    is_kind = isinstance(method, type) and issubclass(method, Method)
+    for name, value, good in (
+        ("teacher", teacher, isinstance(teacher, (str, nn.Module)) or of_many),
+        ("student", student, isinstance(student, (str, nn.Module))),
+        ("method", method, isinstance(method, (str, Method)) or is_kind),
+    ):
+        if not good:
+            kind = "a name or a fastanc.Method" if name == "method" else "a network or a name"
+            raise TypeError(f"{name} is {value!r}: give {kind}")
+    for name, value in (("teacher", teacher), ("student", student)):
+        idle = [f"{name}.{key}" for key in ("name", "weights") if f"{name}.{key}" in fields]
+        if idle and not isinstance(value, str):
+            raise ValueError(
+                f"{idle[0]} does nothing beside a {name} that is given as an object: leave it out"
+            )
+
+
+@contextmanager
+def _left_in_peace(given: Given) -> Iterator[None]:
+    """Give the networks back as they came, without taps, frozen where they were; the student keeps what it learnt."""
+    networks = [network for network in (given.teacher, given.student) if network is not None]
+    wants = [(p, p.requires_grad) for network in networks for p in network.parameters()]
+    modes = [] if given.teacher is None else [(m, m.training) for m in given.teacher.modules()]
+    try:
+        yield
+    finally:
+        for parameter, wanted in wants:
+            parameter.requires_grad_(wanted)
+        for module, mode in modes:
+            module.training = mode
+        for network in networks:
+            if not isinstance(network, Tapped):
+                untap(network)
 
 
 def _given_teacher(teacher: nn.Module | str | Sequence[nn.Module | str]) -> nn.Module | None:
     if isinstance(teacher, (nn.Module, str)):
         return teacher if isinstance(teacher, nn.Module) else None
-    return ensemble(teacher)
+    return _given_teacher(teacher[0]) if len(teacher) == 1 else ensemble(teacher)
 
 
-def _sizes(image_px: int | None, dataset: DataSet | None, recipe: str | None) -> dict[str, int]:
+def _name_of(teacher: nn.Module | str | Sequence[nn.Module | str]) -> object:
+    return teacher if isinstance(teacher, (str, nn.Module)) else teacher[0]
+
+
+def _sizes(image_px: int | None, dataset: DataSet | None) -> dict[str, int]:
     """Return the fields of the images' size: small arrays as they are, photographs in the usual ratio."""
     if image_px is None and isinstance(dataset, ArraySet):
         image_px = dataset.images.shape[1]
@@ -126,15 +175,22 @@ def _sizes(image_px: int | None, dataset: DataSet | None, recipe: str | None) ->
     return {"data.image_px": image_px, "data.resize_px": image_px if small else round(image_px * 256 / 224)}
 
 
-def _result(config: Config, folder: Path, given: Given) -> Result:
+def _small(data: Any, recipe: str | None, fields: Mapping[str, Any]) -> DataSet | None:
+    """Return a set by name that is kept as small arrays, whose size is the images'; None for any other."""
+    if recipe is not None or "/" in str(data) or Path(str(data)).exists():
+        return None
+    return open_dataset(str(data), "val", fields.get("data.root"))
+
+
+def _result(folder: Path, given: Given) -> Result:
     """Return the student as its file holds it: of a moving average that is another one than was trained."""
     path = folder / "student.safetensors"
     state, metadata = read_weights(path)
     if given.student is None:
         student = zoo.load_weights(path).bare
     else:
-        student = getattr(given.student, "bare", given.student)
+        student = given.student.bare if isinstance(given.student, Tapped) else given.student
         fit_weights(student, state, path)
     summary = json.loads((folder / "summary.json").read_text())
     mean, std = (tuple(json.loads(metadata[key])) for key in ("mean", "std"))
-    return Result(student.eval().requires_grad_(True), summary["val"], folder, mean, std)
+    return Result(student.eval(), summary["val"], folder, mean, std)

@@ -50,7 +50,8 @@ class Batch:
     def parts(self, count: int) -> list[Batch]:
         """Return the batch in `count` equal parts, in order; they share its memory."""
         size, rest = divmod(len(self.images), count)
-        assert not rest, (len(self.images), count)
+        if rest:
+            raise ValueError(f"a batch of {len(self.images)} images has no {count} equal parts: change one")
         return [self._cut(slice(k * size, (k + 1) * size)) for k in range(count)]
 
     def _cut(self, where: slice) -> Batch:

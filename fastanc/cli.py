@@ -10,6 +10,8 @@ from typing import Any
 
 from fastanc.errors import command
 
+FIELD_WORDS = ("recipe", "config_path", "plugin", "resume", "name")
+
 # Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
 
@@ -19,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[:1] == ["train"]:
         return command(lambda: _train(args[1:]), "run it again")
     parser = _parser()
-    options, rest = parser.parse_known_args(args)
+    options, rest = parser.parse_known_args(_fields_joined(args))
     if rest and not getattr(options, "takes_fields", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.fields = rest
@@ -31,6 +33,21 @@ def _train(args: Sequence[str]) -> int:
     from fastanc.train import main as train_main
 
     return train_main(args)
+
+
+def _fields_joined(args: list[str]) -> list[str]:
+    """Write `--group.field value` as one word, so that argparse takes no value for an argument of its own."""
+    joined: list[str] = []
+    for word in args:
+        before = joined[-1] if joined else ""
+        is_field = (
+            before.startswith("--") and "=" not in before and ("." in before or before[2:] in FIELD_WORDS)
+        )
+        if is_field:
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -80,8 +80,11 @@ def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
     if method:  # all of its knobs are given
         tree["method"] = dict(fields["method"])
     for key, value in fields.items():
-        if key != "method":
-            _assign(tree, key, list(value) if isinstance(value, tuple) else value)
+        if key == "method":
+            continue
+        inner = value.items() if isinstance(value, Mapping) and "." not in key else ()
+        for dotted, one in [(f"{key}.{name}", one) for name, one in inner] or [(key, value)]:
+            _assign(tree, dotted, list(one) if isinstance(one, tuple) else one)
     return decode(tree)
 
 

@@ -34,6 +34,8 @@ def train(config: Config, given: Given | None = None) -> Path:
     """
     data, folder = config.data, config.run.folder
     with explained(batch=data.batch, image_px=data.image_px, folder=folder), open_run(config, given) as run:
+        if run.is_finished:
+            return run.folder
         for step, batch in run.batches():
             seed_step(run.seed, step, run.rank)
             run.players.set_lr(run.lr_factor(step))

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 import fastanc
 from fastanc.config import Config
+from fastanc.parsing import configure
 from support.images import flat_folder
 
 # The script of a practitioner: networks of their own on a folder of unlabelled photographs.
@@ -321,6 +324,160 @@ def test_what_is_given_is_left_in_peace(tmp_path: Path) -> None:
     fastanc.compress(teacher, student.eval(), noise(32, 16), "l2", **quick(tmp_path))
     assert same(dict(teacher.state_dict()), before)
     assert int(student[1].num_batches_tracked) == 2
+
+
+class Gain(Tiny):
+    """A class whose code or attributes say more than its weights."""
+
+    def __init__(self, gain: float):
+        super().__init__(6, 3)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
+def test_the_same_folder_goes_on_with_the_same_teacher_and_images_alone(tmp_path: Path) -> None:
+    teacher, data = Tiny(8, 3), noise(32, 16)
+    first = fastanc.compress(teacher, Tiny(4, 3), data, "l2", **quick(tmp_path))
+    summary = (first.folder / "summary.json").read_text()
+    again = fastanc.compress(teacher, Tiny(4, 3), data, "l2", **quick(tmp_path))
+    assert (again.folder / "summary.json").read_text() == summary  # there was nothing left to do
+    assert same(dict(again.student.state_dict()), dict(first.student.state_dict()))
+    with pytest.raises(ValueError, match="was made with another teacher"):
+        fastanc.compress(Tiny(8, 3), Tiny(4, 3), data, "l2", **quick(tmp_path))
+    with pytest.raises(ValueError, match="was made with another training set"):
+        fastanc.compress(teacher, Tiny(4, 3), data[::-1].copy(), "l2", **quick(tmp_path))
+
+
+def test_a_cache_knows_teachers_of_equal_weights_by_what_they_answer(tmp_path: Path) -> None:
+    plain, turned = Gain(1.0), Gain(-1.0)
+    turned.load_state_dict(plain.state_dict())
+    losses = []
+    for name, teacher in (("a", plain), ("b", turned), ("c", plain)):
+        torch.manual_seed(0)
+        options = quick(tmp_path / name, cache=tmp_path / "cache")
+        folder = fastanc.compress(teacher, Tiny(4, 3), noise(32, 16), "l2", **options).folder
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        losses.append(next(line["student/data"] for line in lines if "student/data" in line))
+    assert losses[0] == losses[2] != losses[1]
+    assert (
+        len({path.name for path in (tmp_path / "cache").glob("*-16px-*")}) == 4
+    )  # two teachers, train and val
+
+
+def test_an_output_with_logits_by_name_is_read_by_name(tmp_path: Path) -> None:
+    class Both(NamedTuple):
+        features: Tensor
+        logits: Tensor
+
+    class Named(Tiny):
+        def forward(self, x: Tensor) -> Both:  # type: ignore[override]
+            features = self.body(x)
+            return Both(features, self.head(features))
+
+    network = Named(3, 3)
+    tapped = fastanc.tap(network, image_px=16)
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(tapped(images).logits, network(tapped.normalise(images)).logits)
+
+
+@pytest.mark.parametrize("held", ["bare", "network", "student", "module"])
+def test_a_student_may_hold_its_layers_under_any_name(tmp_path: Path, held: str) -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, held, Tiny(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -getattr(self, held)(x)
+
+    student = Holder()
+    result = fastanc.compress(Tiny(8, 3), student, noise(32, 16), "l2", **quick(tmp_path))
+    assert result.student is student
+    assert same(weights(result.folder), dict(student.state_dict()))
+
+
+def test_networks_come_back_without_taps_and_frozen_where_they_were(tmp_path: Path) -> None:
+    teacher, student = Tiny(8, 3), Tiny(4, 3)
+    student.body[0].requires_grad_(False)
+    before = student.body[0].weight.clone()
+    fastanc.compress(teacher, student, noise(32, 16), "l2", **quick(tmp_path))
+    assert all(p.requires_grad for p in teacher.parameters())
+    assert teacher.training
+    assert [p.requires_grad for p in student.parameters()] == [False, False, True, True]
+    assert torch.equal(student.body[0].weight, before)
+    assert torch.jit.script(student)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for n in (teacher, student) for m in n.modules())
+
+
+def test_two_precisions_in_one_process(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16", "fp32"):
+        options = quick(tmp_path / precision, resume="anew")
+        options["fields"] = {**options["fields"], "run.precision": precision}  # type: ignore[dict-item]
+        result = fastanc.compress(Tiny(8, 3), Tiny(4, 3), noise(32, 16), "l2", **options)
+        assert "agreement_pct" in result.metrics
+
+
+def test_a_validation_set_may_lack_a_class_and_must_fit_otherwise(tmp_path: Path) -> None:
+    images = noise(48, 16)
+    train = (images, np.arange(48) % 3)
+    result = fastanc.compress(
+        Tiny(8, 3), Tiny(4, 3), train, "l2", val=(images[:8], np.arange(8) % 2), **quick(tmp_path)
+    )
+    assert {"top1", "agreement_pct"} <= set(result.metrics)
+    wrong = {
+        "of 1: give both the same": images[:8, :, :, :1],
+        "holds images of 12 px": images[:8, :12, :12],
+    }
+    for message, val in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            fastanc.compress(Tiny(8, 3), Tiny(4, 3), train, "l2", val=val, **quick(tmp_path / "wrong"))
+    with pytest.raises(ValueError, match="has no labels, and without a teacher there is nothing to measure"):
+        fastanc.compress(Tiny(8, 3), Tiny(4, 3), train, "supervised", val=images[:8], **quick(tmp_path / "x"))
+
+
+def test_fields_by_group_and_methods_by_class(tmp_path: Path) -> None:
+    options = quick(tmp_path)
+    options["fields"] = {**options["fields"], "optimizer": {"lr": 0.125}}  # type: ignore[dict-item]
+    data = (noise(32, 16), np.arange(32) % 3)
+    result = fastanc.compress(Tiny(8, 3), Tiny(4, 3), data, fastanc.methods.Kd, **options)
+    config = configure("own_data", {"optimizer": {"lr": 0.125}})
+    assert (config.optimizer.lr, config.optimizer.clip) == (0.125, 1.0)  # the recipe's other fields stay
+    assert "lr: 0.125" in (result.folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": None}, "teacher is None: give a network or a name"),
+        ({"student": None}, "student is None"),
+        ({"method": 3}, "method is 3: give a name or a fastanc.Method"),
+        (
+            {"fields": {"teacher.weights": "x.pt"}},
+            r"teacher\.weights does nothing beside a teacher that is given",
+        ),
+    ],
+)
+def test_arguments_of_another_kind(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    given = {"teacher": Tiny(8, 3), "student": Tiny(4, 3), "data": noise(32, 16), "method": "l2"}
+    with pytest.raises((TypeError, ValueError), match=message):
+        fastanc.compress(**{**quick(tmp_path), **given, **change})
+
+
+def test_a_method_that_misspells_its_needs_is_told() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Misspelt(fastanc.methods.L2):
+        needs = frozenset({"logit"})
+
+    with pytest.raises(
+        ValueError, match=r"Misspelt\.needs is frozenset.*write a frozenset of descriptors, features"
+    ):
+        fastanc.players_of(Misspelt(), *(fastanc.tap(Tiny(4, 3), image_px=16) for _ in "ab"))
+    with pytest.raises(ValueError, match="the student gives 5 logits where 3 classes"):
+        fastanc.players_of(fastanc.methods.L2(), *(fastanc.tap(Tiny(4, k), image_px=16) for k in (5, 3)))
+    with pytest.raises(TypeError, match="not torch.int64: convert them"):
+        fastanc.tap(Tiny(4, 3), image_px=16)(torch.zeros(1, 3, 16, 16, dtype=torch.int64))
 
 
 def test_wrong_arguments_are_one_sentence(tmp_path: Path) -> None:

@@ -49,20 +49,34 @@ def test_a_class_that_the_teacher_does_not_have_is_named() -> None:
 
 
 def test_columns_are_numbers_or_looked_up_in_a_file(tmp_path: Path) -> None:
-    assert read_columns("3, 0,1", ["a", "b", "c"]) == [3, 0, 1]
+    assert read_columns("3, 0,1", ["a", "b", "c"], 5) == [3, 0, 1]
     with pytest.raises(ValueError, match="has 2 numbers for the 3 classes"):
-        read_columns("3,0", ["a", "b", "c"])
+        read_columns("3,0", ["a", "b", "c"], 5)
     names = tmp_path / "classes.tsv"
     names.write_text("0\tn01440764\ttench\n1\tn01443537\tgoldfish\n2\tn02106662\tGerman shepherd, Alsatian\n")
-    assert read_columns(str(names), ["n02106662", "n01440764"]) == [2, 0]
-    assert read_columns(str(names), ["goldfish"]) == [1]
+    assert read_columns(str(names), ["n02106662", "n01440764"], 3) == [2, 0]
+    assert read_columns(str(names), ["goldfish"], 3) == [1]
     with pytest.raises(ValueError, match=r"lacks 1 of the set's 2 classes, 'cat' first"):
-        read_columns(str(names), ["goldfish", "cat"])
+        read_columns(str(names), ["goldfish", "cat"], 3)
     with pytest.raises(FileNotFoundError, match="there is no file nowhere"):
-        read_columns("nowhere.txt", ["a"])
+        read_columns("nowhere.txt", ["a"], 3)
     plain = tmp_path / "plain.txt"
     plain.write_text("\ufeffred fox\nGerman shepherd, Alsatian\n")
-    assert read_columns(str(plain), ["German shepherd", "red fox"]) == [1, 0]
+    assert read_columns(str(plain), ["German shepherd", "red fox"], 2) == [1, 0]
+
+
+def test_a_file_of_classes_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("wnid\nfox\ncrane\n")
+    with pytest.raises(ValueError, match="has 3 lines for the teacher's 2 classes: .* without a header"):
+        read_columns(str(file), ["fox"], 2)
+    file.write_text("fox\n0\tcrane\n1\tcrane\n")
+    with pytest.raises(ValueError, match="has 'crane' in more than one line"):
+        read_columns(str(file), ["crane"], 3)
+    with pytest.raises(ValueError, match=r"lacks 1 of the set's 1 classes, '1' first"):
+        read_columns(str(file), ["1"], 3)  # a number of a line is no name
+    with pytest.raises(ValueError, match="gives 'b' and 'c' the same class 1"):
+        read_columns("0,1,1", ["a", "b", "c"], 3)
 
 
 def test_weights_say_how_many_classes_they_know(tmp_path: Path) -> None:

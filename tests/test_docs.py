@@ -16,8 +16,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastanc
+from fastanc.cli import _fields_joined, _parser
 from fastanc.config import Config
 from fastanc.methods.base import Method
+from fastanc.parsing import parse
 from support.images import flat_folder
 from support.tiny_run import LENETS, as_words
 
@@ -123,13 +125,20 @@ def test_one_file_reads_the_configuration() -> None:
                 importers.add(path.relative_to(ROOT / "fastanc").as_posix())
     assert importers == {
         "__init__.py",
-        "api.py",
         "jobs/study.py",
         "parsing.py",
         "train.py",
         "training/assemble.py",
         "training/assemble_networks.py",
     }
+
+
+def test_fields_among_a_job_s_own_options_keep_their_values() -> None:
+    """README's `fastanc cache verify --recipe NAME --teacher 100`: NAME is not the job's optional path."""
+    words = ["cache", "verify", "--recipe", "digits_anc", "--data.batch", "64", "--teacher", "100"]
+    options, rest = _parser().parse_known_args(_fields_joined(words))
+    assert (options.path, options.teacher) == (None, 100)
+    assert parse(rest).data.batch == 64
 
 
 def blocks(path: Path) -> list[str]:

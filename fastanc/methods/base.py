@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import draccus
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
 
+Kind = TypeVar("Kind", bound=type)
 Nets = Mapping[str, nn.Module]
 """Every player's network by name; beside them "teacher", frozen, for a method that needs the network."""
 
@@ -72,6 +73,15 @@ class TeacherSpec:
     """C_i of every stage map."""
     network: Tapped | Squeezed | None = None
     """The frozen teacher itself; None when its outputs come from the cache alone."""
+
+
+def check_needs(method: Method) -> None:
+    """Raise ValueError naming what a method says it needs and nothing can give."""
+    known = OF_TEACHER | OF_BATCH | OF_STUDENT
+    if not isinstance(method.needs, frozenset) or (method.needs - known):
+        raise ValueError(
+            f"{type(method).__name__}.needs is {method.needs!r}: write a frozenset of {', '.join(sorted(known))}"
+        )
 
 
 def spec_of(teacher: Tapped | Squeezed) -> TeacherSpec:
@@ -153,8 +163,30 @@ class Method(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
         """Write into a finished run's folder what the method leaves beside the student."""
 
 
-register_method = Method.register_subclass
-"""Decorator that makes a method's class known under a name: `--method.type NAME`."""
+def register_method(name: str) -> Callable[[Kind], Kind]:
+    """Return a decorator that makes a method's class known under a name: `--method.type NAME`.
+
+    A notebook's cell that is run again takes its own name over. Raises ValueError for a name that is taken, TypeError
+    for what is no dataclass of `Method`.
+    """
+
+    def register(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Method) and "__dataclass_params__" in vars(kind)):
+            raise TypeError(
+                f"{kind!r} is no method: write @dataclass(frozen=True, kw_only=True) below register_method"
+            )
+        known = Method.get_known_choices().get(name)
+        if known is not None and (known.__module__, known.__qualname__) == (
+            kind.__module__,
+            kind.__qualname__,
+        ):
+            Method._choice_registry.pop(name)
+        elif known is not None:
+            raise ValueError(f"the method name {name!r} is taken by {known.__module__}: choose another")
+        Method.register_subclass(name, kind)
+        return kind
+
+    return register
 
 
 def sides(batch: Batch, out: Outputs | None) -> tuple[Outputs, Outputs]:

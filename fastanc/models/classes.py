@@ -66,7 +66,7 @@ def _cut(head: nn.Module, columns: list[int]) -> None:
     setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(columns))
 
 
-def read_columns(text: str, classes: Sequence[str]) -> list[int]:
+def read_columns(text: str, classes: Sequence[str], num_classes: int) -> list[int]:
     """Return the teacher's column for each of a set's classes.
 
     Args:
@@ -74,30 +74,53 @@ def read_columns(text: str, classes: Sequence[str]) -> list[int]:
             of the teacher's classes, one a line in the order of its columns, in which the set's names are looked
             up: the whole line, or one of its parts between tabs or before a comma.
         classes: names of the set's classes.
+        num_classes: of the teacher.
 
     Raises:
         ValueError: not one number for every class, or a name that the file does not hold.
         FileNotFoundError: there is no such file.
     """
     words = [word.strip() for word in text.split(",")]
-    if all(word.isdigit() for word in words):
+    if all(word.isdecimal() for word in words):
         if len(words) != len(classes):
             raise ValueError(
                 f"teacher.classes has {len(words)} numbers for the {len(classes)} classes of the set"
             )
-        return [int(word) for word in words]
+        return _once([int(word) for word in words], classes)
     path = Path(text)
     if not path.is_file():
         raise FileNotFoundError(
             f"teacher.classes: there is no file {text}: give one with a class name a line, or numbers such as 0,217"
         )
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if len(lines) != num_classes:
+        raise ValueError(
+            f"teacher.classes: {path} has {len(lines)} lines for the teacher's {num_classes} classes: write one a"
+            " line, without a header"
+        )
     place: dict[str, int] = {}
+    twice: set[str] = set()
     for number, line in enumerate(lines):
-        for name in (line, *line.split("\t"), line.split(",")[0]):
-            place.setdefault(name, number)
+        parts = {part.strip() for part in (*line.split("\t"), line.split(",")[0])}
+        for name in {line} | {part for part in parts if not part.isdecimal()}:
+            if place.setdefault(name, number) != number:
+                twice.add(name)
+    if unclear := [name for name in classes if name in twice]:
+        raise ValueError(
+            f"teacher.classes: {path} has {unclear[0]!r} in more than one line: give numbers, or ids"
+        )
     if missing := [name for name in classes if name not in place]:
         raise ValueError(
             f"teacher.classes: {path} lacks {len(missing)} of the set's {len(classes)} classes, {missing[0]!r} first"
         )
-    return [place[name] for name in classes]
+    return _once([place[name] for name in classes], classes)
+
+
+def _once(columns: list[int], classes: Sequence[str]) -> list[int]:
+    first: dict[int, str] = {}
+    for column, name in zip(columns, classes):
+        if (other := first.setdefault(column, name)) != name:
+            raise ValueError(
+                f"teacher.classes gives {other!r} and {name!r} the same class {column}: change one"
+            )
+    return columns

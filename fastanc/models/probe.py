@@ -68,6 +68,23 @@ def can_read(network: nn.Module, in_channels: int, image_px: int) -> bool:
     return True
 
 
+def answers_of(tapped: Tapped) -> list[int]:
+    """Return eight small numbers that tell what a network answers to a fixed image, for its identity in a cache.
+
+    Weights alone do not: a user's class may be edited, or hold a number that counts. Logits are summed with fixed
+    signs and rounded coarsely, so that another order of summation gives the same (nearly always; else rows are
+    computed again).
+    """
+    noise, px = _Noise(), tapped.image_px
+    place = tapped.scale.device
+    with _undisturbed(tapped, place):
+        images = (noise((1, tapped.in_channels, px, px)) * 32 + 128).clamp(0, 255).to(torch.uint8)
+        logits = tapped(images.to(place)).logits[0].double().cpu()
+    signs = noise((len(logits), 8)).sign().double()
+    sums = logits @ signs / logits.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return [int(value) for value in (16 * sums).round()]
+
+
 @contextmanager
 def _undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a network into evaluation mode for a while, and everything back."""

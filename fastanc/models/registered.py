@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastanc.models.libraries import Bare, Shape
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, logits_of
 
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
 OBJECT = "object:"
@@ -101,8 +101,11 @@ def num_classes_of(network: nn.Module, in_channels: int, image_px: int) -> int:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    logits = out if isinstance(out, torch.Tensor) else getattr(out, "logits", None)
-    if logits is None or logits.dim() != 2:
+    try:
+        logits = logits_of(out)
+    except (TypeError, KeyError, IndexError):
+        logits = None
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise ValueError(
             f"{object_name(network)} does not return logits [B, K]: wrap it in a module that does"
         )

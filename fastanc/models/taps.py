@@ -37,8 +37,14 @@ def _keep_output(frames: _Frames, name: str, module: nn.Module, args: object, ou
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of a network's output: torchvision's Inceptions add auxiliary ones while they train."""
-    return output if isinstance(output, Tensor) else output[0]
+    """Return the logits of a network's output: itself, its `logits`, or its first part.
+
+    torchvision's Inceptions add auxiliary ones while they train; transformers' networks give objects.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else output[0]
 
 
 class Wrapper(nn.Module):
@@ -152,7 +158,12 @@ class Tapped(Wrapper):
             raise ValueError(f"{self.title} has no module {name!r} to tap: its parts are {names}") from None
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return (x - mean) / std of uint8 images (0..255) or float ones (0..1), in their memory format."""
+        """Return (x - mean) / std of uint8 images (0..255) or float ones (0..1), in their memory format.
+
+        Raises TypeError for other whole numbers, whose range nothing says.
+        """
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images are uint8 (0..255) or floats (0..1), not {images.dtype}: convert them")
         if images.dtype == torch.uint8:
             return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale / 255)
         return torch.addcmul(self.shift, images, self.scale)
@@ -226,3 +237,12 @@ class Adapted(Wrapper):
         """Return the student's outputs with features [B, D of the teacher]."""
         out: Outputs = self.student(images)
         return out._replace(features=self.adapter(out.features))
+
+
+def untap(network: nn.Module) -> None:
+    """Take the taps out of a bare network again."""
+    for module in network.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "func", None) in (_keep_input, _keep_output):
+                    del hooks[key]

@@ -44,7 +44,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             raise ValueError(f"weights file {path} is damaged ({error}): fetch or write it again") from error
     else:
         state = _unwrap(path, _unpickle(path))
-    while prefix := _common_prefix(state):
+    while "head_name" not in metadata and (prefix := _common_prefix(state)):  # a file of ours has bare keys
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, metadata
 

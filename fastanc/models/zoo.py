@@ -241,6 +241,11 @@ def tap(
     if isinstance(network, Tapped):
         return network
     own_mean, own_std = statistics_of(network)
+    if (mean or std) and own_std is not None and set(own_std) == {1.0}:
+        raise ValueError(
+            f"teacher.mean and std do nothing beside {object_name(network)}, whose members normalise by themselves:"
+            " give each as fastanc.tap(network, image_px=..., mean=..., std=...)"
+        )
     tapped = Tapped(
         network,
         head=head,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class FrozenTeacher:
     """Arithmetic of its pass: fp32, or autocast to bf16 or fp16."""
     folded: bool = False
     """Whether BatchNorm was folded into the convolutions."""
+    answers: Sequence[int] | None = None
+    """`probe.answers_of` a user's own class, whose code its weights do not tell."""
 
     @property
     def spec(self) -> TeacherSpec:
@@ -44,9 +46,7 @@ class FrozenTeacher:
         """The same teacher without KSANC's estimators."""
         if not isinstance(self.network, Squeezed):
             return self
-        return FrozenTeacher(
-            network=unwrapped(self.network), name=self.name, precision=self.precision, folded=self.folded
-        )
+        return replace(self, network=unwrapped(self.network))
 
     def online(self, device: torch.device) -> Online:
         """Return what runs it on every batch, on this device."""
@@ -76,15 +76,23 @@ class FrozenTeacher:
             teacher=self._facts(),
         )
 
+    @property
+    def digest(self) -> str:
+        """What tells this teacher from others, in a few letters."""
+        answers = "" if self.answers is None else "".join(f"{value:+d}" for value in self.answers)
+        return weights_digest(unwrapped(self.network))[:16] + answers
+
     def _facts(self) -> Mapping[str, Any]:
         bare = unwrapped(self.network)
-        facts = {
+        facts: dict[str, Any] = {
             "name": self.name,
             "weights": weights_digest(bare),
             "precision": self.precision,
             "head": head_digest(bare),
             "folded": self.folded,
         }
+        if self.answers is not None:
+            facts["answers"] = list(self.answers)
         if isinstance(self.network, Squeezed):
             facts["estimators"] = weights_digest(self.network.estimators)
         return facts

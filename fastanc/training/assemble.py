@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from fastanc.batch import Batch
 from fastanc.cache.store import Store
 from fastanc.config import Config, DataConfig, default_fields, free_fields
-from fastanc.methods.base import OF_TEACHER, TeacherSpec
+from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
 from fastanc.parsing import dump
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
@@ -46,7 +46,7 @@ from fastanc.training.assemble_networks import (
 )
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input, input_note
-from fastanc.training.players import Average, Players, frozen_of
+from fastanc.training.players import Average, Players, check_classes, frozen_of, same_everywhere
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Pace, Run, Settings
 from fastanc.training.schedule import factor
@@ -211,6 +211,7 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
         text=dump(config),
         fields=draccus.encode(config),
         defaults=default_fields(config),
+        origins=_origins(source, game),
         free=free_fields(config),
         facts={
             "name": config.run.name,
@@ -224,6 +225,14 @@ def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings
             "teacher_source": config.teacher.cache if game.answers is not None else None,
         },
     )
+
+
+def _origins(source: Input, game: Game) -> dict[str, str]:
+    """What a run learns from: a path or a class of the same name may hold another."""
+    origins = {} if game.teacher is None else {"teacher": game.teacher.digest}
+    if not isinstance(source.train, LatentSet):
+        origins["training set"] = str(source.train.describe()["fingerprint"])[:16]
+    return origins
 
 
 def _trained_on(data: DataConfig) -> str:
@@ -243,10 +252,20 @@ def _cache_choice(config: Config) -> CacheChoice:
 def _open_game(config: Config, accelerator: Accelerator, source: Input, given: Given) -> Game:
     """Build the networks, hand them to the players, open the teacher; ValueError where they do not fit."""
     method, images = config.method, source.train
+    check_needs(method)
     teacher = open_teacher(config, images, given) if method.needs_teacher else None
+    if teacher is not None and given.teacher is not None:
+        same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
     if "labels" in method.needs:
         check_labels(config, images, num_classes)
+    # A validation set may lack some of the training set's classes, whose numbers it shares.
+    labels_count = source.val.labels is not None and images.num_classes == num_classes
+    if teacher is None and not labels_count:
+        raise ValueError(
+            f"the validation set {source.val.name} has no labels, and without a teacher there is nothing to measure a"
+            " student by: give it labels"
+        )
     set_seed(config.run.seed)
     student = build_network(
         config.student, config.data, images, num_classes, given.student, method.taps_student, new_head=True
@@ -254,16 +273,14 @@ def _open_game(config: Config, accelerator: Accelerator, source: Input, given: G
     # A seed of their own: a student by name and one that is given meet the same opponents.
     set_seed(config.run.seed + _GAME_SEED)
     spec = TeacherSpec(num_classes) if teacher is None else teacher.spec
-    if student.num_classes != num_classes:
-        raise ValueError(
-            f"the student gives {student.num_classes} logits where {num_classes} classes are to be learnt: give one"
-            f" with {num_classes}"
-        )
+    check_classes(student, num_classes)
     networks = method.networks(student.train(), spec)  # a network that was given may come from an evaluation
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         # DeepSpeed views weights as bytes, which needs the contiguous layout.
         networks["student"].to(memory_format=torch.channels_last)
     notes = compile_networks(config, accelerator, images.channels, networks["student"], teacher)
+    if given.student is not None:  # each process may have drawn its own
+        same_everywhere(accelerator, student)
     # Copied before the student is wrapped.
     average = Average(student, config.run.ema, accelerator.device) if config.run.ema else None
     players = Players(
@@ -281,7 +298,7 @@ def _open_game(config: Config, accelerator: Accelerator, source: Input, given: G
         average=average,
         teacher=teacher,
         answers=_answers(config, source, teacher),
-        labels_count=source.val.labels is not None and source.val.num_classes == num_classes,
+        labels_count=labels_count,
         notes=notes,
     )
 

@@ -19,6 +19,7 @@ from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.classes import pick_classes, read_columns
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
+from fastanc.models.probe import answers_of
 from fastanc.models.taps import Tapped
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
@@ -51,7 +52,7 @@ def open_teacher(config: Config, images: DataSet, given: Given = NOTHING) -> Fro
     if weights == "random" and given.teacher is None:
         calibrate_batchnorm(network, images.channels, config.data.image_px)
     if teacher.classes is not None:
-        network = pick_classes(network, read_columns(teacher.classes, images.classes))
+        network = pick_classes(network, read_columns(teacher.classes, images.classes, network.num_classes))
     if teacher.fold:
         network = fold_batchnorm(network)
     whole: Tapped | Squeezed = network
@@ -67,6 +68,7 @@ def open_teacher(config: Config, images: DataSet, given: Given = NOTHING) -> Fro
         name=teacher.name,
         precision=teacher.precision,
         folded=teacher.fold,
+        answers=answers_of(network) if given.teacher is not None or zoo.is_registered(teacher.name) else None,
     )
 
 

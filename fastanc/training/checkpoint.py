@@ -171,3 +171,13 @@ def check_same(
                     f"checkpoint {path} was written with {group}.{key} {before!r}, this run has {now!r}:"
                     " set it back, or start another --run.name"
                 )
+
+
+def check_origins(path: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Raise ValueError naming what a run would go on to learn from in the place of what it began with."""
+    for what, digest in new.items():
+        if old.get(what, digest) != digest:
+            raise ValueError(
+                f"checkpoint {path} was made with another {what} (digest {old[what]}, not {digest}): give that one,"
+                " or start another --run.name"
+            )

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch
+from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
-from fastanc.pipelines.views import ViewRule
+from fastanc.pipelines.views import CentreCrop, ViewRule
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Input:
     train: DataSet
     val: DataSet
     rule: ViewRule
-    eval_rule: ViewRule
+    eval_rule: CentreCrop
     order: Order
     eval_batch: int
     device: torch.device
@@ -52,7 +53,7 @@ def open_input(
     train: DataSet,
     val: DataSet,
     rule: ViewRule,
-    eval_rule: ViewRule,
+    eval_rule: CentreCrop,
     batch: int,
     eval_batch: int,
     seed: int,
@@ -80,6 +81,7 @@ def open_input(
         options: how images are decoded; where its plan is auto the main process decides for all.
     """
     _check_classes(train, val)
+    _check_pixels(train, val, rule, eval_rule)
     rank, world = accelerator.process_index, accelerator.num_processes
     order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
     train, options = _bound(train, options or JpegOptions(), accelerator)
@@ -96,6 +98,20 @@ def _check_classes(train: DataSet, val: DataSet) -> None:
             raise ValueError(
                 f"class {k} is {name!r} in the validation set {val.name} but {other} in {train.name}: give both"
                 " the same classes"
+            )
+
+
+def _check_pixels(train: DataSet, val: DataSet, rule: ViewRule, eval_rule: CentreCrop) -> None:
+    if train.channels != val.channels:
+        raise ValueError(
+            f"{train.name} has images of {train.channels} channels and the validation set {val.name} of"
+            f" {val.channels}: give both the same"
+        )
+    for dataset, px in ((train, rule.out_px), (val, eval_rule.resize_px)):
+        if isinstance(dataset, ArraySet) and px != (side := dataset.images.shape[1]):
+            raise ValueError(
+                f"{dataset.name} holds images of {side} px, which are not resized: set data.image_px and"
+                f" data.resize_px to {side}"
             )
 
 

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
-from fastanc.methods.base import Method, Nets, TeacherSpec, spec_of
+from fastanc.methods.base import Method, Nets, TeacherSpec, check_needs, spec_of
 from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
@@ -133,10 +133,7 @@ class Players(Mapping[str, Player]):
         return Player(network, wrapped, optimizer, spec.clip)
 
     def _beside(self, network: nn.Module, spec: OptimizerConfig) -> Player:
-        network.to(self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            for tensor in [*network.parameters(), *network.buffers()]:
-                torch.distributed.broadcast(tensor.data, 0)
+        same_everywhere(self.accelerator, network)
         trainable = [p for p in network.parameters() if p.requires_grad]
         return Player(network, network, spec.build(trainable), spec.clip)
 
@@ -274,9 +271,28 @@ def players_of(
     """
     if not isinstance(teacher, TeacherSpec):
         teacher = spec_of(teacher.eval().requires_grad_(False))
+    check_needs(method)
+    check_classes(student, teacher.num_classes)
     optimizers = {"student": optimizer or OptimizerConfig(), **method.optimizers()}
     networks = method.networks(student.train(), teacher)
     return Players(accelerator or make_accelerator(), networks, optimizers, frozen=frozen_of(method, teacher))
+
+
+def same_everywhere(accelerator: Accelerator, network: nn.Module) -> None:
+    """Give every process the first one's weights and buffers, on its device."""
+    network.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        for tensor in [*network.parameters(), *network.buffers()]:
+            torch.distributed.broadcast(tensor.data, 0)
+
+
+def check_classes(student: Tapped, num_classes: int) -> None:
+    """Raise ValueError where a student does not give as many logits as there are classes to learn."""
+    if student.num_classes != num_classes:
+        raise ValueError(
+            f"the student gives {student.num_classes} logits where {num_classes} classes are to be learnt: give one"
+            f" with {num_classes}"
+        )
 
 
 def frozen_of(method: Method, teacher: TeacherSpec) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 
@@ -20,6 +21,10 @@ def make_accelerator(
     student's arithmetic ("fp32", "bf16", "fp16"), `accumulate` the number of backward passes of an update; DeepSpeed
     also wants to know the global `batch` and the student's largest gradient norm `clip`.
     """
+    kept = AcceleratorState._shared_state.get("_mixed_precision")
+    if kept is not None and kept != ("no" if precision == "fp32" else precision):
+        # Accelerate keeps the first run's arithmetic for the process's life; this one wants another.
+        AcceleratorState._reset_state()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse_silent_single(world)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):

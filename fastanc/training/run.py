@@ -20,7 +20,7 @@ from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
-from fastanc.training.folder import finish_folder, open_folder
+from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
@@ -45,8 +45,8 @@ class Pace:
     """Steps; 0 is at the end of every epoch."""
 
     def saves(self, done: int) -> bool:
-        """Whether a checkpoint is due."""
-        return done % (self.checkpoint_every or self.steps_per_epoch) == 0
+        """Whether a checkpoint is due: at its time, and at the end, which may come before."""
+        return done == self.total_steps or done % (self.checkpoint_every or self.steps_per_epoch) == 0
 
     def evaluates(self, done: int) -> bool:
         """Whether an evaluation is due; the one at the very end is not meant."""
@@ -81,6 +81,8 @@ class Settings:
     """The same as nested dictionaries, which a checkpoint keeps and a resumed run is compared with."""
     defaults: Mapping[str, Mapping[str, Any]]
     """Group -> the default of every field."""
+    origins: Mapping[str, str]
+    """Digests of what is learnt from: a run that goes on must learn from the same."""
     free: Mapping[str, frozenset[str]]
     """Group -> the fields in which it may differ then."""
     facts: Mapping[str, Any]
@@ -169,9 +171,16 @@ class Run:
         # A field that did not exist yet had the value that is now its default.
         old = {group: {**self._settings.defaults[group], **kept} for group, kept in meta["config"].items()}
         checkpoint.check_same(path, old, self._settings.fields, self._settings.free)
+        checkpoint.check_origins(path, meta.get("origins", {}), self._settings.origins)
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier call did all of it, so that nothing is left to do."""
+        done = self.start >= self.pace.total_steps and read_summary(self.folder) is not None
+        return done and (self.folder / "student.safetensors").is_file()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
@@ -244,7 +253,12 @@ class Run:
             )
         state = self.game.state()
         if self.is_main:
-            self.checkpoints.save(done, state, {"config": self._settings.fields, "world": self.world})
+            meta = {
+                "config": self._settings.fields,
+                "origins": self._settings.origins,
+                "world": self.world,
+            }
+            self.checkpoints.save(done, state, meta)
 
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
         """Evaluate the student on the whole validation set, exactly once per image over all processes.
