@@ -95,7 +95,7 @@ class Tapped(Wrapper):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
         self.maps_channels_last: frozenset[str] = frozenset()
-        self.head_given, self.head_name, self.no_head = head is not None, head or last_linear(network), ""
+        self.head_given, self.head_name, self.no_head = bool(head), head or last_linear(network), ""
         if num_classes is None:
             if self.head is None:
                 raise ValueError(f"{self.title} has no linear head: say its num_classes")
