@@ -164,25 +164,22 @@ def test_the_command_s_twin_has_the_same_weights_bit_for_bit(home: Path, whole: 
 
 
 def test_killed_and_called_again_it_ends_as_if_nothing_had_been(home: Path, whole: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *script(home, "killed")],
-        cwd=home,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    marks = home / "killed" / "checkpoints"
-    while not list(marks.glob("step-*/COMPLETE")):
-        assert process.poll() is None, "it ended before its first checkpoint"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (home / "killed" / "summary.json").exists()
-    done = python(home, *script(home, "killed"))
+    for attempt in range(5):  # a busy machine may see the first checkpoint when all is over
+        out = f"killed-{attempt}"
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, *script(home, out)], cwd=home, env=env, **quiet)
+        while not list((home / out / "checkpoints").glob("step-*/COMPLETE")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not (home / out / "summary.json").exists():
+            break
+    assert not (home / out / "summary.json").exists(), "it was never killed in time"
+    done = python(home, *script(home, out))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from" in done.stderr
-    assert same(weights(home / "killed"), weights(whole))
+    assert same(weights(home / out), weights(whole))
 
 
 def test_two_processes_of_a_launched_script(home: Path, whole: Path) -> None:

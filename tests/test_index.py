@@ -459,10 +459,16 @@ def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str,
 
 def test_open_index_builds_once_among_many_processes(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
     tree = put(tmp_path / "set", jpegs)
+    # Who builds waits until all three have come, and then for half a second in which the others ask for the lock.
     code = (
-        "import sys; from pathlib import Path; import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
-        "def spy(*a):\n    open(sys.argv[2], 'a').write('built\\n'); import time; time.sleep(0.5); return inner(*a)\n"
-        "m._look_at_all = spy; print(m.open_index(Path(sys.argv[1])).fingerprint)"
+        "import sys, time; from pathlib import Path; import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
+        "log = Path(sys.argv[2])\n"
+        "def say(word): log.open('a').write(word + '\\n')\n"
+        "def spy(*a):\n"
+        "    say('built')\n"
+        "    while log.read_text().count('here') < 3: time.sleep(0.01)\n"
+        "    time.sleep(0.5); return inner(*a)\n"
+        "m._look_at_all = spy; say('here'); print(m.open_index(Path(sys.argv[1])).fingerprint)"
     )
     log = tmp_path / "log"
     runs = [
@@ -471,7 +477,7 @@ def test_open_index_builds_once_among_many_processes(tmp_path: Path, jpegs: dict
     ]
     prints = {run.communicate()[0] for run in runs}
     assert prints == {open_index(tree).fingerprint + "\n"}
-    assert log.read_text() == "built\n"
+    assert sorted(log.read_text().split()) == ["built", "here", "here", "here"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "set", "set.index"]
 
 

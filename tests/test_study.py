@@ -62,15 +62,18 @@ def without_time(path: Path) -> dict[str, object]:
 def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path: Path) -> None:
     study = written(tmp_path)
     whole = run_study(load(str(study)), tmp_path / "whole", 0.1)
-    out = tmp_path / "killed"
-    process = start(study, out)
-    third = out / "anc-seed0" / "checkpoints"
-    deadline = time.time() + 1800  # of a hang
-    while process.poll() is None and not (third.is_dir() and any(third.iterdir())):
-        assert time.time() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for attempt in range(5):  # a busy machine may see the third run's first checkpoint when the run is over
+        out = tmp_path / f"killed-{attempt}"
+        process = start(study, out)
+        third = out / "anc-seed0" / "checkpoints"
+        deadline = time.time() + 1800  # of a hang
+        while process.poll() is None and not (third.is_dir() and any(third.iterdir())):
+            assert time.time() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not (out / "anc-seed0" / "summary.json").exists():
+            break
     assert not (out / "anc-seed0" / "summary.json").exists()
     kept = (out / "l2-seed0" / "summary.json").stat().st_mtime_ns
     again = run_study(load(str(study)), out, 0.1)
