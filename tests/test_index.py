@@ -461,7 +461,8 @@ def test_open_index_builds_once_among_many_processes(tmp_path: Path, jpegs: dict
     tree = put(tmp_path / "set", jpegs)
     # Who builds waits until all three have come, and then for half a second in which the others ask for the lock.
     code = (
-        "import sys, time; from pathlib import Path; import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
+        "import sys, time; from pathlib import Path\n"
+        "import fastanc.pipelines.index.build as m; inner = m._look_at_all\n"
         "log = Path(sys.argv[2])\n"
         "def say(word): log.open('a').write(word + '\\n')\n"
         "def spy(*a):\n"
