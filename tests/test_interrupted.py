@@ -290,13 +290,13 @@ def launched(folder: Path, *more: str, step: int | None = None) -> subprocess.Po
 def test_ctrl_c_at_the_launcher_saves_the_run(tmp_path: Path) -> None:
     launcher = launched(tmp_path, "--name", "x", step=9)
     launcher.send_signal(signal.SIGINT)  # as from a terminal: the processes are in sessions of their own
-    launcher.wait(timeout=60)
+    launcher.wait(timeout=1800)
     said = (tmp_path / "said").read_text()
     assert len([line for line in said.splitlines() if line.startswith("fastanc: interrupted after")]) == 2
     latest, refused = Checkpoints(tmp_path / "runs" / "x" / "checkpoints").latest()
     assert refused == []
     for name in ("x", "whole"):
-        assert launched(tmp_path, "--name", name, "--resume", "latest").wait(timeout=300) == 0
+        assert launched(tmp_path, "--name", name, "--resume", "latest").wait(timeout=1800) == 0
         assert (f"resumed from runs/x/checkpoints/{latest.name}" in (tmp_path / "said").read_text()) == (
             name == "x"
         )
