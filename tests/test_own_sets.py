@@ -148,7 +148,9 @@ def test_evaluation_is_torchvision_s_own(theirs: TorchSet, tree: Path) -> None:
             image = folder[i][0]
             if max(image.size) <= 8 * min(image.size):  # longer strips are cut before they are resized
                 pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-                assert torch.equal(batch.images[k], moves(pixels))
+                off = (batch.images[k].int() - moves(pixels).int()).abs().max()
+                # Without AVX2 torchvision resizes in fp32, and rounds once where the integers are rounded twice.
+                assert off <= (0 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 1)
 
 
 @pytest.mark.gpu
