@@ -58,6 +58,9 @@ def parse(args: Sequence[str]) -> Config:
     """
     overrides = _pairs(list(args))
     files = [value for key, value in overrides if key in ("recipe", "config_path")]
+    plugins = [value for key, value in overrides if key == "run.plugin"]
+    if len(plugins) > 1:
+        raise ValueError(f"give one --plugin, not {len(plugins)}: let it import the others")
     if len(files) > 1:
         raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
     tree = _recipe(files[0] if files else DEFAULT_RECIPE)
@@ -133,6 +136,8 @@ def import_plugin(file: str) -> None:
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # as a script finds the files beside it; behind everything else
     try:
         spec.loader.exec_module(module)
     except Exception as error:

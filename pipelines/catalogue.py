@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fastanc.pipelines.index.build import Index, open_index
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
 from fastanc.pipelines.splits import SPLITS, open_split, part_of, source_of, split_source
+from fastanc.registry import is_same
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -125,20 +125,13 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
 
     def register(make: Maker) -> Maker:
         other = _REGISTERED.get(name)
-        again = other is not None and _same(other, make)
+        again = other is not None and is_same(other, make)
         if not again and name in _known():
             raise ValueError(f"the data set name {name!r} is taken: register yours under another")
         _REGISTERED[name] = make
         return make
 
     return register
-
-
-def _same(one: Callable[[str, Path], Any], other: Callable[[str, Path], Any]) -> bool:
-    """Whether two are one: a notebook's cell that is run once more, or a script that is its own plugin file."""
-    names = [(make.__module__, make.__qualname__) for make in (one, other)]
-    files = [(getattr(inspect.getmodule(make), "__file__", None), make.__qualname__) for make in (one, other)]
-    return names[0] == names[1] or (files[0] == files[1] and files[0][0] is not None)
 
 
 def _known() -> list[str]:

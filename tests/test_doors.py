@@ -14,6 +14,7 @@ from fastanc.cache.store import Store
 from fastanc.models import zoo
 from fastanc.models.libraries import Shape
 from fastanc.models.registered import make_registered, register_network
+from fastanc.parsing import parse
 from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -138,6 +139,16 @@ def test_a_name_that_is_taken_is_refused_and_the_same_file_is_not() -> None:
     assert zoo.build("flat", num_classes=4, image_px=8)(torch.zeros(2, 3, 8, 8)).logits.shape == (2, 4)
 
 
+def test_a_class_that_asks_for_more_is_told() -> None:
+    @register_network("asks-more")
+    class AsksMore(torch.nn.Module):
+        def __init__(self, width: int, num_classes: int, *layers: int, bias: bool = True):
+            super().__init__()
+
+    with pytest.raises(ValueError, match=r"'asks-more': .*AsksMore asks for width, but only num_classes"):
+        zoo.build("asks-more", num_classes=3)
+
+
 def test_a_function_gets_what_it_takes_and_must_return_a_network() -> None:
     seen = {}
 
@@ -203,3 +214,35 @@ def test_cache_build_makes_the_views_that_a_run_asks_for(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr[-2000:]
     (cache,) = (tmp_path / "cache").glob("lenet5-digits-32px-*")
     assert Store.at(cache).views() == [0, 1, 2, 3]
+
+
+def test_a_plugin_finds_the_file_beside_it_and_there_is_one_plugin(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text(NETWORK)
+    folder = run(tmp_path, "import beside_it\n", **{"student.name": "tiny"})
+    assert json.loads((folder / "summary.json").read_text())["student"] == "tiny"
+    with pytest.raises(ValueError, match="give one --plugin, not 2"):
+        parse(["--plugin", "a.py", "--run.plugin", "b.py"])
+
+
+def test_what_is_defined_again_takes_its_name_over(tmp_path: Path) -> None:
+    """A script that is also its own plugin file, for each of the three doors; another file's is refused."""
+    import importlib.util
+
+    file = tmp_path / "all_three.py"
+    file.write_text(
+        NETWORK.replace('"tiny"', '"thrice"')
+        + DATA.replace("colours", "thrice")
+        + METHOD.replace("signs", "thrice")
+    )
+    other = tmp_path / "another.py"
+    other.write_text(METHOD.replace("signs", "thrice"))
+    for name, path in (("one", file), ("two", file), ("three", other)):
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        if path is file:
+            spec.loader.exec_module(module)
+            continue
+        with pytest.raises(ValueError, match="the method name 'thrice' is taken by two"):
+            spec.loader.exec_module(module)

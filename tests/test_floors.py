@@ -160,9 +160,13 @@ def test_a_method_sees_no_method_but_base() -> None:
 
 def test_pipelines_know_of_fastanc_only_batch_files_and_kernels() -> None:
     for path in sources("pipelines"):
-        assert {room(name) for name in house_imports(path)} <= {"pipelines", "batch", "files", "kernels"}, (
-            path.name
-        )
+        assert {room(name) for name in house_imports(path)} <= {
+            "pipelines",
+            "batch",
+            "registry",
+            "files",
+            "kernels",
+        }, path.name
 
 
 def test_nobody_below_imports_train_and_cli_only_when_called() -> None:

@@ -12,3 +12,9 @@ def __getattr__(name: str) -> type:
             if kind.__name__ == name:
                 return kind
     raise AttributeError(f"fastanc.methods has no {name!r}")
+
+
+def __dir__() -> list[str]:
+    from fastanc.methods.base import Method
+
+    return sorted(kind.__name__ for kind in Method.get_known_choices().values())

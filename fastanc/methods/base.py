@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastanc.batch import Batch, Outputs
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
+from fastanc.registry import is_same
 
 if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
@@ -166,8 +167,8 @@ class Method(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
 def register_method(name: str) -> Callable[[Kind], Kind]:
     """Return a decorator that makes a method's class known under a name: `--method.type NAME`.
 
-    A notebook's cell that is run again takes its own name over. Raises ValueError for a name that is taken, TypeError
-    for what is no dataclass of `Method`.
+    What is defined again (`registry.is_same`) takes its own name over. Raises ValueError for a name that is taken,
+    TypeError for what is no dataclass of `Method`.
     """
 
     def register(kind: Kind) -> Kind:
@@ -176,10 +177,7 @@ def register_method(name: str) -> Callable[[Kind], Kind]:
                 f"{kind!r} is no method: write @dataclass(frozen=True, kw_only=True) below register_method"
             )
         known = Method.get_known_choices().get(name)
-        if known is not None and (known.__module__, known.__qualname__) == (
-            kind.__module__,
-            kind.__qualname__,
-        ):
+        if known is not None and is_same(known, kind):
             Method._choice_registry.pop(name)
         elif known is not None:
             raise ValueError(f"the method name {name!r} is taken by {known.__module__}: choose another")

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastanc.models.libraries import Bare, Shape
 from fastanc.models.taps import Tapped, logits_of
+from fastanc.registry import is_same
 
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
 OBJECT = "object:"
@@ -31,7 +32,7 @@ def register_network(name: str) -> Callable[[Maker], Maker]:
 
     def register(make: Maker) -> Maker:
         known = _MAKERS.get(name)
-        if known is not None and not _same(known, make):
+        if known is not None and not is_same(known, make):
             raise ValueError(f"register_network: {name!r} is taken by {_title(known)}: choose another name")
         _MAKERS[name] = make
         return make
@@ -59,7 +60,15 @@ def make_registered(name: str, shape: Shape) -> Bare | None:
         return None
     taken = inspect.signature(make).parameters
     everything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    network = make(**{key: value for key, value in shape._asdict().items() if everything or key in taken})
+    given = {key: value for key, value in shape._asdict().items() if everything or key in taken}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    asked = [k for k, p in taken.items() if p.kind not in several and p.default is p.empty and k not in given]
+    if asked:
+        raise ValueError(
+            f"network {name!r}: {_title(make)} asks for {asked[0]}, but only num_classes, in_channels and image_px"
+            " are given: give it a default, or register a function that returns the network"
+        )
+    network = make(**given)
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"network {name!r} is a {type(network).__name__}: its function must return an nn.Module"
@@ -110,13 +119,6 @@ def num_classes_of(network: nn.Module, in_channels: int, image_px: int) -> int:
             f"{object_name(network)} does not return logits [B, K]: wrap it in a module that does"
         )
     return logits.shape[1]
-
-
-def _same(one: Callable[..., nn.Module], other: Callable[..., nn.Module]) -> bool:
-    """Whether two are one: a notebook's cell that is run once more, or a script that is its own plugin file."""
-    names = [(make.__module__, make.__qualname__) for make in (one, other)]
-    files = [(getattr(inspect.getmodule(make), "__file__", None), make.__qualname__) for make in (one, other)]
-    return names[0] == names[1] or (files[0] == files[1] and files[0][0] is not None)
 
 
 def _title(make: Callable[..., nn.Module]) -> str:
