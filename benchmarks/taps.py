@@ -28,7 +28,7 @@ from fastanc.models.stages import stages_of
 from fastanc.models.taps import Tapped
 
 CLASSES = 7
-SIZES_PX = (64, 96, 128, 160, 192, 224, 240, 256, 384)
+SIZES_PX = (64, 112, 224, 240, 256, 384)
 _LARGEST = 2e8
 
 

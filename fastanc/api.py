@@ -40,7 +40,8 @@ class Result:
     metrics: dict[str, float]
     """Of the last evaluation: top1, error_pct, agreement_pct, ..."""
     folder: Path
-    """The run's folder, as `fastanc train` leaves it: report, export and resume take it."""
+    """The run's folder, as `fastanc train` leaves it: report and resume take it, and so does export, with a --plugin
+    file that registers the student's class where it was given as an object."""
     mean: tuple[float, ...]
     """By which the student wants its images normalised, on the 0..1 scale."""
     std: tuple[float, ...]

@@ -31,7 +31,7 @@ def digits_tar(split: str) -> Path:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "the digits come with scikit-learn: pip install 'fastanc[demo]', or choose another --data.name"
+            "the digits come with scikit-learn: pip install scikit-learn, or choose another --data.name"
         ) from None
     images, labels = load_digits(return_X_y=True)
     numbers = np.arange(len(labels))

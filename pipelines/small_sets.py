@@ -62,7 +62,7 @@ def read_svhn(root: Path, split: str) -> Arrays:
     try:
         import scipy.io  # noqa: F401
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("svhn's .mat files need scipy: pip install 'fastanc[demo]'") from None
+        raise ModuleNotFoundError("svhn's .mat files need scipy: pip install scipy") from None
     part = "train" if split == "train" else "test"
     data = _checked(lambda: torchvision.datasets.SVHN(root, split=part, download=False), "svhn", root)
     images = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))  # type: ignore[attr-defined]

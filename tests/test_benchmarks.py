@@ -243,7 +243,7 @@ def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
     [row] = studies.rows_of(tmp_path)
     expected = {"study": "title", "row": "anc", "error_pct": 8.5, "n": 2, "wall_s": 15.0, "paper": 8.08}
     assert {key: row[key] for key in expected} == expected
-    pytest.importorskip("matplotlib", reason="pip install 'fastanc[report]'")
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
     studies.draw([row, {**row, "row": "alone", "spread": None, "paper": None}], tmp_path / "plot.svg")
     assert "alone" in (tmp_path / "plot.svg").read_text()
     with pytest.raises(FileNotFoundError, match=r"--out of `fastanc study`"):

@@ -129,6 +129,15 @@ def test_an_ensemble_is_the_mean_of_its_members_each_by_its_own_statistics() -> 
         ensemble(["torchvision:resnet18"])
 
 
+def test_a_given_network_is_normalised_as_imagenet_s_are_unless_said_otherwise() -> None:
+    """In a loop of one's own as in compress()."""
+    bare = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    assert zoo.tap(bare, image_px=4).mean == zoo.IMAGENET_MEAN
+    assert zoo.tap(bare, image_px=4, default_mean=MEAN, default_std=STD).std == STD
+    grey = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 4, 5))
+    assert zoo.tap(grey, image_px=4, in_channels=1).mean == (0.5,)
+
+
 def test_a_given_network_is_checked_like_any_other() -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:

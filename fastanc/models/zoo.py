@@ -235,7 +235,8 @@ def tap(
 ) -> Tapped:
     """Return a network that was given as an object with its normalisation and taps; a Tapped is returned as it is.
 
-    Mean and std come from the arguments, the network's own `pretrained_cfg` (timm) or the data set, in this order.
+    Mean and std come from the arguments, the network's own `pretrained_cfg` (timm), the data set or ImageNet, in this
+    order.
     Raises ValueError where it cannot be run at this size.
     """
     if isinstance(network, Tapped):
@@ -246,12 +247,15 @@ def tap(
             f"teacher.mean and std do nothing beside {object_name(network)}, whose members normalise by themselves:"
             " give each as fastanc.tap(network, image_px=..., mean=..., std=...)"
         )
+    usual = (
+        (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.25,) * in_channels)
+    )
     tapped = Tapped(
         network,
         head=head,
         stages=stages,
-        mean=mean or own_mean or default_mean or (0.5,) * in_channels,
-        std=std or own_std or default_std or (0.25,) * in_channels,
+        mean=mean or own_mean or default_mean or usual[0],
+        std=std or own_std or default_std or usual[1],
         num_classes=num_classes_of(network, in_channels, image_px),
         name=object_name(network),
         in_channels=in_channels,

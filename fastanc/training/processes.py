@@ -79,7 +79,7 @@ def _deepspeed(precision: str, micro_batch: int, clip: float, accumulate: int) -
         import deepspeed.ops
         import transformers  # noqa: F401  (Accelerate's DeepSpeed path asks for its version)
     except ImportError as error:
-        raise RuntimeError(f"DeepSpeed needs {error.name}: pip install 'fastanc[deepspeed]'") from error
+        raise RuntimeError(f"DeepSpeed needs {error.name}: pip install deepspeed transformers") from error
     from accelerate import DeepSpeedPlugin
 
     # With ACCELERATE_USE_CPU set, Accelerate would silently run plain DDP instead.
