@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from fastanc.cache.store import Store
-from fastanc.models import zoo
+from fastanc.methods.base import Method
+from fastanc.models import registered, zoo
 from fastanc.models.libraries import Shape
 from fastanc.models.registered import make_registered, register_network
 from fastanc.parsing import parse
+from fastanc.pipelines import catalogue
 from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -224,9 +227,14 @@ def test_a_plugin_finds_the_file_beside_it_and_there_is_one_plugin(tmp_path: Pat
         parse(["--plugin", "a.py", "--run.plugin", "b.py"])
 
 
-def test_what_is_defined_again_takes_its_name_over(tmp_path: Path) -> None:
+def test_what_is_defined_again_takes_its_name_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script that is also its own plugin file, for each of the three doors; another file's is refused."""
-    import importlib.util
+    for owner, registry in (
+        (registered, "_MAKERS"),
+        (catalogue, "_REGISTERED"),
+        (Method, "_choice_registry"),
+    ):
+        monkeypatch.setattr(owner, registry, dict(getattr(owner, registry)))
 
     file = tmp_path / "all_three.py"
     file.write_text(
