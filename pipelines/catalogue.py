@@ -174,7 +174,7 @@ def open_dataset(
     elif name in _ARRAYS:
         data = _open_arrays(str(name), split, roots_of(root), may_download=root is None)
     elif name == "digits":
-        data = _jpeg_set("digits", open_index(digits.digits_tar(split)), digits.MEAN, digits.STD)
+        data = _jpeg_set("digits", open_index(digits.digits_tar(split), renew=True), digits.MEAN, digits.STD)
     elif name in _TREES:
         folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
         data = _jpeg_set(str(name), open_split(folder, source, split))
@@ -229,7 +229,7 @@ def _jpeg_set(
         JpegSet,  # DALI takes seconds to import, and array sets do without
     )
 
-    return JpegSet(name, index, mean, std)
+    return JpegSet(name, index, mean, std, checked=True)
 
 
 def _open_arrays(name: str, split: str, roots: list[Path], may_download: bool) -> ArraySet:

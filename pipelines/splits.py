@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.index.build import Index, index_path, open_index
+from fastanc.pipelines.index.build import Index, open_index
 from fastanc.pipelines.order import held_out
 
 SPLITS = ("train", "val")
@@ -61,32 +61,18 @@ def part_of(data: DataSet, split: str, val_share: float) -> DataSet:
 def open_split(folder: Path, source: Path, split: str) -> Index:
     """Return the index of a split's source, built at first use; `folder` is where its other files lie.
 
-    Raises ValueError where a val split has other classes than its train split, if that is indexed.
+    Raises ValueError where a val split has no labels but its train split has.
     """
     labels = _val_labels(folder, source) if split == "val" else None
     synsets = folder / _SYNSETS if (folder / _SYNSETS).exists() else None
     index = open_index(source, labels=labels, synsets=synsets)
-    if split == "val":
-        _check_against_train(source, index, split_source(folder, "train"))
+    train = split_source(folder, "train") if split == "val" and index.labels is None else None
+    if train is not None and open_index(train).labels is not None:
+        raise ValueError(
+            f"{source} has no labels but {train} has: put one of {', '.join(_VAL_LABELS)} beside it, or run"
+            f" `fastanc index --refresh {source} --labels FILE`"
+        )
     return index
-
-
-def _check_against_train(source: Path, index: Index, train: Path | None) -> None:
-    """Raise ValueError where a val split has other classes than its train split, if that is indexed."""
-    if train is None or not index_path(train).exists():
-        return
-    classes = Index.load(index_path(train)).classes
-    if classes and index.labels is None:
-        raise ValueError(
-            f"{source} has no labels but {train} has: put one of {', '.join(_VAL_LABELS)} beside it "
-            f"and remove {index_path(source)}"
-        )
-    if classes != index.classes:
-        odd = sorted(set(classes) ^ set(index.classes))
-        raise ValueError(
-            f"{source} has {len(index.classes)} classes but {train} has {len(classes)} (difference: "
-            f"{odd[0] if odd else 'the order'}): give both the same class folders"
-        )
 
 
 def _val_labels(folder: Path, source: Path) -> Path | None:

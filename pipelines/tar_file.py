@@ -30,6 +30,19 @@ def _number(field: bytes) -> int:
     return int(field.strip(b" \0") or b"0", 8)
 
 
+def _size(field: bytes | str | int, path: Path, position: int) -> int:
+    """Return a member's bytes; ValueError where that is no number of bytes."""
+    try:
+        size = _number(field) if isinstance(field, bytes) else int(field)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise ValueError(
+            f"{path} is not a readable tar: the size in the header at byte {position} is damaged"
+        )
+    return size
+
+
 def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
@@ -62,8 +75,12 @@ def _check_block(block: bytes, path: Path, position: int, start: int) -> None:
     raise ValueError(f"{path} is not a readable tar: there is no header at byte {position}")
 
 
-def walk(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]:
+def walk(
+    path: Path, start: int = 0, end: int | None = None, folders: set[str] | None = None
+) -> Iterator[Member]:
     """Yield the files of the tar that lies in bytes [start, end) of `path`, in order (all of it by default).
+
+    The names of its folders, `./` and the last slash taken off, are added to `folders`.
 
     GNU long names, POSIX extended headers and base-256 sizes are understood. Raises ValueError where the tar
     is compressed, damaged or cut off; the members before that have been yielded by then.
@@ -71,10 +88,11 @@ def walk(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]
     with open(path, "rb", buffering=0) as file:
         descriptor = file.fileno()
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers lie far apart
-        yield from _walk(descriptor, path, start, os.fstat(descriptor).st_size if end is None else end)
+        last = os.fstat(descriptor).st_size if end is None else end
+        yield from _walk(descriptor, path, start, last, set() if folders is None else folders)
 
 
-def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]:
+def _walk(descriptor: int, path: Path, start: int, end: int, folders: set[str]) -> Iterator[Member]:
     position, extended, fixed = start, dict[str, str](), dict[str, str]()
     while True:
         block = os.pread(descriptor, max(0, min(BLOCK, end - position)), position)
@@ -85,7 +103,7 @@ def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]
         if not block.strip(b"\0"):
             return
         _check_block(block, path, position, start)
-        kind, size = block[156:157], _number(block[124:136])
+        kind, size = block[156:157], _size(block[124:136], path, position)
         offset = position + BLOCK
         if kind in b"xgLK":
             if offset + size > end:
@@ -103,7 +121,7 @@ def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]
         name = records.get("path") or _text(block[:100])
         if "path" not in records and block[257:263] == b"ustar\0" and block[345]:
             name = f"{_text(block[345:500])}/{name}"
-        size = 0 if kind in _NO_DATA else int(records.get("size", size))
+        size = 0 if kind in _NO_DATA else _size(records.get("size", size), path, position)
         if offset + size > end:
             raise ValueError(f"{path} is cut off inside member {name!r}: get it again")
         position = offset + -(-size // BLOCK) * BLOCK
@@ -113,22 +131,27 @@ def _walk(descriptor: int, path: Path, start: int, end: int) -> Iterator[Member]
             if kind == b"S":
                 position += _sparse_blocks(descriptor, offset, block)
             yield Member(records.get("GNU.sparse.name", name), offset, 0, "a sparse file inside the tar")
-        elif kind in b"07\0" and not name.endswith("/"):
+        elif kind == b"5" or (kind in b"07\0" and name.endswith("/")):
+            folders.add(name.removeprefix("./").rstrip("/"))
+        elif kind in b"07\0":
             yield Member(name, offset, size)
 
 
 def _sparse_blocks(descriptor: int, offset: int, block: bytes) -> int:
     """Return the bytes of an old GNU sparse member's extra header blocks (they precede its data)."""
-    extra, more = 0, block[482]
+    extra, more = 0, block[482:483].strip(b"\0")
     while more:
-        more = os.pread(descriptor, BLOCK, offset + extra)[504]
+        more = os.pread(descriptor, BLOCK, offset + extra)[504:505].strip(b"\0")  # nothing beyond the end
         extra += BLOCK
     return extra
 
 
-def walk_nested(path: Path) -> list[Member]:
-    """Return the files of a tar; those of an inner NAME.tar are called NAME/... and lie in the outer file."""
-    outer = list(walk(path))
+def walk_nested(path: Path, folders: set[str] | None = None) -> list[Member]:
+    """Return the files of a tar; those of an inner NAME.tar are called NAME/... and lie in the outer file.
+
+    The names of the outer tar's folders are added to `folders`.
+    """
+    outer = list(walk(path, folders=folders))
     inner = [member for member in outer if member.name.lower().endswith(".tar")]
 
     def of(member: Member) -> list[Member]:

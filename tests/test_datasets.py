@@ -230,19 +230,10 @@ def test_imagenet_as_it_is_downloaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no labels but") as caught:
         open_dataset("imagenet", "val", root)
     assert "imagenet_2012_validation_synset_labels.txt" in str(caught.value)
-    (root / "ILSVRC2012_img_val.tar.index").unlink()
     (root / "imagenet_2012_validation_synset_labels.txt").write_text("n02102040\nn01440764\nn02102040\n")
     val = open_dataset("imagenet", "val", root)
     assert val.labels is not None
     assert val.labels.tolist() == [1, 0, 1]
-
-
-def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
-    class_folders(tmp_path / "train", a=3, b=3, c=3)
-    class_folders(tmp_path / "val", a=3, c=3)
-    open_dataset(str(tmp_path), "train")
-    with pytest.raises(ValueError, match="has 2 classes but .*train has 3 .difference: b."):
-        open_dataset(str(tmp_path), "val")
 
 
 def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:

@@ -353,8 +353,8 @@ def test_a_header_that_says_nonsense_is_the_same_sentence(tmp_path: Path, jpegs:
     path = index_path(put(tmp_path / "set", jpegs))
     _build(tmp_path / "set")
     whole = path.read_bytes()
-    end = 16 + int.from_bytes(whole[8:16], "little")
-    header, data = json.loads(whole[16:end]), whole[end:]
+    end = 24 + int.from_bytes(whole[8:16], "little")
+    header, data = json.loads(whole[24:end]), whole[end:]
     columns = header["columns"]
     lost = [{key: value for key, value in header.items() if key != gone} for gone in header]
     unlike = [
@@ -367,7 +367,8 @@ def test_a_header_that_says_nonsense_is_the_same_sentence(tmp_path: Path, jpegs:
     gone = {**header, "columns": {key: value for key, value in columns.items() if key != "lengths"}}
     for said in (*lost, *unlike, *bent, gone, [], None, 3):
         text = json.dumps(said).encode()
-        path.write_bytes(whole[:8] + len(text).to_bytes(8, "little") + text + data)
+        head = len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(8, "little")
+        path.write_bytes(whole[:8] + head + text + data)
         with pytest.raises(ValueError, match=r"set\.index is (damaged|cut off): build it again"):
             Index.load(path)
     path.write_bytes(whole)

@@ -14,6 +14,7 @@ from fastanc.batch import Batch
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
+from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, ViewRule
 
@@ -64,8 +65,8 @@ def open_input(
 ) -> Input:
     """Return the input of one process; all processes decode by one plan.
 
-    Raises ValueError where the batch cannot be divided or is larger than the set, or a label means another class in
-    the validation set than in the training set.
+    The validation set's labels become positions in the training set's classes. Raises ValueError where the batch
+    cannot be divided or is larger than the set, or where the validation set has a class that the other does not know.
 
     Args:
         train: what is trained on.
@@ -80,25 +81,13 @@ def open_input(
         views_per_image: neighbours in a batch that are views of one image, decoded once.
         options: how images are decoded; where its plan is auto the main process decides for all.
     """
-    _check_classes(train, val)
     _check_pixels(train, val, rule, eval_rule)
+    val = numbered_as(train, val)
     rank, world = accelerator.process_index, accelerator.num_processes
     order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
     train, options = _bound(train, options or JpegOptions(), accelerator)
     val, _ = _bound(val, options, accelerator)
     return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world)
-
-
-def _check_classes(train: DataSet, val: DataSet) -> None:
-    if train.labels is None or val.labels is None:
-        return
-    for k, name in enumerate(val.classes):
-        if train.classes[k : k + 1] != [name]:
-            other = repr(train.classes[k]) if k < train.num_classes else "none"
-            raise ValueError(
-                f"class {k} is {name!r} in the validation set {val.name} but {other} in {train.name}: give both"
-                " the same classes"
-            )
 
 
 def _check_pixels(train: DataSet, val: DataSet, rule: ViewRule, eval_rule: CentreCrop) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from fastanc.files import make_folder, sweep, write_bytes
+from fastanc.pipelines.index.changes import digest_of, left_out, unchanged
+from fastanc.pipelines.index.class_numbers import empty_classes, few_of, number_labels
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
+from fastanc.pipelines.index.origin import Origin
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, list_source
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
@@ -65,12 +69,29 @@ def rejected_path(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".index") + ".rejected.tsv")
 
 
-def open_index(source: Path, *, labels: Path | None = None, synsets: Path | None = None) -> Index:
-    """Return a source's index, built at first use; of several processes one builds and the others wait."""
+def open_index(
+    source: Path, *, labels: Path | None = None, synsets: Path | None = None, renew: bool = False
+) -> Index:
+    """Return a source's index, built at first use; of several processes one builds and the others wait.
+
+    One process of a machine lists the source again: raises ValueError where it is no longer what was indexed
+    (`changes.unchanged`), or makes the index anew where `renew` says so. That is done, too, where labels have come
+    to images that had none.
+    """
     path = index_path(source)
-    return (
-        Index.load(path) if path.exists() else build_index(source, labels=labels, synsets=synsets, keep=True)
-    )
+    if not path.exists():
+        return build_index(source, labels=labels, synsets=synsets, keep=True)
+    try:
+        index = Index.load(path)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            index = unchanged(index, source, path)
+    except ValueError:
+        if not renew:
+            raise
+        return build_index(source, labels=labels, synsets=synsets)
+    if labels is not None and index.labels is None:
+        return build_index(source, labels=labels, synsets=synsets)
+    return index
 
 
 def build_index(
@@ -95,8 +116,18 @@ def build_index(
     out = Path(out) if out is not None else index_path(source)
     make_folder(out.parent)
     listing = list_source(source)
-    texts = _label_texts(listing, labels, synsets)
-    numbers, classes = _number_labels(texts, classes or listing.classes, source)
+    texts, remarks = _label_texts(listing, labels, synsets)
+    folders = listing.classes if labels is None else None
+    numbers, classes = number_labels(texts, classes or folders, source)
+    origin = Origin(
+        stamp=listing.stamp,
+        folders=listing.folders,
+        labels=None if labels is None else os.path.abspath(labels),
+        labels_digest=None if labels is None else digest_of(Path(labels)),
+        synsets=None if synsets is None or labels is None else os.path.abspath(synsets),
+        numbered=bool(texts) and isinstance(texts[0], int),
+        remarks=[*_passed(listing), *remarks],
+    )
     stamp = f"{listing.stamp} full={full} chunk={_CHUNK} {','.join(Look._fields)}"
     journal = Journal(out.with_name(f"{out.name}.journal"), stamp)
     if keep and out.exists():
@@ -105,7 +136,7 @@ def build_index(
     sweep(out.parent, out.name)  # only who holds the journal writes there
     try:
         looks = _look_at_all(listing, journal, workers or default_workers(), full, progress)
-        index, rejected = _assemble(source, listing, looks, numbers, classes)
+        index, rejected = _assemble(source, listing, looks, numbers, classes, origin)
         write_rejected(rejected_path(out), rejected)
         index.save(out)
     except BaseException:
@@ -115,35 +146,19 @@ def build_index(
     return index
 
 
-def _label_texts(listing: Listing, labels: Path | None, synsets: Path | None) -> list[Label]:
+def _label_texts(
+    listing: Listing, labels: Path | None, synsets: Path | None
+) -> tuple[list[Label], list[str]]:
+    """Return the label of every candidate, and what is to be said about the label file."""
     if labels is None:
-        return [candidate.label for candidate in listing.candidates]
-    return list(read_labels(Path(labels), [c.name for c in listing.candidates], synsets))
+        return [candidate.label for candidate in listing.candidates], []
+    found, remarks = read_labels(Path(labels), [c.name for c in listing.candidates], synsets)
+    return list(found), remarks
 
 
-def _number_labels(
-    texts: Sequence[Label], classes: Sequence[str] | None, source: Path
-) -> tuple[np.ndarray | None, list[str]]:
-    """Return the labels as positions in the class list, and that list."""
-    if not texts or texts[0] is None:
-        return None, []
-    if all(isinstance(text, int) for text in texts):
-        numbers = np.array(texts, np.int64)
-        names = list(classes) if classes else [str(k) for k in range(int(numbers.max()) + 1)]
-        if numbers.min() < 0 or numbers.max() >= len(names):
-            raise ValueError(
-                f"{source} has labels from {numbers.min()} to {numbers.max()}, not of {len(names)} classes"
-            )
-        return numbers, names
-    if any(isinstance(text, int) for text in texts):
-        raise ValueError(f"{source} has class numbers and class names as labels: use one kind")
-    names = list(classes) if classes else sorted({str(text) for text in texts})
-    position = {name: k for k, name in enumerate(names)}
-    if unknown := sorted({str(text) for text in texts} - set(position)):
-        raise ValueError(
-            f"{source} has the class {unknown[0]!r}, which is not among the {len(names)} classes given"
-        )
-    return np.array([position[str(text)] for text in texts], np.int64), names
+def _passed(listing: Listing) -> list[str]:
+    names = sorted(listing.passed)
+    return [f"passed over: {few_of(names)}"] if names else []
 
 
 def _look_at_all(listing: Listing, journal: Journal, workers: int, full: bool, progress: bool) -> list[Look]:
@@ -171,7 +186,12 @@ def _pick(candidates: list[Candidate], numbers: Iterable[int]) -> list[Candidate
 
 
 def _assemble(
-    source: Path, listing: Listing, looks: list[Look], numbers: np.ndarray | None, classes: list[str]
+    source: Path,
+    listing: Listing,
+    looks: list[Look],
+    numbers: np.ndarray | None,
+    classes: list[str],
+    origin: Origin,
 ) -> tuple[Index, list[tuple[str, str]]]:
     """Return the index of the accepted candidates, and all (name, reason) of the rejected."""
     pairs = list(zip(listing.candidates, looks))
@@ -184,11 +204,18 @@ def _assemble(
         )
     kept = [pair for pair in pairs if not pair[1].reason]
     in_tar = listing.files is not None
+    names, times = [c.name for c, _ in kept], {name: time for name, _, time in listing.facts}
+    kept_numbers = None if numbers is None else numbers[good]
+    origin = replace(
+        origin,
+        left_out=[] if in_tar else left_out(listing.facts, names),
+        remarks=[*origin.remarks, *empty_classes(kept_numbers, classes)],
+    )
     index = make_index(
         source=source,
-        names=[c.name for c, _ in kept],
+        names=names,
         sizes=np.array([(look.width, look.height) for _, look in kept]),
-        labels=None if numbers is None else numbers[good],
+        labels=kept_numbers,
         classes=classes,
         crc32=np.array([look.crc32 for _, look in kept]),
         lengths=np.array([c.length for c, _ in kept]),
@@ -197,6 +224,8 @@ def _assemble(
         files=listing.files,
         notes=[look.note for _, look in kept],
         rejected=len(rejected),
+        mtimes=np.array([times[name] for name in (names if listing.files is None else times)], np.int64),
+        origin=origin,
     )
     return index, rejected
 
@@ -222,6 +251,7 @@ def summary(index: Index, out: Path | None = None) -> str:
         f"long side up to {long.max()} px",
     ]
     counts = np.bincount(index.note_numbers, minlength=len(index.notes))
+    lines += index.origin.remarks
     lines += [f"noted: {count} x {note}" for note, count in zip(index.notes, counts) if note]
     if index.rejected:
         lines.append(

@@ -1,12 +1,12 @@
-"""The stored bytes of images: ranges of mapped tars, or whole small files."""
+"""The stored bytes of images: ranges of tars, or whole small files."""
 
 from __future__ import annotations
 
-import mmap
 import os
 import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple, Protocol
 
@@ -56,27 +56,29 @@ class ChangedImage(RuntimeError):
     """An image's file is not as it was when the set was indexed."""
 
 
-class _Container(NamedTuple):
-    """A tar, open for announcing and mapped for reading."""
+class _Tar(NamedTuple):
+    """A tar, open for reading."""
 
     descriptor: int
-    pages: mmap.mmap
+    size: int
+    mtime_ns: int
+    """As they were when it was opened."""
 
 
 class Reader:
     """Reads the bytes of images on a few threads, which wait for the disk at the same time.
 
-    A tar is mapped once and its ranges are handed out without a copy: the kernel is told of them here
-    (posix_fadvise) and the decoder's threads touch them later. A file of a tree is read whole: to open, map,
-    fault in and unmap it costs as much CPU as to copy it, and would hold a descriptor for every image.
+    They are copied out: pages of a mapped file that somebody cuts would end the process (SIGBUS) when the decoder
+    touches them, and to copy costs no more CPU than to fault them in. A tar stays open; a file of a tree is opened
+    anew, or it would hold a descriptor for every image.
     """
 
     def __init__(self, index: Indexed) -> None:
         self._index = index
-        self._containers: dict[str, _Container] = {}
+        self._tars: dict[str, _Tar] = {}
         self._opening = Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "read")
-        # Two descriptors of every tar are held, of which there may be thousands; the usual limit is 1024.
+        # A descriptor of every tar is held, of which there may be thousands; the usual limit is 1024.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -88,8 +90,25 @@ class Reader:
         places = self._index.places(indices.tolist())
         share = -(-len(places) // _THREADS) or 1
         parts = [range(a, min(a + share, len(places))) for a in range(0, len(places), share)]
-        read = self._threads.map(lambda part: [self._read(places[k], int(indices[k])) for k in part], parts)
-        return [data for part in read for data in part]
+
+        def read(part: range) -> list[np.ndarray]:
+            for k in part:  # the disk is told of all of them before one is waited for
+                self._announce(places[k])
+            return [self._read(places[k], int(indices[k])) for k in part]
+
+        return [data for part in self._threads.map(read, parts) for data in part]
+
+    def _announce(self, place: Place) -> None:
+        path, offset, length = place
+        with suppress(OSError):  # which reading it will name
+            if offset:
+                os.posix_fadvise(self._tar(path).descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _tar(self, path: str) -> _Tar:
+        with self._opening:
+            if path not in self._tars:
+                self._tars[path] = _open(path)
+            return self._tars[path]
 
     def _read(self, place: Place, image: int) -> np.ndarray:
         path, offset, length = place
@@ -102,42 +121,41 @@ class Reader:
         return data
 
     def _range(self, path: str, offset: int, length: int) -> np.ndarray | None:
-        """The bytes of a tar's range, or None where the tar has become too short for it."""
-        with self._opening:
-            if path not in self._containers:
-                self._containers[path] = _open(path)
-        descriptor, pages = self._containers[path]
-        # A mapped tar that shrank would end the process (SIGBUS) at the first touch beyond its end.
-        if os.fstat(descriptor).st_size < offset + length:
+        """The bytes of a tar's range, or None where the tar has become too short for it or was written over."""
+        tar = self._tar(path)
+        now = os.fstat(tar.descriptor)
+        if now.st_size == tar.size and now.st_mtime_ns != tar.mtime_ns:
             return None
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-        return np.frombuffer(pages, np.uint8, length, offset)
+        return _exactly(tar.descriptor, offset, length)
 
     def close(self) -> None:
-        """End the threads; mapped ranges stay valid for as long as somebody holds them."""
+        """End the threads, and close the tars."""
         self._threads.shutdown(cancel_futures=True)
-        for descriptor, _ in self._containers.values():
-            os.close(descriptor)
-        self._containers.clear()
+        for tar in self._tars.values():
+            os.close(tar.descriptor)
+        self._tars.clear()
 
 
-def _open(path: str) -> _Container:
+def _open(path: str) -> _Tar:
     descriptor = os.open(path, os.O_RDONLY)
-    pages = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-    pages.madvise(mmap.MADV_RANDOM)
-    return _Container(descriptor, pages)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the images of a step lie far apart
+    status = os.fstat(descriptor)
+    return _Tar(descriptor, status.st_size, status.st_mtime_ns)
 
 
 def _whole(path: str, length: int) -> np.ndarray | None:
     """The bytes of a file, or None where its length is another one."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if os.fstat(descriptor).st_size != length:
-            return None
-        data = np.empty(length, np.uint8)
-        return data if os.preadv(descriptor, [data.data], 0) == length else None
+        return _exactly(descriptor, 0, length) if os.fstat(descriptor).st_size == length else None
     finally:
         os.close(descriptor)
+
+
+def _exactly(descriptor: int, offset: int, length: int) -> np.ndarray | None:
+    """Bytes of a file, or None where it ends before."""
+    data = np.empty(length, np.uint8)
+    return data if os.preadv(descriptor, [data.data], offset) == length else None
 
 
 def check(index: Indexed) -> None:

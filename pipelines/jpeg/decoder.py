@@ -9,10 +9,10 @@ training view it says "to S x S, keep all". On CUDA the graph does all of it: de
 flip. On the CPU it ends with the decoded regions and `_resize` does the rest, since DALI's resize takes 1 ms an image
 there.
 
-Who owns the memory. DALI reads the encoded bytes in place (`no_copy`): they are pages of the mapped tar or arrays of
-ours, kept alive by the feed, which stays in `_feeds` until its outputs have come. Outputs are DALI's own and are seen
-by torch without a copy; DALI may write to them again once torch's last tensor on them is gone. So a CPU batch is
-written into new memory before its regions go, and a CUDA batch is held until the stream has passed its readers.
+Who owns the memory. DALI reads the encoded bytes in place (`no_copy`): they are arrays of ours, kept alive by the
+feed, which stays in `_feeds` until its outputs have come. Outputs are DALI's own and are seen by torch without a
+copy; DALI may write to them again once torch's last tensor on them is gone. So a CPU batch is written into new memory
+before its regions go, and a CUDA batch is held until the stream has passed its readers.
 """
 
 from __future__ import annotations

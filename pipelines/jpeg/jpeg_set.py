@@ -34,12 +34,16 @@ class JpegSet:
         index: Indexed,
         mean: Sequence[float],
         std: Sequence[float],
+        *,
+        checked: bool = False,
     ) -> None:
+        """`checked` says that the index was compared with its files just now."""
         self.name, self.index = name, index
         self.classes, self.labels = index.classes, index.labels
+        self.numbered = getattr(index, "numbered", False)
         self.num_images, self.num_classes = len(index), len(index.classes)
         self.mean, self.std = tuple(mean), tuple(std)
-        self._checked = False
+        self._checked = checked
         self._decided: dict[tuple[str, JpegOptions], JpegOptions] = {}
         self.device = torch.device("cpu")
         self.options = self.decided(self.device)
@@ -87,7 +91,7 @@ class JpegSet:
 
     def subset(self, numbers: np.ndarray) -> JpegSet:
         """Return the set of some images, renumbered: `numbers` is [M] int64."""
-        part = JpegSet(self.name, self.index.subset(numbers), self.mean, self.std)
+        part = JpegSet(self.name, self.index.subset(numbers), self.mean, self.std, checked=self._checked)
         part.device, part.options = self.device, self.options
         return part
 

@@ -12,8 +12,30 @@ from typing import NamedTuple
 _KINDS = "jpg jpeg jpe png bmp webp gif tif tiff ppm jp2 avif heic"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 """Files of other names are no images and are passed over."""
+_ARCHIVES = "tar tgz gz bz2 xz zst zip 7z rar parquet arrow"
+ARCHIVE_SUFFIXES = frozenset(f".{kind}" for kind in _ARCHIVES.split())
+"""Files that may hold images which nobody would miss silently: they are passed over, and said."""
+_RUBBISH = frozenset(
+    {
+        "__macosx",
+        "lost+found",
+        "$recycle.bin",
+        "system volume information",
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "__pycache__",
+    }
+)
+_APPLE_DOUBLE = "._"
 
 Label = str | int | None
+
+
+Fact = tuple[str, int, int]
+"""(name, bytes, modification time in ns) of a file; -1 bytes where it cannot be read."""
 
 
 class Candidate(NamedTuple):
@@ -39,8 +61,20 @@ class Listing:
     classes: list[str] | None
     """Class folders in order, empty ones too; None where the labels are not folders."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    stamp: str = ""
-    """Changes with any name, length or modification time."""
+    facts: list[Fact] = field(default_factory=list)
+    """Of every image file of a tree, or of every tar: what shows that a source has changed."""
+    passed: set[str] = field(default_factory=set)
+    """What was passed over: other programs' folders, archives inside of a tree."""
+
+    @property
+    def stamp(self) -> str:
+        """Changes with any name, length or modification time."""
+        return stamp_of(self.facts, self.folders)
+
+    @property
+    def folders(self) -> list[str] | None:
+        """Class folders of a tree, empty ones too; what a tar holds, its own time says."""
+        return self.classes if self.files is None else None
 
     def path(self, candidate: Candidate) -> str:
         """Return the absolute path of the file that holds it."""
@@ -55,6 +89,19 @@ def order_key(name: str) -> tuple[str, str, str]:
     return folder.partition("/")[0], folder, file
 
 
+def is_rubbish_folder(name: str) -> bool:
+    """Tell whether a folder is one that systems and programs leave behind, never a class."""
+    return name.startswith(".") or name.lower() in _RUBBISH
+
+
+def rubbish_in(name: str) -> str | None:
+    """Return what of a file's name says that another program left it: a folder, or `._*` of macOS; or None."""
+    *folders, file = name.split("/")
+    if file.startswith(_APPLE_DOUBLE):
+        return f"{_APPLE_DOUBLE}*"
+    return next((folder for folder in folders if is_rubbish_folder(folder)), None)
+
+
 def by_class_folder(candidates: list[Candidate], rejected: list[tuple[str, str]]) -> list[Candidate]:
     """Label every candidate by its first folder; without any folder there are no labels."""
     if not any("/" in candidate.name for candidate in candidates):
@@ -63,9 +110,10 @@ def by_class_folder(candidates: list[Candidate], rejected: list[tuple[str, str]]
     return [c._replace(label=c.name.partition("/")[0]) for c in candidates if "/" in c.name]
 
 
-def stamp_of(facts: Iterable[tuple]) -> str:
-    """Return what changes with any of the facts."""
+def stamp_of(facts: Iterable[Fact], folders: Iterable[str] | None) -> str:
+    """Return what changes with any of the facts, or of the class folders."""
     digest = hashlib.blake2b(digest_size=16)
     for fact in facts:
-        digest.update(repr(fact).encode())
+        digest.update(repr(fact).encode("utf-8", "surrogateescape"))
+    digest.update(repr(list(folders or ())).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

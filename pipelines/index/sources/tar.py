@@ -6,17 +6,20 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fastanc.pipelines.index.image_check import read_range
 from fastanc.pipelines.index.sources.listing import (
+    ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     Candidate,
+    Fact,
     Label,
     Listing,
     by_class_folder,
     order_key,
-    stamp_of,
+    rubbish_in,
 )
 from fastanc.pipelines.tar_file import Member, walk_nested
 
@@ -24,53 +27,74 @@ _LABEL_SUFFIXES = (".cls", ".json")
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+def tar_facts(base: Path, shards: list[str]) -> list[Fact]:
+    """Return name, bytes and modification time of the tars `shards` of a folder."""
+    status = [(base / shard).stat() for shard in shards]
+    return [(shard, s.st_size, s.st_mtime_ns) for shard, s in zip(shards, status)]
+
+
+@dataclass
+class _Found:
+    """What the tars hold, as it is come by."""
+
+    images: list[Candidate] = field(default_factory=list)
+    labels: dict[tuple[int, str], Label] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    passed: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+
+
 def list_tars(base: Path, shards: list[str]) -> Listing:
     """Return what the tars `shards` of a folder hold."""
-    status = [(base / shard).stat() for shard in shards]
-    files = [(shard, s.st_size) for shard, s in zip(shards, status)]
-    images: list[Candidate] = []
-    labels: dict[tuple[int, str], Label] = {}
-    rejected: list[tuple[str, str]] = []
+    facts, found = tar_facts(base, shards), _Found()
     with ThreadPoolExecutor(8) as pool:
-        for number, members in enumerate(pool.map(lambda shard: walk_nested(base / shard), shards)):
+        walks = pool.map(lambda shard: walk_nested(base / shard, found.folders), shards)
+        for number, members in enumerate(walks):
             for member in members:
-                _sort_member(member, number, base / shards[number], images, labels, rejected)
-    stamp = stamp_of([*((f, s.st_mtime_ns) for f, s in zip(files, status)), *images])
-    if any((image.file, _key(image.name)) in labels for image in images):
-        images = _by_key(images, labels, shards, rejected)
-        return Listing(base, files, _unique(images, rejected), None, rejected, stamp)
-    images = _without_shared_folder(images)
+                _sort_member(member, number, base / shards[number], found)
+    images, rejected = found.images, found.rejected
+
+    def listing(images: list[Candidate], classes: list[str] | None = None) -> Listing:
+        files = [(name, length) for name, length, _ in facts]
+        return Listing(base, files, images, classes, rejected, facts, found.passed)
+
+    if any((image.file, _key(image.name)) in found.labels for image in images):
+        return listing(_unique(_by_key(images, found.labels, shards, rejected), rejected))
+    images, shared = _without_shared_folder(images)
     if len(shards) > 1 and not any("/" in image.name for image in images):
         images = [image._replace(name=f"{Path(shards[image.file]).stem}/{image.name}") for image in images]
         if not all(_WORDNET_ID.fullmatch(Path(shard).stem) for shard in shards):
-            return Listing(base, files, _unique(images, rejected), None, rejected, stamp)
+            return listing(_unique(images, rejected))
     images = by_class_folder(_unique(images, rejected), rejected)
-    folders = sorted({image.label for image in images if isinstance(image.label, str)})
-    return Listing(base, files, images, folders or None, rejected, stamp)
+    tops = {image.label for image in images if isinstance(image.label, str)}
+    if tops:  # a folder without images is a class too, as it is in a tree
+        inside = (name[len(shared) :] for name in found.folders if name.startswith(shared))
+        tops |= {name.partition("/")[0] for name in inside if name and not rubbish_in(f"{name}/x")}
+    return listing(images, sorted(tops) or None)
 
 
-def _sort_member(
-    member: Member,
-    file: int,
-    path: Path,
-    images: list[Candidate],
-    labels: dict[tuple[int, str], Label],
-    rejected: list[tuple[str, str]],
-) -> None:
-    """Put a tar's member among the images, the labels, the rejected, or nowhere."""
+def _sort_member(member: Member, file: int, path: Path, found: _Found) -> None:
+    """Put a tar's member among the images, the labels, the rejected, the passed over, or nowhere."""
     name = member.name.removeprefix("./")
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in _LABEL_SUFFIXES and not member.problem:
+    if suffix in _LABEL_SUFFIXES and not member.problem and not rubbish_in(name):
         label = _read_label(read_range(str(path), member.offset, member.length), suffix, f"{path}, {name}")
         if label is not None:
-            labels[file, _key(name)] = label
+            found.labels[file, _key(name)] = label
+    elif suffix in ARCHIVE_SUFFIXES:
+        found.passed.add(name)
     elif suffix in IMAGE_SUFFIXES:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            rejected.append((name, "a name that leaves its folder"))
+            found.rejected.append((name, "a name that leaves its folder"))
+        elif rubbish := rubbish_in(name):
+            found.passed.add(rubbish)
         elif member.problem:
-            rejected.append((name, member.problem))
+            found.rejected.append((name, member.problem))
         else:
-            images.append(Candidate(name, file, member.offset, member.length, None))
+            found.images.append(Candidate(name, file, member.offset, member.length, None))
 
 
 def _key(name: str) -> str:
@@ -81,16 +105,16 @@ def _key(name: str) -> str:
 
 def _read_label(data: bytes, suffix: str, where: str) -> Label:
     if suffix == ".cls":
-        text = data.decode("utf-8", "replace").strip()
-        return int(text) if text.lstrip("-").isdigit() else text
+        text = data.decode("utf-8-sig", "replace").strip()
+        return int(text) if _NUMBER.fullmatch(text) else text
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{where} is not JSON: repair or remove it") from None
     label = (
         next((record[k] for k in ("label", "cls") if k in record), None) if isinstance(record, dict) else None
     )
-    if label is not None and not isinstance(label, (int, str)):
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
         raise ValueError(f"{where}: the label {label!r} is neither a number nor a name")
     return label
 
@@ -115,14 +139,19 @@ def _by_key(
     return kept
 
 
-def _without_shared_folder(images: list[Candidate]) -> list[Candidate]:
-    """Drop leading folders that all names share, as in a tar of `train/CLASS/FILE`, but never the class."""
+def _without_shared_folder(images: list[Candidate]) -> tuple[list[Candidate], str]:
+    """Drop leading folders that all names share, as in a tar of `train/CLASS/FILE`, but never the class.
+
+    Returns the images and what was dropped of their names.
+    """
+    shared = ""
     while images:
         top = images[0].name.partition("/")[0] + "/"
         if not all(image.name.startswith(top) and image.name.count("/") > 1 for image in images):
             break
         images = [image._replace(name=image.name[len(top) :]) for image in images]
-    return images
+        shared += top
+    return images, shared
 
 
 def _unique(images: list[Candidate], rejected: list[tuple[str, str]]) -> list[Candidate]:

@@ -8,47 +8,75 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastanc.pipelines.index.sources.listing import (
+    ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
     Candidate,
+    Fact,
     Listing,
     by_class_folder,
+    is_rubbish_folder,
     order_key,
-    stamp_of,
+    rubbish_in,
 )
 
 
-def _files(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, bytes, modification time in ns) of the image files; unreadable ones have -1 bytes."""
+def _files(folder: str, prefix: str, passed: set[str]) -> Iterator[Fact]:
+    """Yield the facts of the image files below a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
             if entry.is_dir():
-                if not entry.name.startswith("."):
-                    yield from _files(entry.path, name + "/")
-            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                try:
-                    status = entry.stat()
-                    yield name, status.st_size, status.st_mtime_ns
-                except OSError:
-                    yield name, -1, 0
+                if is_rubbish_folder(entry.name) or _leads_up(entry):
+                    passed.add(entry.name)
+                else:
+                    yield from _files(entry.path, name + "/", passed)
+            elif (fact := _fact(entry, name, passed)) is not None:
+                yield fact
+
+
+def _fact(entry: os.DirEntry[str], name: str, passed: set[str]) -> Fact | None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix not in IMAGE_SUFFIXES:
+        if suffix in ARCHIVE_SUFFIXES:
+            passed.add(name)
+        return None
+    if rubbish := rubbish_in(entry.name):
+        passed.add(rubbish)
+        return None
+    try:
+        status = entry.stat()
+    except OSError:
+        return name, -1, 0
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _leads_up(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is a link to one that it lies in: walking it would never end."""
+    if not entry.is_symlink():
+        return False
+    target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
+    return os.path.commonpath([target, here]) == target
 
 
 def list_tree(source: Path) -> Listing:
     """Return what a folder of images, or of class folders, holds."""
+    passed: set[str] = set()
+    folders, facts = [], list[Fact]()
     with os.scandir(source) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    with os.scandir(source) as entries:
-        plain = [e.name for e in entries if not e.is_dir() and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
-    facts = []
-    for name in plain:
-        path = source / name
-        facts.append((name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else (name, -1, 0))
+        for entry in entries:
+            if not entry.is_dir():
+                facts += filter(None, [_fact(entry, entry.name, passed)])
+            elif is_rubbish_folder(entry.name) or _leads_up(entry):
+                passed.add(entry.name)
+            else:
+                folders.append(entry.name)
+    folders.sort()
     with ThreadPoolExecutor(8) as pool:  # a folder's round trips on a network file system overlap
-        for found in pool.map(lambda f: list(_files(os.path.join(source, f), f + "/")), folders):
+        for found in pool.map(lambda f: list(_files(os.path.join(source, f), f + "/", passed)), folders):
             facts += found
     facts.sort(key=lambda fact: order_key(fact[0]))
     rejected = [(name, "cannot be read (a broken link)") for name, length, _ in facts if length < 0]
     candidates = [Candidate(name, -1, 0, length, None) for name, length, _ in facts if length >= 0]
     candidates = by_class_folder(candidates, rejected)
     labelled = bool(candidates) and candidates[0].label is not None
-    return Listing(source, None, candidates, folders if labelled else None, rejected, stamp_of(facts))
+    return Listing(source, None, candidates, folders if labelled else None, rejected, facts, passed)

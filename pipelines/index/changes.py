@@ -1,0 +1,154 @@
+"""Whether a source is still what was indexed.
+
+An index holds what was there when it was made. So names, sizes and modification times are listed again whenever it is
+opened: what was added, removed or replaced since is named, with the command that renews the index, and never taken
+silently: a run that is continued must see the images it began with. Files whose times alone differ (a copied set) are
+read again and compared by their CRC, and their new times are kept. A file that was replaced by one of the same size
+and the same time is not seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from fastanc.pipelines.index.image_check import read_range
+from fastanc.pipelines.index.sources import Fact, facts_of, stamp_of
+from fastanc.pipelines.index.table import Index
+
+_THREADS = 8
+_PATIENCE_S = 2
+
+
+def digest_of(path: Path) -> str:
+    """Return what a label file holds, in a few hex digits; raises OSError."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def unchanged(index: Index, source: Path, path: Path) -> Index:
+    """Return the index `path` of a source that is as it was, with its files' new times where they alone differ.
+
+    Raises ValueError that names what was added, removed or replaced, and the command that makes the index anew.
+    """
+    _check_labels(index, source)
+    facts, folders = facts_of(source)
+    stamp = stamp_of(facts, folders)
+    if stamp == index.origin.stamp:
+        return index
+    then, now = _facts_then(index), {name: (length, time) for name, length, time in facts}
+    said = _differences(then, now) + _folders(index.origin.folders, folders)
+    touched = [name for name, (length, time) in now.items() if name in then and then[name] != (length, time)]
+    if not said:
+        said += _replaced(index, touched)
+    if said:
+        raise ValueError(
+            f"{source}: {'; '.join(said)} since the set was indexed: run `{command(index, source)}`"
+        )
+    return _renewed(index, path, now, stamp)
+
+
+def command(index: Index, source: Path) -> str:
+    """Return the command line that makes an index anew."""
+    words = ["fastanc", "index", "--refresh", str(source)]
+    for option, value in (("--labels", index.origin.labels), ("--synsets", index.origin.synsets)):
+        words += [option, value] if value else []
+    return shlex.join(words)
+
+
+def _check_labels(index: Index, source: Path) -> None:
+    origin = index.origin
+    if origin.labels is None or not Path(origin.labels).is_file():  # what it said is in the index
+        return
+    if digest_of(Path(origin.labels)) != origin.labels_digest:
+        raise ValueError(
+            f"{origin.labels} changed since {source} was indexed with its labels: run `{command(index, source)}`"
+        )
+
+
+def _facts_then(index: Index) -> dict[str, tuple[int, int]]:
+    times = [] if index.mtimes is None else index.mtimes.tolist()
+    if index.files is not None:
+        return {name: (length, time) for (name, length), time in zip(index.files, times)}
+    names = index.names()
+    then = {name: (length, time) for name, length, time in zip(names, index.lengths.tolist(), times)}
+    return then | {name: (length, time) for name, length, time in index.origin.left_out}
+
+
+def _differences(then: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]]) -> list[str]:
+    """What was added, removed, or has another size, in words."""
+    said = []
+    resized = sorted(name for name in now if name in then and now[name][0] != then[name][0])
+    if resized:
+        first = resized[0]
+        more = f" and {len(resized) - 1} more changed" if len(resized) > 1 else ""
+        said.append(f"{first} changed from {then[first][0]} to {now[first][0]} bytes{more}")
+    for names, one, many in (
+        (sorted(now.keys() - then.keys()), "was added", "were added"),
+        (sorted(then.keys() - now.keys()), "went missing", "went missing"),
+    ):
+        if names:
+            said.append(
+                f"{names[0]} {one}" if len(names) == 1 else f"{len(names)} files {many} (first {names[0]})"
+            )
+    return said
+
+
+def _folders(then: list[str] | None, now: list[str] | None) -> list[str]:
+    """Which class folders came or went, in words."""
+    old, new = set(then or []), set(now or [])
+    return [
+        *(f"the class folder {name!r} was added" for name in sorted(new - old)[:1]),
+        *(f"the class folder {name!r} went missing" for name in sorted(old - new)[:1]),
+    ]
+
+
+def _replaced(index: Index, touched: list[str]) -> list[str]:
+    """Which files with a new time hold other bytes, in words."""
+    again, names = set(touched), index.names()
+    if index.files is None:
+        rows = [i for i, name in enumerate(names) if name in again]
+    else:
+        assert index.file_numbers is not None
+        numbers = [k for k, (name, _) in enumerate(index.files) if name in again]
+        rows = np.flatnonzero(np.isin(index.file_numbers, numbers)).tolist()
+    left_out = [name for name, _, _ in index.origin.left_out if name in again]  # it may have been mended
+
+    def differs(i: int) -> bool:
+        try:
+            return zlib.crc32(read_range(*index.places([i])[0])) != int(index.crc32[i])
+        except OSError:
+            return True
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        reading = tqdm(
+            pool.map(differs, rows), total=len(rows), unit="img", desc="compare", delay=_PATIENCE_S
+        )
+        found = [names[i] for i, other in zip(rows, reading) if other] + left_out
+    if not found:
+        return []
+    what = "was replaced" if len(found) == 1 else f"and {len(found) - 1} more were replaced"
+    return [f"{found[0]} {what} (of the same size)"]
+
+
+def _renewed(index: Index, path: Path, now: dict[str, tuple[int, int]], stamp: str) -> Index:
+    """Keep the new times, so that the next run need not read again."""
+    names = index.names() if index.files is None else [name for name, _ in index.files]
+    times = np.array([now[name][1] for name in names], np.int64)
+    index = replace(index, mtimes=times, origin=replace(index.origin, stamp=stamp))
+    with suppress(OSError):  # a folder that may only be read
+        index.save(path)
+    return index
+
+
+def left_out(facts: list[Fact], kept: list[str]) -> list[list]:
+    """Return the facts of those files of a tree that an index does not hold, ready for JSON."""
+    names = set(kept)
+    return [list(fact) for fact in facts if fact[0] not in names]

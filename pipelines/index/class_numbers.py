@@ -1,0 +1,60 @@
+"""From the labels as they are written, names or numbers, to positions in a list of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastanc.pipelines.index.sources import Label
+
+_MOST_CLASSES, _NAMED = 1_000_000, 8
+
+
+def few_of(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def number_labels(
+    texts: Sequence[Label], classes: Sequence[str] | None, source: Path
+) -> tuple[np.ndarray | None, list[str]]:
+    """Return the labels as positions in the class list, and that list."""
+    if not texts or texts[0] is None:
+        return None, []
+    if all(isinstance(text, int) for text in texts):
+        return _whole_numbers([int(text or 0) for text in texts], classes, source)
+    if any(isinstance(text, int) for text in texts):
+        raise ValueError(f"{source} has class numbers and class names as labels: use one kind")
+    names = list(classes) if classes else sorted({str(text) for text in texts})
+    position = {name: k for k, name in enumerate(names)}
+    if unknown := sorted({str(text) for text in texts} - set(position)):
+        raise ValueError(
+            f"{source} has the class {unknown[0]!r}, which is not among the {len(names)} classes given"
+        )
+    return np.array([position[str(text)] for text in texts], np.int64), names
+
+
+def _whole_numbers(
+    labels: Sequence[int], classes: Sequence[str] | None, source: Path
+) -> tuple[np.ndarray, list[str]]:
+    """Number labels that are numbers: from 0, or from 1 where every one from 1 on is there."""
+    low, high = min(labels), max(labels)
+    if high >= _MOST_CLASSES:
+        raise ValueError(
+            f"{source} has the label {high}: that is no class number, give 0 to the number of classes"
+        )
+    names = list(classes) if classes else [str(k) for k in range(high + 1)]
+    first = int(not classes and len(set(labels)) == high and low == 1)
+    if low < 0 or high >= len(names):
+        raise ValueError(f"{source} has labels from {low} to {high}, not of {len(names)} classes")
+    return np.array(labels, np.int64) - first, names[first:]
+
+
+def empty_classes(numbers: np.ndarray | None, classes: list[str]) -> list[str]:
+    """What is to be said of classes without an image."""
+    if numbers is None:
+        return []
+    empty = [classes[k] for k in np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)]
+    return [f"{len(empty)} of {len(classes)} classes have no image: {few_of(empty)}"] if empty else []

@@ -1,0 +1,27 @@
+"""What an index remembers of its making."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How an index came to be, so that a later run can tell whether its source is still the same."""
+
+    stamp: str = ""
+    """`Listing.stamp`: changes with any name, length or modification time."""
+    folders: list[str] | None = None
+    """Class folders, empty ones too; None where the labels are not folders."""
+    left_out: list[list] = field(default_factory=list)
+    """[name, bytes, mtime in ns] of the files of a tree that were rejected."""
+    labels: str | None = None
+    """Absolute path of the label file."""
+    labels_digest: str | None = None
+    """Digest of the label file's bytes."""
+    synsets: str | None = None
+    """Absolute path of the file of ILSVRC2012_IDs."""
+    numbered: bool = False
+    """Whether the labels were whole numbers, not names."""
+    remarks: list[str] = field(default_factory=list)
+    """Sentences about what was passed over."""
