@@ -5,10 +5,10 @@ Only the entry points read a Config; everything else gets plain values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import draccus
 
@@ -36,12 +36,15 @@ class DataConfig:
     """Side of the square image a network sees, pixels."""
     resize_px: int = 32
     """Evaluation scales the shorter side to this before the centre crop, pixels."""
+    crop: str = "auto"
+    """How training views are cut: resized (a random part, scaled), padded (a window of the image, which is scaled to
+    image_px and gets a border of zeros), or auto: padded for sets kept as small arrays, resized for all others."""
     min_scale: float = 0.6
-    """Smallest share of an image's area that a random crop may have (JPEG sets)."""
+    """Smallest share of an image's area that a random crop may have (resized crops)."""
     flip: bool = False
     """Mirror half of the views."""
     pad: int = 4
-    """Zero padding around an image before its random crop, pixels (small sets)."""
+    """Zero padding around an image before its random crop, pixels (padded crops)."""
     views: int = 8
     """Number of different views of every image; epochs repeat them. 0 draws new ones in every epoch."""
     view_seed: int = 0
@@ -69,6 +72,7 @@ class DataConfig:
         positive = ("image_px", "resize_px", "batch", "eval_batch", "prefetch", "views_per_image")
         for name in (*positive, "steps_per_epoch"):
             _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
+        _choice("data.crop", self.crop, ("auto", "resized", "padded"))
         _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
         _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
         _require(0 < self.share <= 1, f"data.share must lie in (0, 1], not {self.share}")
@@ -229,9 +233,20 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Length and learning rates."""
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the user's own words set, beside a recipe's, as group.field: one that does nothing is refused."""
+
     def __post_init__(self) -> None:
         if isinstance(self.method, Method) and type(self.method) is Method:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
+
+
+def with_said(config: Config, keys: Iterable[str]) -> Config:
+    """Return the configuration, which now knows what the user's own words set."""
+    object.__setattr__(
+        config, "said", frozenset(keys)
+    )  # no field: it is not written down, and compares equal
+    return config
 
 
 def free_fields(config: Config) -> dict[str, frozenset[str]]:

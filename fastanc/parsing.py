@@ -15,7 +15,7 @@ from typing import Any
 import draccus
 from draccus import cfgparsing
 
-from fastanc.config import Config
+from fastanc.config import Config, with_said
 from fastanc.methods.base import Method
 
 DEFAULT_RECIPE = "digits_anc"
@@ -69,7 +69,7 @@ def parse(args: Sequence[str]) -> Config:
     for key, value in overrides:
         if key not in ("recipe", "config_path"):
             _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))
-    return decode(tree)
+    return with_said(decode(tree), (key for key, _ in overrides))
 
 
 def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
@@ -88,7 +88,7 @@ def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
         inner = value.items() if isinstance(value, Mapping) and "." not in key else ()
         for dotted, one in [(f"{key}.{name}", one) for name, one in inner] or [(key, value)]:
             _assign(tree, dotted, list(one) if isinstance(one, tuple) else one)
-    return decode(tree)
+    return with_said(decode(tree), fields)
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -167,29 +167,48 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: use train or val")
-    if not isinstance(name, (str, Path)):
-        data = part_of(as_dataset(name), split, val_share)
-    elif name in _REGISTERED:
-        data = _open_registered(str(name), split, roots_of(root)[0], val_share)
-    elif name in _ARRAYS:
-        data = _open_arrays(str(name), split, roots_of(root), may_download=root is None)
-    elif name == "digits":
-        data = _jpeg_set("digits", open_index(digits.digits_tar(split), renew=True), digits.MEAN, digits.STD)
-    elif name in _TREES:
-        folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
-        data = _jpeg_set(str(name), open_split(folder, source, split))
-    elif os.sep in str(name) or Path(name).exists():
-        folder = Path(name).expanduser()
-        data = _open_path(folder.name, folder, split, val_share)
-    else:
-        known = ", ".join(_known())
-        raise ValueError(
-            f"data set {name!r} is unknown: use {known}, or the path of a folder or tar of images"
-        )
+    data, both = _open(name, split, root)
+    return _share_of(part_of(data, split, val_share) if both else data, share)
+
+
+def open_splits(
+    name: Any, root: str | Path | None = None, share: float = 1.0, val_share: float = 0.05
+) -> tuple[DataSet, DataSet]:
+    """Return train and val as `open_dataset` does; a set that holds both is opened, listed and read once."""
+    train, both = _open(name, "train", root)
+    val = part_of(train, "val", val_share) if both else _open(name, "val", root)[0]
+    return _share_of(part_of(train, "train", val_share) if both else train, share), val
+
+
+def _share_of(data: DataSet, share: float) -> DataSet:
     return data if share == 1 else data.subset(share_of(data.labels, data.num_images, share))
 
 
-def _open_registered(name: str, split: str, root: Path, val_share: float) -> DataSet:
+def _open(name: Any, split: str, root: str | Path | None) -> tuple[DataSet, bool]:
+    """A split, or a set that holds both, and whether it does."""
+    if not isinstance(name, (str, Path)):
+        return as_dataset(name), True
+    if name in _REGISTERED:
+        return _open_registered(str(name), split, roots_of(root)[0])
+    if name in _ARRAYS:
+        return _open_arrays(str(name), split, roots_of(root), may_download=root is None), False
+    if name == "digits":
+        index = open_index(digits.digits_tar(split), renew=True)
+        return _jpeg_set("digits", index, digits.MEAN, digits.STD), False
+    if name in _TREES:
+        folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
+        return _jpeg_set(str(name), open_split(folder, source, split)), False
+    folder = Path(name).expanduser()
+    if os.sep in str(name) or folder.exists() or folder.is_symlink():
+        return _open_path(Path(os.path.abspath(folder)).name, folder, split)
+    known = ", ".join(_known())
+    raise ValueError(
+        f"data set {str(name)!r} is unknown: use {known}, or the path of a folder or tar of images (there is none of"
+        f" that name in {Path.cwd()})"
+    )
+
+
+def _open_registered(name: str, split: str, root: Path) -> tuple[DataSet, bool]:
     """A split of a user's function; of a path it may hold both splits or only one."""
     make = _REGISTERED[name]
     val = make("val", root)
@@ -198,25 +217,24 @@ def _open_registered(name: str, split: str, root: Path, val_share: float) -> Dat
     value = train if split == "train" or val is None else val
     if isinstance(value, (str, Path)):
         alone = val is not None and str(val) != str(train)
-        return _open_path(name, Path(value).expanduser(), split, val_share, alone)
+        return _open_path(name, Path(value).expanduser(), split, alone)
     if not is_own(value):
         kind, asked = type(value).__name__, "train" if val is None else split
         raise ValueError(
             f"data set {name!r}: its function gave a {kind} for {asked}: return {KINDS}, or a path"
         )
-    data = as_dataset(value, name)
-    return part_of(data, split, val_share) if val is None else data
+    return as_dataset(value, name), val is None
 
 
-def _open_path(name: str, folder: Path, split: str, val_share: float, alone: bool = False) -> DataSet:
-    """A split of a folder or tar; `alone` says that nothing is to be held out of it, the other lies elsewhere."""
+def _open_path(name: str, folder: Path, split: str, alone: bool = False) -> tuple[DataSet, bool]:
+    """A folder or tar; `alone` says that nothing is to be held out of it, the other split lies elsewhere."""
     if not folder.exists():
+        link = f" is a link to {os.readlink(folder)}, which" if folder.is_symlink() else ""
         known = ", ".join(_known())
-        raise FileNotFoundError(f"{folder} does not exist: give a data set's path, or one of {known}")
+        raise FileNotFoundError(f"{folder}{link} does not exist: give a data set's path, or one of {known}")
     source, both = source_of(folder, split)
     both = both and not alone
-    data = _jpeg_set(name, open_split(folder, source, "train" if both else split))
-    return part_of(data, split, val_share) if both else data
+    return _jpeg_set(name, open_split(folder, source, "train" if both else split)), both
 
 
 def _jpeg_set(

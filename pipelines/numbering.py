@@ -74,6 +74,7 @@ class Renumbered:
         self.name, self.num_images, self.channels = inner.name, inner.num_images, inner.channels
         self.mean, self.std, self.options = inner.mean, inner.std, inner.options
         self.classes, self.num_classes = list(classes), len(classes)
+        self.remarks: list[str] = getattr(inner, "remarks", [])
         assert inner.labels is not None
         self.labels: np.ndarray | None = places[inner.labels]
 

@@ -99,12 +99,12 @@ class Order:
         share = self.world * self.views_per_image
         if self.batch < 1 or self.batch % share:
             raise ValueError(
-                f"batch {self.batch} cannot be divided among {self.world} processes "
+                f"data.batch {self.batch} cannot be divided among {self.world} processes "
                 f"with {self.views_per_image} views an image: use a multiple of {share}"
             )
         if self.n < self._images:
             raise ValueError(
-                f"batch {self.batch} needs {self._images} images but the set has {self.n}: use a smaller one"
+                f"data.batch {self.batch} needs {self._images} images but the set has {self.n}: lower data.batch"
             )
         if self.views is not None and self.views < self.views_per_image:
             raise ValueError(f"views {self.views} must be at least views_per_image {self.views_per_image}")

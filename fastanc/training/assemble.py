@@ -25,11 +25,12 @@ from fastanc.config import Config, DataConfig, default_fields, free_fields
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
 from fastanc.parsing import dump
 from fastanc.pipelines.arrays import ArraySet
-from fastanc.pipelines.catalogue import open_dataset
+from fastanc.pipelines.catalogue import open_dataset, open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.order import share_of
+from fastanc.pipelines.stored import stored_for
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
@@ -45,7 +46,7 @@ from fastanc.training.assemble_networks import (
     open_teacher,
 )
 from fastanc.training.game import Game
-from fastanc.training.inputs import Input, input_note
+from fastanc.training.inputs import Input, data_notes, input_note
 from fastanc.training.players import Average, Players, check_classes, frozen_of, same_everywhere
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Pace, Run, Settings
@@ -61,7 +62,7 @@ def open_run(config: Config, given: Given | None = None) -> Run:
     source = open_input(config, accelerator, given)
     pace = _pace(config, source.order.steps_per_epoch)
     game = _open_game(config, accelerator, source, given)
-    notes = [note for note in (input_note(source),) if note]
+    notes = [*data_notes(source), *(note for note in (input_note(source),) if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
         cache = _cache_choice(config)
@@ -137,17 +138,12 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
     """
     data, seed = config.data, config.run.seed
     views, views_per_image = data.views or None, data.views_per_image
-    whole: Any = data.name if given.train is None else given.train
-    val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
-    train: DataSet
+    train, val = _open_sets(config, given)
+    _check_idle(config, train)
     if "latents" in config.method.needs:
         size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
         latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
         train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
-    elif given.train is not None and given.val is not None:  # nothing has to be held out
-        train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
-    else:
-        train = open_dataset(whole, "train", data.root, data.share, data.val_share)
     return inputs.open_input(
         train=train,
         val=val,
@@ -163,8 +159,42 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
     )
 
 
+def _open_sets(config: Config, given: Given) -> tuple[DataSet, DataSet]:
+    """Return train and val, stored as the crops want them; of a method that trains on latent vectors val twice."""
+    data = config.data
+    whole: Any = data.name if given.train is None else given.train
+    if "latents" in config.method.needs:
+        val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
+        return val, val
+    if given.val is None:
+        train, val = open_splits(whole, data.root, data.share, data.val_share)
+    elif given.train is not None:  # nothing has to be held out
+        train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
+        val = given.val
+    else:
+        train, val = open_dataset(whole, "train", data.root, data.share, data.val_share), given.val
+    train = stored_for(train, data.crop, data.image_px)
+    return train, stored_for(val, "resized", data.image_px) if data.crop == "resized" else val
+
+
+def _check_idle(config: Config, train: DataSet) -> None:
+    """Raise ValueError for a field of the user's own words that does nothing in this run."""
+    if "latents" in config.method.needs:
+        return
+    padded = isinstance(train, ArraySet)
+    idle = {
+        "data.min_scale": ("padded crops (data.crop resized draws others)", padded),
+        "data.pad": ("resized crops (data.crop padded draws others)", not padded),
+        "data.decode": (f"{train.name}, whose images are not decoded here", train.options is None),
+        "data.steps_per_epoch": ("a method that trains on images", True),
+    }
+    for name, (what, does_nothing) in idle.items():
+        if does_nothing and name in config.said:
+            raise ValueError(f"{name} does nothing with {what}: leave it out")
+
+
 def _training_rule(data: DataConfig, dataset: DataSet) -> ViewRule:
-    """The rule of the training views: padded crops of small images, random resized crops of others."""
+    """The rule of the training views, which follows from how the set is stored (`stored_for`)."""
     if isinstance(dataset, ArraySet):
         return PadCrop(data.image_px, data.view_seed, data.pad, data.flip)
     return RandomResizedCrop(data.image_px, data.view_seed, scale=(data.min_scale, 1.0), flip=data.flip)

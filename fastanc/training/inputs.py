@@ -14,9 +14,10 @@ from fastanc.batch import Batch
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
+from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
-from fastanc.pipelines.views import CentreCrop, ViewRule
+from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 
 
 @dataclass
@@ -114,6 +115,44 @@ def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> 
     bound = dataset.on(accelerator.device, options) if accelerator.is_main_process else dataset
     options = broadcast_object_list([bound.options])[0]
     return dataset.on(accelerator.device, options), options
+
+
+_FEW_CLASSES = 12
+
+
+def data_notes(source: Input) -> list[str]:
+    """Return sentences on the data of a run: images, classes with counts, what is held out, what was passed over."""
+    train, val = source.train, source.val
+    if isinstance(train, LatentSet):
+        return [f"validation set: {_about(val)}", *_remarks(val)]
+    share = 100 * val.num_images / (train.num_images + val.num_images)
+    views = "padded" if isinstance(source.rule, PadCrop) else "resized"
+    return [
+        f"training set: {_about(train)}, {views} crops of {source.rule.out_px} px",
+        f"validation set: {_about(val)}, {share:.3g} % of all images",
+        *dict.fromkeys([*_remarks(train), *_remarks(val)]),
+    ]
+
+
+def _about(data: DataSet) -> str:
+    """Name, images and classes of a set; how many images each class has, where those are few, else the range."""
+    if data.labels is None:
+        return f"{data.name}, {data.num_images} images without labels"
+    counts = np.bincount(data.labels, minlength=data.num_classes)
+    each = (
+        f"{counts.min()} to {counts.max()} images each"
+        if counts.min() < counts.max()
+        else f"{counts.min()} images each"
+    )
+    if data.num_classes <= _FEW_CLASSES and counts.min() < counts.max():
+        each = ", ".join(f"{name} {count}" for name, count in zip(data.classes, counts.tolist()))
+    elif data.num_classes <= _FEW_CLASSES:
+        each += f": {', '.join(data.classes)}"
+    return f"{data.name}, {data.num_images} images of {data.num_classes} classes ({each})"
+
+
+def _remarks(data: DataSet) -> list[str]:
+    return [f"{data.name}: {remark}" for remark in getattr(data, "remarks", [])]
 
 
 def input_note(source: Input) -> str | None:

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastanc.pipelines.index.image_check import read_range
-from fastanc.pipelines.index.sources import Fact, facts_of, stamp_of
+from fastanc.pipelines.index.sources import Fact, facts_of, list_source, stamp_of
 from fastanc.pipelines.index.table import Index
 
 _THREADS = 8
@@ -47,7 +47,7 @@ def unchanged(index: Index, source: Path, path: Path) -> Index:
     said = _differences(then, now) + _folders(index.origin.folders, folders)
     touched = [name for name, (length, time) in now.items() if name in then and then[name] != (length, time)]
     if not said:
-        said += _replaced(index, touched)
+        said += _replaced(index, source, touched)
     if said:
         raise ValueError(
             f"{source}: {'; '.join(said)} since the set was indexed: run `{command(index, source)}`"
@@ -110,7 +110,7 @@ def _folders(then: list[str] | None, now: list[str] | None) -> list[str]:
     ]
 
 
-def _replaced(index: Index, touched: list[str]) -> list[str]:
+def _replaced(index: Index, source: Path, touched: list[str]) -> list[str]:
     """Which files with a new time hold other bytes, in words."""
     again, names = set(touched), index.names()
     if index.files is None:
@@ -119,7 +119,8 @@ def _replaced(index: Index, touched: list[str]) -> list[str]:
         assert index.file_numbers is not None
         numbers = [k for k, (name, _) in enumerate(index.files) if name in again]
         rows = np.flatnonzero(np.isin(index.file_numbers, numbers)).tolist()
-    left_out = [name for name, _, _ in index.origin.left_out if name in again]  # it may have been mended
+    found = [name for name, _, _ in index.origin.left_out if name in again]  # it may have been mended
+    found += _moved(index, source) if index.files is not None else []
 
     def differs(i: int) -> bool:
         try:
@@ -131,11 +132,30 @@ def _replaced(index: Index, touched: list[str]) -> list[str]:
         reading = tqdm(
             pool.map(differs, rows), total=len(rows), unit="img", desc="compare", delay=_PATIENCE_S
         )
-        found = [names[i] for i, other in zip(rows, reading) if other] + left_out
+        found += [names[i] for i, other in zip(rows, reading) if other]
     if not found:
         return []
     what = "was replaced" if len(found) == 1 else f"and {len(found) - 1} more were replaced"
     return [f"{found[0]} {what} (of the same size)"]
+
+
+def _moved(index: Index, source: Path) -> list[str]:
+    """Return the images that are no longer where they were in their tars, or have another label there."""
+    now = {c.name: c for c in list_source(source).candidates}
+    places = index.places(range(len(index)))
+    by_tar = index.labels is not None and index.origin.labels is None
+    moved = []
+    for i, (name, (_, offset, length)) in enumerate(zip(index.names(), places)):
+        other = now.get(name)
+        if (
+            other is None
+            or (other.offset, other.length) != (offset, length)
+            or by_tar
+            and index.labels is not None
+            and str(other.label) != index.classes[index.labels[i]]
+        ):
+            moved.append(name)
+    return moved
 
 
 def _renewed(index: Index, path: Path, now: dict[str, tuple[int, int]], stamp: str) -> Index:

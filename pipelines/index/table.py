@@ -93,6 +93,11 @@ class Index:
         """Whether the labels came as whole numbers, not as names."""
         return self.origin.numbered
 
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what was passed over, and on empty classes."""
+        return self.origin.remarks
+
     def name(self, i: int) -> str:
         """Return image i's name, such as `n01440764/n01440764_10026.JPEG`."""
         return self._names(np.array([i]))[0]

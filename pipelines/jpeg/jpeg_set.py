@@ -40,7 +40,8 @@ class JpegSet:
         """`checked` says that the index was compared with its files just now."""
         self.name, self.index = name, index
         self.classes, self.labels = index.classes, index.labels
-        self.numbered = getattr(index, "numbered", False)
+        self.numbered: bool = getattr(index, "numbered", False)
+        self.remarks: list[str] = getattr(index, "remarks", [])
         self.num_images, self.num_classes = len(index), len(index.classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._checked = checked
