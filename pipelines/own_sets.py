@@ -22,6 +22,7 @@ def as_dataset(
     value: Any,
     name: str | None = None,
     *,
+    classes: Sequence[str] | None = None,
     in_memory: bool = True,
     threads: int | None = None,
     progress: bool = True,
@@ -37,16 +38,17 @@ def as_dataset(
 
     Arrays may be tensors. A torch data set is read once here, on `threads` (all cores; 1 for one that threads cannot
     share), with a progress bar. `in_memory` false never makes an `ArraySet` of it, whose views are padded crops of
-    the images' own size, but a `TorchSet`, whose views are random crops resized. Classes, mean and std are the torch
-    data set's attributes of these names (a Subset's: those of what it is a part of), else "0".."K-1" and ImageNet's.
+    the images' own size, but a `TorchSet`, whose views are random crops resized. `classes` names the classes; without
+    it, they, mean and std are the torch data set's attributes of these names (a Subset's: those of what it is a part
+    of), else "0".."K-1" and ImageNet's.
     Raises ValueError for another kind of object, and for an item that cannot be used, which is named.
     """
     if isinstance(value, DataSet):
         return value
     if _is_array(value):
-        return _of_arrays(name or "arrays", value, None)
+        return _of_arrays(name or "arrays", value, None, classes)
     if _is_pair(value):
-        return _of_arrays(name or "arrays", *value)
+        return _of_arrays(name or "arrays", *value, classes)
     if not _has_items(value):
         raise ValueError(f"{name or 'the data set'} is a {type(value).__name__}: give {KINDS}")
     name = name or type(value).__name__
@@ -54,14 +56,14 @@ def as_dataset(
         raise ValueError(f"{name} holds no items: give at least one image")
     items = Items(name, value)
     looks, pixels = look_at(items, threads or cores_per_process(), in_memory, progress)
-    classes = _classes(name, looks.labels, _attribute(value, "classes"))
+    names = _classes(name, looks.labels, _attribute(value, "classes") if classes is None else classes)
     mean, std = (
         _statistic(name, what, _attribute(value, what), default)
         for what, default in zip(("mean", "std"), default_statistics(items.channels))
     )
     if pixels is not None:
-        return ArraySet(name, pixels, looks.labels, classes, mean, std)
-    return TorchSet(name, items, looks, classes, mean, std)
+        return ArraySet(name, pixels, looks.labels, names, mean, std)
+    return TorchSet(name, items, looks, names, mean, std)
 
 
 def is_own(value: Any) -> bool:
@@ -94,7 +96,7 @@ def _numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def _of_arrays(name: str, images: Any, labels: Any) -> ArraySet:
+def _of_arrays(name: str, images: Any, labels: Any, classes: Sequence[str] | None) -> ArraySet:
     images = _numpy(images)
     images = channels_last(name, images[..., None] if images.ndim == 3 else images)
     if labels is not None:
@@ -104,7 +106,9 @@ def _of_arrays(name: str, images: Any, labels: Any) -> ArraySet:
                 f"{name}: labels must be {len(images)} whole numbers, one an image, not {labels.dtype}"
                 f" {list(labels.shape)}"
             )
-    return ArraySet(name, images, labels, _classes(name, labels, None), *default_statistics(images.shape[3]))
+    return ArraySet(
+        name, images, labels, _classes(name, labels, classes), *default_statistics(images.shape[3])
+    )
 
 
 def _attribute(dataset: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -105,5 +106,5 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
             raise ValueError
         # A copy: torch wants memory that could be written to.
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape).copy()
-    except (ValueError, struct.error, EOFError, OSError):
+    except (ValueError, OverflowError, struct.error, zlib.error, EOFError, OSError):
         raise ValueError(f"{path} is not a whole idx file: get it again") from None

@@ -21,6 +21,7 @@ from fastanc.pipelines.index.build import Index, build_index, index_path, open_i
 from fastanc.pipelines.index.image_check import jpeg_problem, look
 from fastanc.pipelines.index.sources import list_source
 from fastanc.pipelines.index.table import make_index
+from fastanc.pipelines.index.workers import Journal
 from support.bad_files import bad_files, with_thumbnail
 from support.images import encoded, jpeg, picture, put
 from support.tars import tar_of_tars, write_tar
@@ -442,6 +443,23 @@ def _alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_damaged_journal_is_used_up_to_the_damage(tmp_path: Path) -> None:
+    path, rng = tmp_path / "x.journal", np.random.default_rng(0)
+    journal = Journal(path, "stamp")
+    for k in range(20):
+        journal.add(k, [[300 + k, 200, 7 * k, "", ""]])
+    journal.close()
+    whole = path.read_bytes()
+    for position in rng.integers(0, len(whole), 60).tolist():
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << int(rng.integers(7))
+        path.write_bytes(flipped)
+        found = Journal(path, "stamp")
+        assert found.done == {k: [[300 + k, 200, 7 * k, "", ""]] for k in range(len(found.done))}
+        assert len(found.done) == max(0, whole[:position].count(b"\n") - 1)
+        found.close()
 
 
 def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str, bytes]) -> None:

@@ -142,20 +142,18 @@ def _replaced(index: Index, source: Path, touched: list[str]) -> list[str]:
 def _moved(index: Index, source: Path) -> list[str]:
     """Return the images that are no longer where they were in their tars, or have another label there."""
     now = {c.name: c for c in list_source(source).candidates}
-    places = index.places(range(len(index)))
-    by_tar = index.labels is not None and index.origin.labels is None
-    moved = []
-    for i, (name, (_, offset, length)) in enumerate(zip(index.names(), places)):
+    labels = None if index.labels is None or index.origin.labels else [index.classes[k] for k in index.labels]
+
+    def stays(i: int, name: str, offset: int, length: int) -> bool:
         other = now.get(name)
-        if (
-            other is None
-            or (other.offset, other.length) != (offset, length)
-            or by_tar
-            and index.labels is not None
-            and str(other.label) != index.classes[index.labels[i]]
-        ):
-            moved.append(name)
-    return moved
+        if other is None or (other.offset, other.length) != (offset, length):
+            return False
+        return labels is None or str(other.label) == labels[i]
+
+    places = zip(index.names(), index.places(range(len(index))))
+    return [
+        name for i, (name, (_, offset, length)) in enumerate(places) if not stays(i, name, offset, length)
+    ]
 
 
 def _renewed(index: Index, path: Path, now: dict[str, tuple[int, int]], stamp: str) -> Index:

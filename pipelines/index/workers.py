@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,7 +148,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 class Journal:
-    """Results of numbered jobs, one JSON line each, so that killed work goes on where it was.
+    """Results of numbered jobs, one JSON line each with its CRC-32, so that killed work goes on where it was.
 
     The file is locked while it is open: a second process that wants the same work waits. A journal of other
     work (another `stamp`) is begun anew, and a line that a kill cut in half is dropped.
@@ -159,11 +160,11 @@ class Journal:
         self._file.seek(0)
         end = 0
         for number, line in enumerate(self._file):
-            try:
-                key, value = json.loads(line)
-            except ValueError:
+            text, _, crc32 = line.rpartition(b" ")
+            if crc32 != b"%08x\n" % zlib.crc32(text):  # torn by a kill, or damaged
                 break
-            if not line.endswith(b"\n") or (number == 0 and value != stamp):
+            key, value = json.loads(text)
+            if number == 0 and value != stamp:
                 break
             if number:
                 self.done[key] = value
@@ -179,7 +180,8 @@ class Journal:
 
     def _write(self, job: int, result: Any) -> None:
         with named(self.path):
-            self._file.write(json.dumps([job, result]).encode() + b"\n")
+            text = json.dumps([job, result]).encode()
+            self._file.write(text + b" %08x\n" % zlib.crc32(text))
             self._file.flush()
 
     def remove(self) -> None:
