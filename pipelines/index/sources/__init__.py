@@ -25,7 +25,7 @@ from fastanc.pipelines.index.sources.listing import (
     stamp_of,
 )
 from fastanc.pipelines.index.sources.tar import list_tars, tar_facts
-from fastanc.pipelines.index.sources.tree import list_tree
+from fastanc.pipelines.index.sources.tree import list_tree, tree_facts
 
 __all__ = ["Candidate", "Fact", "Label", "Listing", "facts_of", "list_source", "order_key", "stamp_of"]
 
@@ -64,8 +64,7 @@ def facts_of(source: Path) -> tuple[list[Fact], list[str] | None]:
     tars = _tars_of(source)
     if tars is not None:
         return tar_facts(*tars), None
-    listing = list_tree(source)
-    return listing.facts, listing.folders
+    return tree_facts(source, set())
 
 
 def _tars_of(source: Path) -> tuple[Path, list[str]] | None:

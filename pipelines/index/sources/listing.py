@@ -112,8 +112,6 @@ def by_class_folder(candidates: list[Candidate], rejected: list[tuple[str, str]]
 
 def stamp_of(facts: Iterable[Fact], folders: Iterable[str] | None) -> str:
     """Return what changes with any of the facts, or of the class folders."""
-    digest = hashlib.blake2b(digest_size=16)
-    for fact in facts:
-        digest.update(repr(fact).encode("utf-8", "surrogateescape"))
-    digest.update(repr(list(folders or ())).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    lines = [f"{name}\0{length}\0{time}" for name, length, time in facts]
+    text = "\n".join([*lines, "", *(folders or ())])
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

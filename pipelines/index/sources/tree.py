@@ -58,9 +58,11 @@ def _leads_up(entry: os.DirEntry[str]) -> bool:
     return os.path.commonpath([target, here]) == target
 
 
-def list_tree(source: Path) -> Listing:
-    """Return what a folder of images, or of class folders, holds."""
-    passed: set[str] = set()
+def tree_facts(source: Path, passed: set[str]) -> tuple[list[Fact], list[str] | None]:
+    """Return the facts of a folder's images in order, and its class folders; None where all images lie flat.
+
+    What is passed over is added to `passed`.
+    """
     folders, facts = [], list[Fact]()
     with os.scandir(source) as entries:
         for entry in entries:
@@ -75,8 +77,14 @@ def list_tree(source: Path) -> Listing:
         for found in pool.map(lambda f: list(_files(os.path.join(source, f), f + "/", passed)), folders):
             facts += found
     facts.sort(key=lambda fact: order_key(fact[0]))
+    return facts, folders if any("/" in name for name, length, _ in facts if length >= 0) else None
+
+
+def list_tree(source: Path) -> Listing:
+    """Return what a folder of images, or of class folders, holds."""
+    passed: set[str] = set()
+    facts, folders = tree_facts(source, passed)
     rejected = [(name, "cannot be read (a broken link)") for name, length, _ in facts if length < 0]
     candidates = [Candidate(name, -1, 0, length, None) for name, length, _ in facts if length >= 0]
     candidates = by_class_folder(candidates, rejected)
-    labelled = bool(candidates) and candidates[0].label is not None
-    return Listing(source, None, candidates, folders if labelled else None, rejected, facts, passed)
+    return Listing(source, None, candidates, folders, rejected, facts, passed)
