@@ -14,9 +14,17 @@ Calls = tuple[str, list[dict[str, str]]]
 
 
 def roots_of(root: str | Path | None) -> list[Path]:
-    """Return the folders that are looked in: the given one alone, or FASTANC_DATA and the cache folder."""
+    """Return the folders that are looked in: the given one alone, or FASTANC_DATA and the cache folder.
+
+    Raises ValueError where a file is given.
+    """
     if root is not None:
-        return [Path(root).expanduser()]
+        folder = Path(root).expanduser()
+        if folder.is_file():
+            raise ValueError(
+                f"data.root {folder} is a file: name the folder to look in, or give it as data.name"
+            )
+        return [folder]
     given = os.environ.get("FASTANC_DATA")
     return [*([Path(given).expanduser()] if given else []), cache_dir() / "data"]
 

@@ -48,7 +48,7 @@ def as_dataset(
     if _is_array(value):
         return _of_arrays(name or "arrays", value, None, classes)
     if _is_pair(value):
-        return _of_arrays(name or "arrays", *value, classes)
+        return _of_arrays(name or "arrays", value[0], value[1], classes)
     if not _has_items(value):
         raise ValueError(f"{name or 'the data set'} is a {type(value).__name__}: give {KINDS}")
     name = name or type(value).__name__

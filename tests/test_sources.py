@@ -145,6 +145,9 @@ def test_other_wrong_paths_are_one_sentence(tmp_path: Path, monkeypatch: pytest.
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe is neither a folder nor a file"):
         open_dataset(str(tmp_path / "pipe"), "train")
+    (tmp_path / "file.txt").write_text("words")
+    with pytest.raises(ValueError, match=r"data\.root .*file\.txt is a file: name the folder to look in"):
+        open_dataset("cifar10", "train", tmp_path / "file.txt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"'photos' is unknown: .*there is none of that name in {tmp_path}"):
         open_dataset("photos", "train")
