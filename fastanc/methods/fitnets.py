@@ -14,6 +14,7 @@ from fastanc.methods.base import (
     Played,
     TeacherSpec,
     check_alpha,
+    one_of,
     paired_stages,
     sides,
     task_needs,
@@ -27,14 +28,17 @@ class FitNets(Method):
     """Hint, then (or beside) distillation; the regressor is a 1x1 convolution on the student's side.
 
     Departs from the paper: maps of unequal size are average-pooled to the smaller one where the paper sizes
-    the regressor's kernel; the regressor is linear, because the maps of pre-activation networks are signed;
-    the squared error is a mean with weight 100; a one-stage form is the default.
+    the regressor's kernel; the regressor is linear by default, because the maps of pre-activation networks are
+    signed; the squared error is a mean with weight 100; a one-stage form is the default.
     """
 
     hint_stage: int = 1
     """Number of the stage whose map is the hint, 0 is the shallowest, -1 the deepest."""
     hint_weight: float = 100.0
     """Factor of the mean squared error of the maps."""
+    regressor: str = "linear"
+    """linear: a 1x1 convolution; conv-bn-relu: BatchNorm and ReLU behind it, RepDistiller's form for maps of one
+    size, which cannot reach negative values of the teacher's map."""
     hint_steps: int = 0
     """Steps at the start that learn the hint alone, and nothing of it later (the paper's two stages);
     0 always learns both together."""
@@ -45,6 +49,7 @@ class FitNets(Method):
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
+        one_of("method.regressor", self.regressor, ("linear", "conv-bn-relu"))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -57,7 +62,10 @@ class FitNets(Method):
         if not -len(channels) <= stage < len(channels):
             raise ValueError(f"method.hint_stage is {stage}, but the teacher has {len(channels)} stages")
         own = paired_stages(student, teacher)
-        return {"student": Regressed(student, stage, nn.Conv2d(own[stage], channels[stage], 1))}
+        regressor: nn.Module = nn.Conv2d(own[stage], channels[stage], 1)
+        if self.regressor == "conv-bn-relu":
+            regressor = nn.Sequential(regressor, nn.BatchNorm2d(channels[stage]), nn.ReLU())
+        return {"student": Regressed(student, stage, regressor)}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise hint and task, or one after the other."""
