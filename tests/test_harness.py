@@ -148,3 +148,29 @@ def test_page_shows_the_newest_run_of_each_device_and_keeps_notes(tmp_path: Path
     assert gone in again
     assert regenerate(folders, page) == again
     assert page.read_text() == again
+
+
+def test_a_thread_that_waits_for_a_core_is_not_idle() -> None:
+    """A real spinning thread is runnable, whatever processor time it gets; one that waits for a lock sleeps."""
+    import threading
+
+    from benchmarks.input import asleep
+
+    stop, spins = threading.Event(), []
+
+    def states(target: Callable[[], object]) -> list[bool]:
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        found = [asleep() for _ in range(50)]
+        stop.set()
+        thread.join()
+        stop.clear()
+        return found
+
+    digest = __import__("hashlib").sha256
+
+    def spin() -> None:  # a digest of 16 MB lets go of the interpreter
+        while not stop.is_set():
+            spins.append(digest(bytes(1 << 24)).digest())
+
+    assert not all(states(spin))

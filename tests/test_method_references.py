@@ -105,6 +105,18 @@ def test_fitnets(hint_steps: int) -> None:
     )
 
 
+def test_fitnets_with_the_peers_regressor() -> None:
+    def plain(nets: Nets, batch: Batch, move: Move, game: Game) -> None:
+        net, (conv, bn, _) = nets["student"].student, nets["student"].regressor
+        out = net(batch.images)
+        x = torch.einsum("oi,bihw->bohw", conv.weight[:, :, 0, 0], out.stages[0]) + conv.bias[:, None, None]
+        guided = F.relu(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, 0.1))
+        bn.num_batches_tracked += 1
+        move("student", 100 * F.mse_loss(guided, batch.target.stages[0]) + ce(out.logits, batch.labels))
+
+    assert_follows(make_game("fitnets", hint_stage=0, regressor="conv-bn-relu"), plain)
+
+
 def test_attention_transfer() -> None:
     def attention(maps: Tensor) -> Tensor:
         q = (maps**2).mean(1).reshape(BATCH, -1)

@@ -147,6 +147,11 @@ def test_every_field_is_documented(config: type) -> None:
         ("l2", {"data_reduction": "none"}, "method.data_reduction"),
         ("kd", {"alpha": 1.5}, "method.alpha is 1.5"),
         ("fitnets", {"hint_stage": 2}, "the teacher has 2 stages"),
+        (
+            "fitnets",
+            {"regressor": "mlp"},
+            "method.regressor 'mlp' is unknown: use one of linear, conv-bn-relu",
+        ),
         ("ksanc", {"labels": "none"}, "method.labels"),
         ("datafree", {"student_steps": 0}, "method.student_steps is 0"),
         ("datafree", {"one_hot": 0, "information": 0, "activation": 0, "disagreement": 0}, "are all 0"),

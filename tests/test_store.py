@@ -544,3 +544,40 @@ def test_damaged_identity_is_named(tmp_path):
         make(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a cache"):
         Store.at(tmp_path)
+
+
+def test_a_row_s_work_does_not_grow_with_the_batches_of_its_shard(tmp_path, monkeypatch):
+    """How often the writer looks at a batch's rows is the same for few batches and for many."""
+    import torch
+
+    from fastanc.cache import writer as module
+
+    class Counted(module._Piece):
+        looks = 0
+
+        def __init__(self, view, index, rows):
+            super().__init__(view, index, rows)
+
+        @property
+        def index(self):
+            type(self).looks += 1
+            return self._index
+
+        @index.setter
+        def index(self, value):
+            self._index = value
+
+    monkeypatch.setattr(module, "_Piece", Counted)
+    looks = {}
+    for count in (10, 200):
+        store = Store.open(tmp_path / str(count), {}, [Field("features", 4)], 1000, create=True)
+        Counted.looks = 0
+        writer = module.Writer(store)
+        for k in range(count):
+            writer.add(
+                np.zeros(1, int), np.array([k]), {"features": torch.full((1, 4), k, dtype=torch.float16)}
+            )
+        writer.close()
+        assert len(store.missing(0)) == 1000 - count
+        looks[count] = Counted.looks / count
+    assert looks[200] == looks[10]

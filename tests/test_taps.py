@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from fastanc.batch import Batch
+from fastanc.methods.base import Method
+from fastanc.models import zoo
 from fastanc.models.resnet_cifar import PreActResNet
 from fastanc.models.taps import Adapted, Tapped
 
@@ -238,3 +241,45 @@ def test_an_adapter_maps_the_features_and_leaves_the_logits() -> None:
     assert adapted.head is student.head
     out.logits.sum().backward()
     assert adapted.adapter.weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["resnet8_v1", "resnet8", "torchvision:resnet18"])
+def test_the_stem_is_what_enters_the_first_stage(name: str) -> None:
+    """Beside the family's stages, and equal to the stem's own layers run by hand."""
+    net = zoo.build(name, num_classes=5, image_px=64, stages=("stem", "layer1", "layer2")).eval()
+    images = torch.rand(2, 3, 64, 64)
+    x, bare = net.normalise(images), net.bare
+    if name == "resnet8":
+        stem = bare.conv1(x)
+    else:
+        stem = bare.bn1(bare.conv1(x)).relu()
+        stem = bare.maxpool(stem) if hasattr(bare, "maxpool") else stem
+    found = net(images).stages
+    torch.testing.assert_close(found[0], stem)
+    torch.testing.assert_close(found[1], bare.layer1(stem))
+    assert net.stage_channels()[0] == stem.shape[1]
+
+
+def test_fsp_with_the_stem_is_repdistillers_sum_of_three_matrices() -> None:
+    """RepDistiller's FSP, written out: matrices of neighbours among [stem, layer1, layer2, layer3]."""
+    stages = ("stem", "layer1", "layer2", "layer3")
+    nets = [zoo.build(name, num_classes=5, stages=stages).eval() for name in ("resnet8_v1", "resnet14_v1")]
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        student, teacher = (net(images) for net in nets)
+
+    def matrices(maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        found = []
+        for bottom, top in zip(maps[:-1], maps[1:]):
+            if bottom.shape[2] > top.shape[2]:
+                bottom = torch.nn.functional.adaptive_avg_pool2d(bottom, tuple(top.shape[2:]))
+            bottom, top = bottom.unsqueeze(1), top.unsqueeze(2)
+            found.append((bottom * top).flatten(3).mean(-1))
+        return found
+
+    pairs = list(zip(matrices(student.stages), matrices(teacher.stages)))
+    expected = sum((s - t).pow(2).mean() for s, t in pairs)
+    assert len(pairs) == 3
+    batch = Batch(images, labels=torch.zeros(4, dtype=torch.int64), target=teacher)
+    played = Method.get_choice_class("fsp")(weight=1.0).student_play({}, batch, student)
+    torch.testing.assert_close(played.terms["flow"], expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,6 +47,8 @@ class Writer:
         self.bytes_written = 0
         self._store = store
         self._pending: dict[int, list[_Piece]] = {}
+        # Counted along: a sum over the pieces of a shard would make small batches dearer the more there are.
+        self._rows: Counter[int] = Counter()
         self._queue: queue.Queue[_Piece | threading.Event | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="cache-write", daemon=True)
@@ -99,13 +102,14 @@ class Writer:
     def _collect(self, piece: _Piece) -> None:
         if piece.ready is not None:
             piece.ready.synchronize()
-        pending = self._pending.setdefault(piece.view, [])
-        pending.append(piece)
-        if sum(len(p.index) for p in pending) >= self._store.rows_per_shard:
+        self._pending.setdefault(piece.view, []).append(piece)
+        self._rows[piece.view] += len(piece.index)
+        if self._rows[piece.view] >= self._store.rows_per_shard:
             self._commit(piece.view)
 
     def _commit(self, view: int) -> None:
         pieces = self._pending.pop(view)
+        del self._rows[view]
         index = np.concatenate([piece.index for piece in pieces])
         rows = {name: torch.cat([piece.rows[name] for piece in pieces]).numpy() for name in pieces[0].rows}
         self.bytes_written += self._store.put_rows(view, index, rows)

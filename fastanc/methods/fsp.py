@@ -29,7 +29,8 @@ class Fsp(Method):
     """FSP matrices of consecutive stages, beside the task or before it; both networks have equal channels.
 
     Departs from the paper: the matrices relate the ends of consecutive stages (RepDistiller), not the first
-    and last map within a stage; a one-stage form is the default.
+    and last map within a stage; a one-stage form is the default. RepDistiller's further matrix, from the stem to
+    the first stage, comes with `stem` before the names in student.stages and teacher.stages.
     """
 
     weight: float = 50.0

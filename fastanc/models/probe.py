@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastanc.models.heads import may_be_head, pooled
-from fastanc.models.stages import has_channels_last
+from fastanc.models.stages import entered_by_stem, has_channels_last
 from fastanc.models.taps import Tapped, logits_of
 
 _IMAGES = 2
@@ -122,7 +122,10 @@ def _run(tapped: Tapped, usual_px: int | None) -> _Pass:
         if may_be_head(module)
     ]
     for name in tapped.stage_names:
-        hooks.append(tapped.bare.get_submodule(name).register_forward_hook(partial(_note, stages, name)))
+        if (first := entered_by_stem(tapped.bare, name)) is not None:
+            hooks.append(first.register_forward_pre_hook(partial(_note_entering, stages, name)))
+        else:
+            hooks.append(tapped.bare.get_submodule(name).register_forward_hook(partial(_note, stages, name)))
     px = tapped.image_px
     images = (noise((_IMAGES, tapped.in_channels, px, px)).to(tapped.scale.device) * 32 + 128).clamp(0, 255)
     try:
@@ -162,6 +165,10 @@ def _replace(
     calls.pop(name, None)
     calls[name] = _Call(module, args[0], noise(output.shape).to(output))
     return calls[name].noise.clone()  # a ReLU may write into what it gets
+
+
+def _note_entering(stages: dict[str, object], name: str, module: nn.Module, args: tuple[object, ...]) -> None:
+    stages[name] = args[0]
 
 
 def _note(stages: dict[str, object], name: str, module: nn.Module, args: object, output: object) -> None:

@@ -7,6 +7,8 @@ import re
 import torchvision
 from torch import Tensor, nn
 
+STEM = "stem"
+"""Names, among stages, the map that enters the family's first stage: RepDistiller's first map for FSP."""
 _SWIN = r"layers\.\d+"  # MNASNet has single convolutions under such names
 _STAGE_PATTERNS = (
     r"layer\d+",  # ResNets, own and torchvision's and timm's
@@ -34,6 +36,15 @@ def stages_of(network: nn.Module) -> tuple[str, ...]:
         f"{type(network).__name__} has no stages that fastanc knows: name the modules to tap in `stages`, "
         f"e.g. {', '.join(name for name, _ in network.named_children())}"
     )
+
+
+def entered_by_stem(network: nn.Module, name: str) -> nn.Module | None:
+    """Return the family's first stage where `name` is its stem and no module's; None for a module's name."""
+    inside, _, last = name.rpartition(".")
+    if last != STEM:
+        return None
+    owner = network.get_submodule(inside)
+    return None if hasattr(owner, STEM) else owner.get_submodule(stages_of(owner)[0])
 
 
 def has_channels_last(network: nn.Module, output: object) -> bool:

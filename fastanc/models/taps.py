@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastanc.batch import Outputs
 from fastanc.models.heads import as_linear, last_linear, may_be_head, pooled, width
-from fastanc.models.stages import stages_of
+from fastanc.models.stages import entered_by_stem, stages_of
 
 
 class _Frames:
@@ -34,6 +34,11 @@ def _keep_input(frames: _Frames, module: nn.Module, args: tuple[Tensor, ...]) ->
 def _keep_output(frames: _Frames, name: str, module: nn.Module, args: object, output: Tensor) -> None:
     if frames.open:
         frames.open[-1][name] = output
+
+
+def _keep_entering(frames: _Frames, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if frames.open:
+        frames.open[-1][name] = args[0]
 
 
 def logits_of(output: Any) -> Tensor:
@@ -67,7 +72,7 @@ class Tapped(Wrapper):
 
     `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without one
     as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
-    "auto" takes the family's own. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
+    "auto" takes the family's own; `stem`, where no module is called so, is what enters the first of these. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
     bare network's with every key under `bare.`. Raises ValueError when a name fits no module.
     What is built here is taken at its word: `probe.checked` runs it and finds the head that it really has.
     """
@@ -111,7 +116,10 @@ class Tapped(Wrapper):
         self._head_hook: RemovableHandle | None = None
         self.tap_head(self.head_name)
         for stage in self.stage_names:
-            self._module(stage).register_forward_hook(partial(_keep_output, self._frames, stage))
+            if (first := entered_by_stem(network, stage)) is not None:
+                first.register_forward_pre_hook(partial(_keep_entering, self._frames, stage))
+            else:
+                self._module(stage).register_forward_hook(partial(_keep_output, self._frames, stage))
 
     def tap_head(self, name: str | None, why_none: str = "") -> None:
         """Read the features at the layer `name` from now on; without one, `why_none` is the reason."""
@@ -244,5 +252,5 @@ def untap(network: nn.Module) -> None:
     for module in network.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
-                if getattr(hook, "func", None) in (_keep_input, _keep_output):
+                if getattr(hook, "func", None) in (_keep_input, _keep_output, _keep_entering):
                     del hooks[key]
