@@ -98,8 +98,8 @@ class NetworkConfig:
     head: str | None = None
     """Module name of the last linear layer; none finds it."""
     stages: tuple[str, ...] = ()
-    """Module names of the residual stages, for methods that read them; none takes the family's. `stem` is the map that
-    enters the family's first stage."""
+    """Module names of the residual stages, for methods that read them; none takes the family's. `stem` is the map
+    that enters the family's first stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,8 @@ class Tapped(Wrapper):
 
     `head` names the linear layer whose input are the features; by default it is the last nn.Linear. Without one
     as wide as the logits the features are None. `stages` names the modules whose outputs are the stage maps;
-    "auto" takes the family's own; `stem`, where no module is called so, is what enters the first of these. `mean` and `std` are per channel on the 0..1 scale. The state dict is the
+    "auto" takes the family's own; `stem`, where no module is called so, is what enters the first of these.
+    `mean` and `std` are per channel on the 0..1 scale. The state dict is the
     bare network's with every key under `bare.`. Raises ValueError when a name fits no module.
     What is built here is taken at its word: `probe.checked` runs it and finds the head that it really has.
     """
