@@ -3,7 +3,8 @@
 Without names it takes every classifier of torchvision and the smallest network of every class in every module of
 timm, at the smallest size of a few that each can read. Their weights are random. A row says which layer's input
 are the features, and by how much the map of them by `head` differs from the logits of the same pass, relative to
-the largest; or that there are none, and why. Of the stages it says where "auto" found maps, or why not.
+the largest; or that there are none, and why. Of the stages it says where "auto" found maps, or why not. Mean and
+std are those that its library publishes, which weights from a file are run with, too.
 """
 
 from __future__ import annotations
@@ -105,6 +106,16 @@ def stages(network: Tapped) -> str:
     return f"{len(maps)} maps, {' '.join(channels)} channels"
 
 
+def normalisation(network: Tapped) -> dict[str, str]:
+    """Return mean and std that the library publishes for a network's weights, and where it says so."""
+    mean, std = network.published
+    return {"mean": _numbers(mean), "std": _numbers(std), "normalised_by": network.published_by}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
 def row(name: str, sizes_px: Sequence[int] = SIZES_PX) -> dict[str, Any]:
     """Return what fastanc found of one network."""
     torch.manual_seed(0)
@@ -124,6 +135,7 @@ def row(name: str, sizes_px: Sequence[int] = SIZES_PX) -> dict[str, Any]:
             "difference": None if network.head is None else difference(network),
             "stages": stages(network),
             "why": network.no_head,
+            **normalisation(network),
         }
     return {**found, "seconds": time.perf_counter() - began}
 

@@ -32,6 +32,8 @@ class Bare(NamedTuple):
     """Per channel, 0..1 scale; means nothing to a network without weights."""
     std: Sequence[float] | None = None
     usual_px: int | None = None
+    source: str = ""
+    """Who says mean and std, and which crop and interpolation they belong to."""
 
 
 def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
@@ -54,7 +56,7 @@ def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
 
     # the names of a size in ViT and in MaxViT
     network = _at_size(make, shape, usual_px, ({"image_size": px}, {"input_size": (px, px)}))
-    return Bare(network, views.mean, views.std, usual_px)
+    return Bare(network, views.mean, views.std, usual_px, _torchvision_source(views))
 
 
 def _at_size(
@@ -95,7 +97,12 @@ def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool)
     if classes != shape.num_classes:
         _replace_head(network, name, shape.num_classes)
     views = weights.transforms()
-    return Bare(network, views.mean, views.std, views.crop_size[0])
+    return Bare(network, views.mean, views.std, views.crop_size[0], _torchvision_source(views))
+
+
+def _torchvision_source(views: Any) -> str:
+    cut = f"{views.crop_size[0]} of {views.resize_size[0]} px"
+    return f"torchvision's transforms ({views.interpolation.value}, {cut})"
 
 
 def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
@@ -136,7 +143,8 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
             f"the weights of timm:{rest} are not in the cache and could not be fetched "
             f"({type(error).__name__}): connect to the network once, or name a file in `weights`"
         ) from error
-    return Bare(network, published.mean, published.std, usual_px)
+    cut = f"{published.interpolation}, {published.crop_pct:.3g} of the side at {usual_px} px"
+    return Bare(network, published.mean, published.std, usual_px, f"timm's pretrained_cfg ({cut})")
 
 
 def published_classes(name: str) -> int | None:

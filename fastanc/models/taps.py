@@ -99,6 +99,9 @@ class Tapped(Wrapper):
         self.bare = network
         self.name, self.in_channels, self.image_px = name, in_channels, image_px
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        # Whoever builds it by name says where they are from, and what its library publishes.
+        self.normalised_by, self.published_by = "the caller", ""
+        self.published: tuple[Sequence[float], Sequence[float]] = (), ()
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
         self.maps_channels_last: frozenset[str] = frozenset()
         self.head_given, self.head_name, self.no_head = bool(head), head or last_linear(network), ""

@@ -166,10 +166,15 @@ def build(
         bare = _own(name, shape)
     state, metadata = ({}, {}) if weights is None else read_weights(weights)
     published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
-    if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)):
-        published = {"mean": bare.mean, "std": bare.std}
-    if weights is not None:
-        published.update(read_fields(weights, metadata, [key for key in ("mean", "std") if key in metadata]))
+    source = ""
+    if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)) and bare.mean:
+        published, source = {"mean": bare.mean, "std": bare.std}, bare.source or "the network's own"
+    if weights is not None and (told := [key for key in ("mean", "std") if key in metadata]):
+        published.update(read_fields(weights, metadata, told))
+        source = "its weights file"
+    source = source or ("the data set" if default_mean else "no source: 0.5 and 0.25")
+    if mean or std:
+        source = "the configuration" if mean and std else f"the configuration and {source}"
     tapped = Tapped(
         bare.network,
         head=head,
@@ -181,6 +186,8 @@ def build(
         in_channels=in_channels,
         image_px=image_px,
     )
+    tapped.normalised_by, tapped.published_by = source, bare.source
+    tapped.published = tuple(bare.mean or ()), tuple(bare.std or ())
     checked(tapped, usual_px=bare.usual_px)
     if weights is not None:
         other = tapped.head_name if new_head else None
@@ -261,6 +268,8 @@ def tap(
         in_channels=in_channels,
         image_px=image_px,
     )
+    of_images = "the data set" if default_mean else "ImageNet's, for want of another source"
+    tapped.normalised_by = "the caller" if mean else "the network's pretrained_cfg" if own_mean else of_images
     return checked(tapped)
 
 
@@ -300,7 +309,7 @@ def _own(name: str, shape: Shape) -> Bare:
             if is_registered(name):
                 raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
             published = (IMAGENET_MEAN, IMAGENET_STD) if name.endswith("_v1") else (None, None)
-            return Bare(family.make(shape, match.groups()), *published)
+            return Bare(family.make(shape, match.groups()), *published, source="its published weights")
     if (bare := make_registered(name, shape)) is not None:
         return bare
     known = ", ".join(example for example, _ in describe_names())
