@@ -186,7 +186,7 @@ def _small(data: Any, recipe: str | None, fields: Mapping[str, Any]) -> DataSet 
 def _result(folder: Path, given: Given) -> Result:
     """Return the student as its file holds it: of a moving average that is another one than was trained."""
     path = folder / "student.safetensors"
-    state, metadata = read_weights(path)
+    state, metadata, *_ = read_weights(path)
     if given.student is None:
         student = zoo.load_weights(path).bare
     else:

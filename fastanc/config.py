@@ -90,7 +90,9 @@ class NetworkConfig:
     name: str = "resnet8"
     """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[@pretrained]."""
     weights: str | None = None
-    """File of weights (.safetensors, .pt, .pth, .th); none starts from random ones."""
+    """File of weights (.safetensors, .pt, .pth, .th) or folder of a finished run; none starts from random ones."""
+    weights_key: str | None = None
+    """Which state dict of that file, e.g. state_dict_ema or model; none takes the only one, or the moving average."""
     mean: tuple[float, ...] | None = None
     """Channel means on the 0..1 scale; none takes the file's, the family's or the data set's."""
     std: tuple[float, ...] | None = None

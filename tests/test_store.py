@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -10,9 +11,11 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zlib
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,7 @@ from fastanc.cache.identity import differences, identity
 from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.rows import decode
 from fastanc.cache.store import Field, Store
+from fastanc.jobs.cache import JOBS
 from support.processes import forked
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -338,6 +342,73 @@ def test_verify_finds_every_kind_of_damage_and_the_rest_stays_right(tmp_path):
     fill(again, 0)
     assert again.verify() == []
     assert_right(again, [0])
+
+
+def test_what_cannot_be_told_is_never_dropped(tmp_path, monkeypatch):
+    store = make(tmp_path)
+    fill(store, 0)
+    files = data_files(store)
+    newer = json.loads(files[0].with_suffix(".json").read_text()) | {"format": 99}
+    files[0].with_suffix(".json").write_text(json.dumps(newer))
+    files[1].unlink()
+    files[1].symlink_to(files[1].name)  # ELOOP, as EIO and EACCES an error of the system
+    files[2].with_suffix(".json").unlink()
+    files[2].with_suffix(".json").symlink_to(files[2].with_suffix(".json").name)  # ELOOP, of the record
+    flip_byte(files[3], 1000)
+    before = {path for path in files[0].parent.iterdir()}
+    found = {d.shard: d.told for d in Store.at(store.path).verify(drop=True)}
+    assert found == {files[0].name: False, files[1].name: False, files[2].name: False, files[3].name: True}
+    assert before - set(files[0].parent.iterdir()) == {files[3], files[3].with_suffix(".json")}
+
+
+def _tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_broken_archive_leaves_nothing(tmp_path):
+    store = make(tmp_path / "a")
+    fill(store, 0)
+    identity = (store.path / "identity.json").read_bytes()
+    whole = export_cache(store, tmp_path / "whole.tar").read_bytes()
+    broken = tmp_path / "broken.tar"
+    cases = [
+        [("identity.json", identity), ("../evil", b"x")],
+        [("identity.json", identity), ("view-00000/shard-1-a.bin", "/etc/passwd")],
+        [("identity.json", b"{}")],
+        [("identity.json", b"[1]")],
+        [("identity.json", identity[:50])],
+        [("readme.txt", b"x")],
+        [],
+    ]
+    for members in cases:
+        _tar(broken, members)
+        with pytest.raises(ValueError, match=r"broken\.tar"):
+            import_cache(broken, tmp_path / "there")
+        assert not (tmp_path / "there").exists()
+    for length in (0, 100, 700, 5000, len(whole) // 2, len(whole) - 30000):
+        broken.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"broken\.tar"):
+            import_cache(broken, tmp_path / "there")
+        assert not (tmp_path / "there").exists()
+
+
+def test_one_bad_cache_does_not_hide_the_others(tmp_path, capsys):
+    store = make(tmp_path)
+    fill(store, 0)
+    (tmp_path / "a-bad").mkdir()
+    (tmp_path / "a-bad" / "identity.json").write_text("{")
+    assert JOBS["info"](Namespace(path=tmp_path)) == 2
+    said = capsys.readouterr()
+    assert str(store.path) in said.out
+    assert "a-bad/identity.json is not readable" in said.err
 
 
 @pytest.mark.parametrize("at", range(0, 8192, 731))

@@ -54,7 +54,7 @@ def import_cache(path: str | Path, cache_dir: str | Path) -> Store:
 
     Raises:
         FileNotFoundError: there is no such tar or cache.
-        ValueError: it is no cache, a shard came damaged (it is not kept), or there is no room.
+        ValueError: it is no cache (nothing is made of it), a shard came damaged (it is not kept), or no room.
     """
     path = Path(path)
     try:
@@ -70,15 +70,17 @@ def _add(path: Path, members: Members, cache_dir: Path) -> Store:
         raise ValueError(f"{path} is no exported cache: it does not begin with {IDENTITY}")
     identity = file.read()
     try:
-        target = cache_dir / folder_name(json.loads(identity))
-    except (ValueError, AttributeError) as error:
+        facts = json.loads(identity)
+        target = cache_dir / folder_name(facts)
+        Store(target, facts, 1)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is no exported cache: its {IDENTITY} is not readable") from error
+    if target.parent != cache_dir:  # a name may hold what a folder's must not
+        raise ValueError(f"{path} is no exported cache: its {IDENTITY} names a folder elsewhere")
     make_folder(target)
     if not (target / IDENTITY).exists():
         write_file(target / IDENTITY, [identity])
     for name, file in members:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{path} is no exported cache: it holds {name}")
         if (target / name).exists():
             continue
         make_folder((target / name).parent)
@@ -110,7 +112,10 @@ def _members(path: Path) -> Members:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: name an exported tar or a cache's folder")
     with tarfile.open(path, "r:") as tar:
+        for member in tar:  # to its end before anything is made, which reads the headers alone
+            if not member.isfile() or (member.name != IDENTITY and not _NAME.fullmatch(member.name)):
+                raise ValueError(f"{path} is no exported cache: it holds {member.name}")
         for member in tar:
             content = tar.extractfile(member)
-            if content is not None:
-                yield member.name, content
+            assert content is not None
+            yield member.name, content

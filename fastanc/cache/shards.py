@@ -30,6 +30,10 @@ class Damaged(Exception):
     """A shard that cannot be trusted; the message is the reason, without the shard's name."""
 
 
+class Untold(Damaged):
+    """A shard of which nothing can be told: it was not read whole, or is of another version; it may be sound."""
+
+
 class Section(NamedTuple):
     """A range of a shard's file; begins and ends on a page."""
 
@@ -170,15 +174,22 @@ def _record_crc(record: Mapping[str, Any]) -> int:
 def load_shard(record_path: Path, identity: str, parts: Sequence[Part]) -> Shard:
     """Return the shard of a commit record; raises Damaged with the reason where it cannot be trusted."""
     try:
-        record = json.loads(record_path.read_bytes())
+        data = record_path.read_bytes()
+    except OSError as error:
+        raise Untold(f"its commit record cannot be read ({error.strerror})") from error
+    try:
+        record = json.loads(data)
         crc = record.pop("crc32")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged("its commit record is not readable") from error
+    path = record_path.with_suffix(DATA)
+    made = record.get("format")
+    if isinstance(made, int) and made > FORMAT:  # its CRC may be made otherwise, too
+        raise Untold(f"it is of format {made}, this version reads {FORMAT}")
     if crc != _record_crc(record):
         raise Damaged("the CRC of its commit record is wrong")
-    path = record_path.with_suffix(DATA)
-    if record["format"] != FORMAT:
-        raise Damaged(f"it is of format {record['format']}, this version reads {FORMAT}")
+    if made != FORMAT:
+        raise Untold(f"it is of format {made}, this version reads {FORMAT}")
     if record["identity"] != identity or record["file"] != path.name:
         raise Damaged("its commit record belongs to another shard")
     sections = {name: Section(*values) for name, values in record["sections"].items()}
@@ -188,8 +199,10 @@ def load_shard(record_path: Path, identity: str, parts: Sequence[Part]) -> Shard
             raise Damaged(f"its commit record is of another size: {part.name} is not {wanted} bytes")
     try:
         found = path.stat().st_size
-    except OSError as error:
+    except FileNotFoundError as error:
         raise Damaged("its data file is gone") from error
+    except OSError as error:
+        raise Untold(f"its data file cannot be read ({error.strerror})") from error
     if found != record["bytes"]:
         raise Damaged(f"its file has {found} bytes where the commit record says {record['bytes']}")
     return Shard(path, record["rows"], record["first"], sections, record["bytes"])

@@ -31,6 +31,7 @@ from fastanc.cache.rows import Field, encode
 from fastanc.cache.shards import (
     DATA,
     Damaged,
+    Untold,
     explain,
     list_files,
     load_shard,
@@ -51,6 +52,8 @@ class Damage(NamedTuple):
     view: int
     shard: str
     reason: str
+    told: bool = True
+    """Whether it was read whole and is wrong; if not it may be sound, and is never dropped."""
 
 
 class Store:
@@ -213,20 +216,22 @@ class Store:
         """Read every shard, compare its CRCs, and return what cannot be trusted.
 
         Args:
-            drop: remove what is damaged, so that the next build computes those rows again.
+            drop: remove what was read whole and is wrong, so that the next build computes those rows again; a
+                shard of which that cannot be told (no right to read it, another format, a failing disk) stays.
             progress: show a bar.
         """
         damage: list[Damage] = []
         for view in self._view_folders():
             files = list_files(self._folder(view))
             with ThreadPoolExecutor(4) as pool:
-                reasons = pool.map(self.examine, files.records)
+                reasons = pool.map(self._examined, files.records)
                 hidden = None if progress else True
                 bar = tqdm(reasons, f"view {view}", len(files.records), unit="shard", disable=hidden)
-                for record, reason in zip(files.records, bar):
-                    if reason:
-                        damage.append(Damage(view, record.stem + DATA, reason))
-                        if drop:
+                for record, error in zip(files.records, bar):
+                    if error is not None:
+                        told = not isinstance(error, Untold)
+                        damage.append(Damage(view, record.stem + DATA, str(error), told))
+                        if drop and told:
                             record.unlink(missing_ok=True)
                             record.with_suffix(DATA).unlink(missing_ok=True)
             for path in files.uncommitted:
@@ -236,11 +241,16 @@ class Store:
 
     def examine(self, record: Path) -> str | None:
         """Read the shard of a commit record whole; return why it cannot be trusted, or None."""
+        error = self._examined(record)
+        return None if error is None else str(error)
+
+    def _examined(self, record: Path) -> Damaged | None:
         try:
-            shard = load_shard(record, self.hash, self._parts)
-            shard.check()
-        except (Damaged, OSError) as error:
-            return str(error)
+            load_shard(record, self.hash, self._parts).check()
+        except Damaged as error:
+            return error
+        except OSError as error:
+            return Untold(f"it cannot be read ({error.strerror})")
         return None
 
     def prune(self, views: Sequence[int] = (), *, stray_age_s: float = 3600.0) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from fastanc.cache.identity import IDENTITY
 from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.store import Store
-from fastanc.errors import explained
+from fastanc.errors import MISTAKE, explained, sentence
 from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
@@ -35,15 +36,23 @@ def _build(options: Namespace) -> None:
         print(f"{bench.store.path}: {built}")
 
 
-def _info(options: Namespace) -> None:
+def _info(options: Namespace) -> int:
     path: Path = options.path
     folders = [path] if (path / IDENTITY).is_file() else sorted(p.parent for p in path.glob(f"*/{IDENTITY}"))
     if not folders:
         raise FileNotFoundError(
             f"there is no cache in {path}: name a cache's folder, or the folder of caches"
         )
+    failed = 0
     for folder in folders:
-        print(json.dumps(Store.at(folder).info(), indent=1))
+        try:
+            print(json.dumps(Store.at(folder).info(), indent=1))
+        except (ValueError, OSError) as error:
+            if len(folders) == 1:
+                raise
+            print(f"fastanc: {sentence(error)}", file=sys.stderr)
+            failed += 1
+    return MISTAKE if failed else 0
 
 
 def _verify(options: Namespace) -> int:
@@ -54,7 +63,8 @@ def _verify(options: Namespace) -> int:
         store = Store.at(options.path)
     damage = store.verify(drop=options.drop, progress=True)
     for item in damage:
-        print(f"view {item.view}, {item.shard}: {item.reason}")
+        kept = "" if item.told else "; nothing can be told of it, so --drop leaves it"
+        print(f"view {item.view}, {item.shard}: {item.reason}{kept}")
     if options.teacher:
         for deviation in verify_teacher(
             store, bench.teacher.online(bench.source.device), bench.batches, options.teacher

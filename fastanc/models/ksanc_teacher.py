@@ -57,7 +57,7 @@ def load_estimators(teacher: Tapped, path: str | Path) -> KsancTeacher:
 
     Raises FileNotFoundError without the file; ValueError when it is of another teacher or no such file.
     """
-    state, metadata = read_weights(path)
+    state, metadata, *_ = read_weights(path)
     try:
         squeeze = json.loads(metadata["squeeze"])
     except (KeyError, ValueError):

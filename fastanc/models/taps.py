@@ -101,6 +101,7 @@ class Tapped(Wrapper):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         # Whoever builds it by name says where they are from, and what its library publishes.
         self.normalised_by, self.published_by = "the caller", ""
+        self.weights_from = ""
         self.published: tuple[Sequence[float], Sequence[float]] = (), ()
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
         self.maps_channels_last: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""Weight files: reading any, writing safetensors, and the digests that identify weights."""
+"""Weights: fitting them into networks, writing safetensors, and the digests that identify weights."""
 
 from __future__ import annotations
 
@@ -6,59 +6,29 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastanc.files import written
 from fastanc.models.taps import Adapted, Tapped, Wrapper, unwrapped
+from fastanc.models.weight_files import aligned, read_weights
+
+__all__ = [
+    "FIELDS",
+    "fit_weights",
+    "head_digest",
+    "read_fields",
+    "read_weights",
+    "save_weights",
+    "weights_digest",
+    "write_safetensors",
+]
 
 FIELDS = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
 """What a file of ours says of its network, each as JSON in the safetensors metadata."""
-_PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.")
-
-
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a file's state dict with the bare network's keys, on the CPU, and its safetensors metadata.
-
-    Takes .safetensors, and .pt, .pth or .th without executing anything in them; {"state_dict": ...} and
-    {"model": ...} are unwrapped and the prefixes of DataParallel, of `Wrapper`s and of torch.compile cut off.
-    Raises FileNotFoundError when there is no file, ValueError when it holds no weights.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist: correct the path")
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # of a damaged header there may come any
-            raise ValueError(f"weights file {path} is damaged ({error}): fetch or write it again") from error
-    else:
-        state = _unwrap(path, _unpickle(path))
-    while "head_name" not in metadata and (prefix := _common_prefix(state)):  # a file of ours has bare keys
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state, metadata
-
-
-def _unpickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged pickle may end in any: KeyError, IndexError, AttributeError ...
-        raise ValueError(
-            f"weights file {path} is damaged or holds more than tensors, which fastanc does not execute: "
-            "save its state dict alone"
-        ) from error
 
 
 def read_fields(
@@ -71,19 +41,6 @@ def read_fields(
         raise ValueError(f"weights file {os.fspath(path)} is damaged: fetch or write it again") from error
 
 
-def _unwrap(path: Path, content: object) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"weights file {path} holds no state dict: save the network's state_dict() alone")
-    return dict(content)
-
-
-def _common_prefix(state: Mapping[str, Tensor]) -> str | None:
-    return next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None)
-
-
 def fit_weights(
     network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], without: str | None = None
 ) -> None:
@@ -92,6 +49,7 @@ def fit_weights(
     Raises ValueError with the first differing keys and shapes.
     """
     own = network.state_dict()
+    state = aligned(dict(state), own)
     if without:
         own = {key: value for key, value in own.items() if not key.startswith(f"{without}.")}
         state = {key: value for key, value in state.items() if not key.startswith(f"{without}.")}

@@ -25,6 +25,7 @@ from fastanc.models.registered import (
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
 from fastanc.models.taps import Tapped
+from fastanc.models.weight_files import Weights, aligned
 from fastanc.models.weights import (
     FIELDS,
     fit_weights,
@@ -139,6 +140,7 @@ def build(
     in_channels: int = 3,
     image_px: int = 32,
     weights: str | os.PathLike[str] | None = None,
+    weights_key: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str | None = None,
@@ -149,9 +151,9 @@ def build(
 ) -> Tapped:
     """Return the network `name` (see `describe_names`) with its normalisation and taps, which were checked.
 
-    `weights` is a file (see `read_weights`). With `new_head` a head that was trained for other classes is
-    replaced by a fresh one. Mean and std come from the arguments, the file's metadata, what the library
-    publishes for the name if there are weights of whatever source, or the data set (`default_mean`,
+    `weights` is a file and `weights_key` a place in it (see `read_weights`). With `new_head` a head that was trained
+    for other classes is replaced by a fresh one. Mean and std come from the arguments, the file's metadata, what the
+    library publishes for the name if there are weights of whatever source, or the data set (`default_mean`,
     `default_std`), in this order; without any they are 0.5 and 0.25.
     Raises ValueError for an unknown name, weights that do not fit, and what `probe.checked` refuses,
     FileNotFoundError for weights that are neither here nor to be fetched.
@@ -164,7 +166,8 @@ def build(
         bare = from_timm(rest, shape, new_head=new_head)
     else:
         bare = _own(name, shape)
-    state, metadata = ({}, {}) if weights is None else read_weights(weights)
+    found = Weights({}, {}, "", ()) if weights is None else read_weights(weights, weights_key)
+    state, metadata = found.state, found.metadata
     published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
     source = ""
     if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)) and bare.mean:
@@ -187,6 +190,7 @@ def build(
         image_px=image_px,
     )
     tapped.normalised_by, tapped.published_by = source, bare.source
+    tapped.weights_from = _told(weights, found)
     tapped.published = tuple(bare.mean or ()), tuple(bare.std or ())
     checked(tapped, usual_px=bare.usual_px)
     if weights is not None:
@@ -195,8 +199,17 @@ def build(
     return tapped
 
 
+def _told(path: str | os.PathLike[str] | None, found: Weights) -> str:
+    """Say which weights were taken out of a file."""
+    if path is None:
+        return ""
+    others = f", not {' or '.join(found.others)} (weights_key chooses)" if found.others else ""
+    return os.fspath(path) + (f": {found.key}{others}" if found.key else "")
+
+
 def _same_shapes(network: nn.Module, state: Mapping[str, Tensor], part: str | None) -> bool:
     """Tell whether a file's head, the module `part`, has as many classes as the network's."""
+    state = aligned(dict(state), network.state_dict())
     own = {k: v for k, v in network.state_dict().items() if part is not None and k.startswith(f"{part}.")}
     return all(key in state and state[key].shape == value.shape for key, value in own.items())
 
@@ -206,7 +219,7 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
 
     Raises ValueError when the file does not say which network it belongs to.
     """
-    _, metadata = read_weights(path)
+    metadata = read_weights(path).metadata
     if "name" not in metadata:
         raise ValueError(f"weights file {os.fspath(path)} does not name its network: give the name beside it")
     said = read_fields(path, metadata, FIELDS)
@@ -274,7 +287,11 @@ def tap(
 
 
 def own_classes(
-    name: str, weights: str | os.PathLike[str] | None, in_channels: int = 3, image_px: int = 32
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    in_channels: int = 3,
+    image_px: int = 32,
+    weights_key: str | None = None,
 ) -> int | None:
     """Return how many classes a network knows by itself; None where nothing says it.
 
@@ -290,11 +307,12 @@ def own_classes(
             return fixed
     if weights is None:
         return None
-    state, metadata = read_weights(weights)
+    state, metadata, *_ = read_weights(weights, weights_key)
     if "num_classes" in metadata:
         return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=image_px).bare.state_dict()
+    state = aligned(state, built)
     found = {
         len(state[key])
         for key, value in built.items()

@@ -44,6 +44,7 @@ from fastanc.training.assemble_networks import (
     check_labels,
     compile_networks,
     open_teacher,
+    said_of,
 )
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input, data_notes, input_note
@@ -51,6 +52,7 @@ from fastanc.training.players import Average, Players, check_classes, frozen_of,
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Pace, Run, Settings
 from fastanc.training.schedule import factor
+from fastanc.training.trial import try_student
 
 _GAME_SEED = 1_000_003
 
@@ -308,7 +310,12 @@ def _open_game(config: Config, accelerator: Accelerator, source: Input, given: G
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         # DeepSpeed views weights as bytes, which needs the contiguous layout.
         networks["student"].to(memory_format=torch.channels_last)
-    notes = compile_networks(config, accelerator, images.channels, networks["student"], teacher)
+    share = config.data.batch // accelerator.num_processes // config.run.accumulate
+    notes = (
+        *said_of(student, teacher),
+        *try_student(networks["student"], max(share, 1), images.channels, config.data.image_px),
+    )
+    notes += compile_networks(config, accelerator, images.channels, networks["student"], teacher)
     if given.student is not None:  # each process may have drawn its own
         same_everywhere(accelerator, student)
     # Copied before the student is wrapped.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from fastanc.models.classes import pick_classes, read_columns
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.probe import answers_of
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, unwrapped
+from fastanc.models.weight_files import weights_file
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.teacher.frozen import FrozenTeacher
@@ -80,10 +80,14 @@ def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -
         raise ValueError(
             "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
         )
-    if weights not in (None, "random") and not Path(weights).is_file():
+    if weights not in (None, "random") and not weights_file(weights).is_file():
         raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
     own = zoo.own_classes(
-        teacher.name, None if weights == "random" else weights, images.channels, config.data.image_px
+        teacher.name,
+        None if weights == "random" else weights,
+        images.channels,
+        config.data.image_px,
+        teacher.weights_key,
     )
     if not (own or images.num_classes):
         raise ValueError(
@@ -118,7 +122,31 @@ def build_network(
     if given is not None:
         return zoo.tap(given, **options)
     return zoo.build(
-        config.name, num_classes=num_classes, weights=config.weights, new_head=new_head, **options
+        config.name,
+        num_classes=num_classes,
+        weights=config.weights,
+        weights_key=config.weights_key,
+        new_head=new_head,
+        **options,
+    )
+
+
+def said_of(student: Tapped, teacher: FrozenTeacher | None) -> tuple[str, ...]:
+    """Return a line for each network: weights, size, normalisation and what is read of it, each with its source."""
+    lines = [] if teacher is None else [f"teacher {_described(unwrapped(teacher.network))}"]
+    return (*lines, f"student {_described(student)}")
+
+
+def _described(network: Tapped) -> str:
+    count = sum(weight.numel() for weight in network.parameters())
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (network.mean, network.std))
+    head = (
+        f"features of {network.head_name}" if network.head is not None else f"logits only, {network.no_head}"
+    )
+    weights = f", weights {network.weights_from}" if network.weights_from else ""
+    return (
+        f"{network.title}{weights}: {count:,} parameters, {network.num_classes} classes, {head},"
+        f" mean {mean} and std {std} from {network.normalised_by}"
     )
 
 

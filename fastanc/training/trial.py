@@ -1,0 +1,75 @@
+"""The trial: the student trained on a batch of the run's shape, and nothing moved, before the first data is read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastanc.models.taps import Tapped, unwrapped
+
+_MOST = 2  # what goes through with two images goes through with more
+
+
+def try_student(network: nn.Module, images: int, channels: int, image_px: int) -> tuple[str, ...]:
+    """Pass a batch through the student in training mode; freeze what no output depends on, and say it.
+
+    A parameter without a gradient stops several processes, which wait for it, and learns nothing in one. Buffers,
+    gradients and random numbers stay as they are.
+
+    Args:
+        network: the student with what the method puts around it, in training mode.
+        images: of a pass of one process.
+        channels: of an image.
+        image_px: its side.
+
+    Returns:
+        Sentences for the log.
+
+    Raises:
+        ValueError: it cannot be trained on such a batch, its logits are not finite, or nothing in it learns.
+    """
+    student, named = unwrapped(network), dict(network.named_parameters())
+    learning = {name: weight for name, weight in named.items() if weight.requires_grad}
+    if not learning:
+        raise ValueError(
+            f"the student {student.title} has no weights to train: let some require a gradient, or take another"
+        )
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            gradients = _gradients(network, student, list(learning.values()), images, channels, image_px)
+    finally:
+        with torch.no_grad():
+            for buffer, kept in before:
+                buffer.copy_(kept)
+    unused = [name for name, gradient in zip(learning, gradients) if gradient is None]
+    for name in unused:
+        learning[name].requires_grad_(False)
+    if not unused:
+        return ()
+    some = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+    return (f"the student's logits do not depend on {some}: these weights stay as they are",)
+
+
+def _gradients(
+    network: nn.Module, student: Tapped, weights: list[Tensor], images: int, channels: int, image_px: int
+) -> tuple[Tensor | None, ...]:
+    count, place = min(images, _MOST), student.scale.device
+    batch = torch.randint(256, (count, channels, image_px, image_px), dtype=torch.uint8, device=place)
+    try:
+        out = network(batch)
+        parts = [out.logits, out.features, *(out.stages or ()), out.descriptors]
+        total = torch.stack([part.float().sum() for part in parts if part is not None]).sum()
+        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    except Exception as error:  # whatever a network says to a batch that it cannot take
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise ValueError(
+            f"the student {student.title} cannot be trained on {images} image{'s' * (images != 1)} of {image_px} x"
+            f" {image_px} in a pass of a process ({reason}): change data.batch or data.image_px, or take another network"
+        ) from error
+    if not bool(out.logits.isfinite().all()):
+        raise ValueError(
+            f"the student {student.title} gives logits that are not finite: name sound weights, or another network"
+        )
+    return gradients

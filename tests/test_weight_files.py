@@ -1,0 +1,233 @@
+"""Files of weights as users bring them: the right tensors are taken and said, or one sentence refuses the file."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import os
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fastanc.models.weight_files import read_weights
+from fastanc.models.zoo import build, register_network, save_weights
+
+
+def state(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return build("resnet8", num_classes=4).bare.state_dict()
+
+
+RAW, AVERAGE = state(0), state(1)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("raw", ["state_dict", "model", "params", "net"])
+@pytest.mark.parametrize(
+    "average", ["state_dict_ema", "model_ema", "ema", "params_ema", "ema_model", "averaged"]
+)
+def test_the_moving_average_is_taken_and_said_and_the_key_chooses(
+    tmp_path: Path, raw: str, average: str
+) -> None:
+    path = tmp_path / "both.pth"
+    torch.save({"epoch": 3, raw: RAW, average: AVERAGE, "optimizer": {"state": {0: RAW}}}, path)
+    assert same(read_weights(path).state, AVERAGE)
+    assert read_weights(path)[2:] == (average, (raw,))
+    assert same(read_weights(path, raw).state, RAW)
+    assert build("resnet8", num_classes=4, weights=path).weights_from == (
+        f"{path}: {average}, not {raw} (weights_key chooses)"
+    )
+    with pytest.raises(ValueError, match=rf"no state dict at weights_key best: take one of .*{raw}"):
+        read_weights(path, "best")
+
+
+@pytest.mark.parametrize(
+    "keys", [("teacher", "student"), ("generator", "discriminator"), ("model", "state_dict")]
+)
+def test_several_that_nothing_tells_apart_are_refused_by_name(tmp_path: Path, keys: tuple[str, str]) -> None:
+    path = tmp_path / "two.pth"
+    torch.save({keys[0]: RAW, keys[1]: AVERAGE}, path)
+    with pytest.raises(ValueError, match=f"several state dicts, {', '.join(sorted(keys))}: say which"):
+        read_weights(path)
+    assert same(read_weights(path, keys[1]).state, AVERAGE)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "net", "network", "weights", "params", "anything"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net._orig_mod.", "_orig_mod.module."])
+def test_wrapped_and_prefixed_ones_are_found(tmp_path: Path, key: str, prefix: str) -> None:
+    path = tmp_path / "one.pth"
+    torch.save(
+        {"args": argparse.Namespace(lr=1), "outer": {key: under(prefix, RAW)}, "best": np.float64(3)}, path
+    )
+    assert same(read_weights(path).state, RAW)
+
+
+def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
+    class Inner(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.model(images)
+
+    register_network("all_under_model")(Inner)
+    torch.save(Inner(4).state_dict(), tmp_path / "own.pth")
+    again = build("all_under_model", num_classes=4, weights=tmp_path / "own.pth")
+    saved = torch.load(tmp_path / "own.pth", weights_only=True)
+    assert same(again.bare.state_dict(), saved)
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """As easydict, OmegaConf and the like keep them."""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(a=Path("x")),
+        np.float32(1.5),
+        np.arange(3),
+        Path("/x"),
+        Settings(a=1),
+        {collections.Counter},
+    ],
+)
+def test_what_lies_beside_the_weights_is_not_in_the_way(tmp_path: Path, beside: object, zipped: bool) -> None:
+    torch.save({"model": RAW, "beside": beside}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert same(read_weights(tmp_path / "x.pth").state, RAW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_fit(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save(
+        {key: value.to(dtype) if value.is_floating_point() else value for key, value in RAW.items()},
+        p := tmp_path / "h.pt",
+    )
+    network = build("resnet8", num_classes=4, weights=p)
+    assert torch.equal(network.bare.conv1.weight, RAW["conv1.weight"].to(dtype).float())
+
+
+def test_a_file_is_known_by_its_content_not_by_its_name(tmp_path: Path) -> None:
+    save_file(RAW, tmp_path / "a.pth")
+    torch.save(RAW, tmp_path / "b.safetensors")
+    assert same(read_weights(tmp_path / "a.pth").state, RAW)
+    assert same(read_weights(tmp_path / "b.safetensors").state, RAW)
+
+
+def test_the_folder_of_a_run_means_its_student(tmp_path: Path) -> None:
+    network = build("resnet8", num_classes=4)
+    save_weights(network, tmp_path / "student.safetensors")
+    assert same(read_weights(tmp_path).state, network.bare.state_dict())
+
+
+def strange(folder: Path) -> dict[str, str]:
+    """Write files that are no weights; return what is said of each."""
+    network = nn.Sequential(nn.Linear(3, 4))
+    torch.save(network, folder / "whole.pth")
+    torch.jit.save(torch.jit.script(network), folder / "script.pth")
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3),)), folder / "program.pt2")
+    with zipfile.ZipFile(folder / "zip.pth", "w") as archive:
+        archive.writestr("readme.txt", "x")
+    with tarfile.open(folder / "tar.pth", "w") as tar:
+        tar.addfile(tarfile.TarInfo("x"), io.BytesIO())
+    (folder / "lfs.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    (folder / "page.pth").write_bytes(b"\n<!DOCTYPE html><html></html>")
+    (folder / "empty.pth").touch()
+    (folder / "gz.pth").write_bytes(b"\x1f\x8b\x08\x00rest")
+    (folder / "net.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    torch.save({"epoch": 3, "optimizer": {"a": torch.ones(1)}}, folder / "none.pth")
+    return {
+        "whole.pth": r"state_dict\(\), 'weights.pth'\)",
+        "script.pth": r"TorchScript program: .*torch\.jit\.load",
+        "program.pt2": r"torch\.export: .*torch\.export\.load",
+        "zip.pth": "zip of something else",
+        "tar.pth": "is a tar: unpack",
+        "lfs.pth": "git lfs pull",
+        "page.pth": "web page",
+        "empty.pth": "is empty",
+        "gz.pth": "gzip",
+        "net.onnx": "ONNX",
+        "none.pth": "no state dict",
+    }
+
+
+def test_what_holds_no_weights_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:
+    for name, sentence in strange(tmp_path).items():
+        with pytest.raises(ValueError, match=sentence) as refused:
+            read_weights(tmp_path / name)
+        assert str(tmp_path / name) in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damage_anywhere_ends_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    tensors, path = {"a.weight": torch.ones(3, 4), "a.bias": torch.ones(3)}, tmp_path / f"w.{kind}"
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(
+            {"state_dict": tensors, "args": argparse.Namespace(a=1)},
+            path,
+            _use_new_zipfile_serialization=kind == "zip",
+        )
+    whole, draw = path.read_bytes(), random.Random(0)
+    refused = 0
+    for k in range(300):
+        data = bytearray(whole)
+        if k % 3:
+            for _ in range(1 + k % 4):
+                data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        else:
+            del data[draw.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            read_weights(path)
+        except ValueError as error:
+            refused += str(path) in str(error)
+    assert refused > 100
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    class Trap:
+        def __init__(self, call: object, *args: object) -> None:
+            self.made = call, args
+
+        def __reduce__(self) -> object:
+            return self.made
+
+    witness = tmp_path / "executed"
+    for k, trap in enumerate(
+        [
+            Trap(os.mkdir, str(witness)),
+            Trap(exec, f"open({str(witness)!r}, 'w')"),
+            Trap(open, str(witness), "w"),
+        ]
+    ):
+        for zipped in (True, False):
+            torch.save(
+                {"model": RAW, "args": trap},
+                path := tmp_path / f"{k}.pth",
+                _use_new_zipfile_serialization=zipped,
+            )
+            try:
+                assert same(read_weights(path).state, RAW)
+            except ValueError as error:
+                assert "does not execute" in str(error)  # noqa: PT017
+            assert not witness.exists()
