@@ -43,19 +43,19 @@ def pick_classes(network: Tapped, columns: Sequence[int]) -> Tapped:
         picked, stages = Columns(picked, columns), tuple(f"whole.{name}" for name in stages)
     else:
         _cut(picked.get_submodule(network.head_name), list(columns))
-    return checked(
-        Tapped(
-            picked,
-            head=network.head_name,
-            stages=stages,
-            mean=network.mean,
-            std=network.std,
-            num_classes=len(columns),
-            name=network.name,
-            in_channels=network.in_channels,
-            image_px=network.image_px,
-        )
+    some = Tapped(
+        picked,
+        head=network.head_name,
+        stages=stages,
+        mean=network.mean,
+        std=network.std,
+        num_classes=len(columns),
+        name=network.name,
+        in_channels=network.in_channels,
+        image_px=network.image_px,
     )
+    some.normalised_by, some.weights_from = network.normalised_by, network.weights_from
+    return checked(some)
 
 
 def _cut(head: nn.Module, columns: list[int]) -> None:

@@ -66,7 +66,7 @@ def _gradients(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise ValueError(
             f"the student {student.title} cannot be trained on {images} image{'s' * (images != 1)} of {image_px} x"
-            f" {image_px} in a pass of a process ({reason}): change data.batch or data.image_px, or take another network"
+            f" {image_px} in a process's pass ({reason}): change data.batch or data.image_px, or take another network"
         ) from error
     if not bool(out.logits.isfinite().all()):
         raise ValueError(
