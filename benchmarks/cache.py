@@ -3,7 +3,8 @@
 Rows of 2048 x fp16 (4 KB) in random order, none twice, a batch at a time. Cold: the files' pages are dropped with
 POSIX_FADV_DONTNEED before, and the reader is opened anew. The variants take turns, so that a busy machine slows
 all of them; the median over the rounds counts, and `of_raw` is the median of each round's ratio to the
-faster of the two raw preads (8 threads, which cold pages want, and one, which is best for warm ones).
+faster of the two raw preads (8 threads, which cold pages want, and one, which is best for warm ones). `unchecked` is
+ours without comparing the checksums.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.harness import record, table
+from fastanc.cache.column import Column
 from fastanc.cache.store import Field, Store
 
 WIDTH, ROW_BYTES, THREADS, BATCH = 2048, 4096, 8, 256
 MAX_FILES = 20_000
+WRITTEN_AT_ONCE = 16_384
 Read = Callable[[np.ndarray], np.ndarray]
 Rates = dict[str, dict[str, list[tuple[float, float]]]]
 """Store -> cold or warm -> rows/s and rows per CPU second of every round."""
@@ -33,15 +37,41 @@ Rates = dict[str, dict[str, list[tuple[float, float]]]]
 
 def ours(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
     store = Store.open(folder, {}, (Field("features", WIDTH),), len(rows), create=True)
-    for first in range(0, len(rows), store.rows_per_shard):
-        block = rows[first : first + store.rows_per_shard]
+    for first in range(0, len(rows), WRITTEN_AT_ONCE):
+        block = rows[first : first + WRITTEN_AT_ONCE]
         store.put(0, np.arange(first, first + len(block)), {"features": block})
 
     def begin() -> Read:
-        reader = Store.at(store.path).reader(THREADS)
+        reader = Store.at(store.path).reader()
         return lambda index: reader.read(index, np.zeros(len(index), np.int64))[0]["features"].numpy()
 
     return begin
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Take every row for right in the block."""
+    fits = Column.fits
+    Column.fits = lambda self, index, rows: np.ones(len(index), bool)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Column.fits = fits  # type: ignore[method-assign]
+
+
+def ours_unchecked(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
+    begin = ours(folder, rows)
+
+    def begin_unchecked() -> Read:
+        read = begin()
+
+        def without(index: np.ndarray) -> np.ndarray:
+            with unchecked():
+                return read(index)
+
+        return without
+
+    return begin_unchecked
 
 
 def raw_pread(folder: Path, rows: np.ndarray, threads: int = THREADS) -> Callable[[], Read]:
@@ -126,6 +156,7 @@ def file_per_row(folder: Path, rows: np.ndarray) -> Callable[[], Read]:
 
 VARIANTS: dict[str, Callable[[Path, np.ndarray], Callable[[], Read]]] = {
     "ours": ours,
+    "ours, unchecked": ours_unchecked,
     "raw pread": raw_pread,
     "raw pread, 1 thread": partial(raw_pread, threads=1),
     ".npy memmap": npy_memmap,

@@ -144,7 +144,7 @@ def _cache_parsers(jobs: Any) -> None:
     build.add_argument("--students", type=int, default=1, help="students to come, for the break-even")
     build.set_defaults(takes_fields=True)
     job("info", "what a cache holds").add_argument("path", type=Path, help="a cache, or a folder of caches")
-    verify = job("verify", "check every shard; with --teacher N run the teacher again on N rows")
+    verify = job("verify", "check every row; with --teacher N run the teacher again on N rows")
     verify.add_argument("path", type=Path, nargs="?", help="a cache; none takes the recipe's")
     verify.add_argument("--teacher", type=int, default=0, metavar="N", help="rows to compute again")
     verify.add_argument("--drop", action="store_true", help="remove what is damaged, for the next build")

@@ -124,6 +124,8 @@ class TeacherConfig(NetworkConfig):
     """Folder that holds caches side by side, each named by its identity."""
     rows: str = "fp16"
     """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
+    pad_rows: bool = False
+    """Cached rows begin on 4096-byte pages, for file systems that lock pages between nodes (Lustre, GPFS)."""
     memory_gib: float = free(2.0)
     """Complete cached views are held in memory, the device's if it is CUDA, when they fit into so much (read)."""
     precision: str = "fp32"

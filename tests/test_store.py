@@ -1,4 +1,4 @@
-"""The cache on disk is trusted like a database: exact, identified, crash-safe, verifiable."""
+"""The cache on disk is trusted like a database: exact, identified, crash-safe, and every row certifies itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import sys
 import tarfile
 import threading
 import time
-import zlib
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,11 +21,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fastanc.cache.checksum import _keys, checksums, seed_of
+from fastanc.cache.column import Column
 from fastanc.cache.identity import differences, identity
 from fastanc.cache.moving import export_cache, import_cache
-from fastanc.cache.rows import decode
+from fastanc.cache.rows import PAGE, decode, encode
 from fastanc.cache.store import Field, Store
+from fastanc.cache.writer import Writer
 from fastanc.jobs.cache import JOBS
 from support.processes import forked
 
@@ -41,8 +44,8 @@ def facts(**changes):
     return identity({"name": "digits", "decoder": "cpu"}, {"rule": "PadCrop", "out_px": 32}, 7, teacher)
 
 
-def make(path, fields=FIELDS, rows_per_shard=16, n=N, **changes) -> Store:
-    return Store.open(path, facts(**changes), fields, n, rows_per_shard, create=True)
+def make(path, fields=FIELDS, n=N, **changes) -> Store:
+    return Store.open(path, facts(**changes), fields, n, create=True)
 
 
 def values(view, index) -> dict[str, np.ndarray]:
@@ -52,10 +55,10 @@ def values(view, index) -> dict[str, np.ndarray]:
     return {"features": features, "descriptors": features[:, :5] / 3}
 
 
-def fill(store: Store, view: int, missing: np.ndarray | None = None) -> None:
+def fill(store: Store, view: int, missing: np.ndarray | None = None, at_once: int = 16) -> None:
     missing = store.missing(view) if missing is None else missing
-    for k in range(0, len(missing), store.rows_per_shard):
-        index = missing[k : k + store.rows_per_shard]
+    for k in range(0, len(missing), at_once):
+        index = missing[k : k + at_once]
         store.put(view, index, values(view, index))
 
 
@@ -70,20 +73,34 @@ def assert_right(store: Store, views) -> None:
         np.testing.assert_array_equal(got[name], wanted)
 
 
-def data_files(store: Store, view: int = 0) -> list[Path]:
-    return sorted((store.path / f"view-{view:05d}").glob("*.bin"))
+def file_of(store: Store, kind: str = "rows", view: int = 0, field: str = "features") -> Path:
+    return store.path / f"view-{view:05d}" / f"{field}.{kind}"
 
 
-def flip_byte(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
+def flip(path: Path, bit: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def trusted(store: Store, view: int = 0) -> np.ndarray:
+    """Return which images a new reader takes for present, [N] bool; what it takes must be right."""
+    reader = Store.at(store.path).reader()
+    index = np.arange(store.num_images)
+    rows, present = reader.read(index, np.full(len(index), view), partial=True)
+    reader.close()
+    got = decode(rows, store.fields)
+    for name, wanted in values(view, index).items():
+        np.testing.assert_array_equal(got[name].numpy()[present], wanted[present])
+    return present
 
 
 def test_reader_against_numpy_indexing(tmp_path):
     store = make(tmp_path)
     fill(store, 0)  # contiguous ranges
-    for index in np.array_split(np.random.default_rng(1).permutation(N), 7):  # lists, in an epoch's order
+    for index in np.array_split(np.random.default_rng(1).permutation(N), 7):  # an epoch's order
         store.put(3, index, values(3, index))
     assert store.views() == [0, 3]
     assert store.complete(0)
@@ -92,25 +109,51 @@ def test_reader_against_numpy_indexing(tmp_path):
     assert_right(Store.at(store.path), [3, 0])
 
 
-def test_ranges_and_lists_mixed_with_duplicates_read_the_first_come(tmp_path):
-    store = make(tmp_path)
-    store.put(0, np.arange(10, 30), values(0, np.arange(10, 30)))
-    store.put(0, np.arange(25, 40), values(9, np.arange(25, 40)))  # overlaps: 25..29 are of the first shard
-    store.put(0, np.array([60, 5, 12]), values(8, np.array([60, 5, 12])))
-    reader = Store.at(store.path).reader()
-    index = np.array([60, 12, 27, 33, 5, 10])
-    wanted = [
-        values(8, [60]),
-        values(0, [12]),
-        values(0, [27]),
-        values(9, [33]),
-        values(8, [5]),
-        values(0, [10]),
-    ]
-    got = reader.get(index, np.zeros(6, int))["features"]
-    reader.close()
-    np.testing.assert_array_equal(got, np.concatenate([w["features"] for w in wanted]))
-    np.testing.assert_array_equal(store.missing(0), sorted({*range(N)} - {*range(10, 40), 60, 5}))
+def test_the_files_are_plain_arrays_that_numpy_maps(tmp_path):
+    """Row i of a field at i times its bytes, its checksum at 8 i: computed here by Python's integers."""
+    store = make(tmp_path, (Field("features", 24), Field("descriptors", 5, "uint8")))
+    fill(store, 4)
+    wanted = values(4, np.arange(N))
+    np.testing.assert_array_equal(
+        np.memmap(file_of(store, view=4), "<f2", "r").reshape(N, 24), wanted["features"].astype("<f2")
+    )
+    layout = np.dtype([("code", "u1", 5), ("scale", "<f4"), ("low", "<f4")])
+    mapped = np.memmap(file_of(store, view=4, field="descriptors"), layout, "r")
+    assert len(mapped) == N
+    decoded = mapped["code"] * mapped["scale"][:, None] + mapped["low"][:, None]
+    np.testing.assert_allclose(decoded, wanted["descriptors"], atol=128 / 255 / 3 / 2 + 1e-4)
+
+    keys = [int(key) for key in _keys(7)]
+    row = file_of(store, view=4).read_bytes()[48 * 17 : 48 * 18]
+    words = [int.from_bytes(row[k : k + 8], "little") for k in range(0, 48, 8)]
+    total = sum((word ^ word >> 32) * key for word, key in zip(words, keys[1:], strict=True))
+    total += 18 * keys[0] + seed_of(store.hash, 4, "features")
+    assert np.fromfile(file_of(store, "sums", view=4), "<u8")[17] == total % 2**64
+
+
+def test_the_checksum_finds_every_flip_of_one_and_two_bits_and_every_other_place():
+    rng = np.random.default_rng(0)
+    row = rng.integers(0, 256, (1, 20), np.uint8)  # not whole words
+    at, seed = np.array([5]), 77
+    wanted = checksums(row, at, seed)[0]
+    flips = [np.packbits(np.eye(160, dtype=np.uint8)[k]) for k in range(160)]
+    one = np.array([row[0] ^ flip for flip in flips])
+    two = np.array([row[0] ^ a ^ b for k, a in enumerate(flips) for b in flips[:k]])
+    for changed in (one, two):
+        assert wanted not in checksums(changed, np.repeat(at, len(changed)), seed)
+    assert wanted not in checksums(np.repeat(row, 5, 0), np.arange(5), seed)
+    assert wanted != checksums(row, at, seed + 1)[0]
+    assert (_keys(4096) % 2 == 1).all()
+    assert len(set(_keys(4096).tolist())) == 4096
+    zeros = np.zeros((1000, 48), np.uint8)
+    assert (checksums(zeros, np.arange(1000), 0) != 0).all()
+
+
+def test_zero_is_never_a_checksum(monkeypatch):
+    """A row whose sum is 0 by chance would be missing for ever."""
+    row, at = np.zeros((1, 8), np.uint8), np.array([3])
+    seed = (-int(checksums(row, at, 0)[0])) % 2**64
+    assert checksums(row, at, seed)[0] == 1
 
 
 @pytest.mark.parametrize("answer", ["warm", "partly", "never", "unsupported"])
@@ -151,17 +194,22 @@ def test_an_error_of_the_disk_is_not_taken_for_a_cold_row(tmp_path, monkeypatch)
     reader.close()
 
 
-def test_a_row_of_2048_fp16_is_one_aligned_page_and_features_lie_apart(tmp_path):
-    store = Store.open(tmp_path, facts(), (Field("features", 2048), Field("logits", 10)), N, create=True)
-    rng = np.random.default_rng(0)
-    rows = {"features": rng.random((9, 2048), np.float32), "logits": rng.random((9, 10), np.float32)}
-    store.put(0, np.arange(9), rows)
-    raw = np.fromfile(data_files(store)[0], np.uint8)
-    assert len(raw) % 4096 == 0
-    pages = raw[: 9 * 4096].view(np.float16).reshape(9, 2048)
-    np.testing.assert_array_equal(pages, rows["features"].astype(np.float16))
-    logits = raw[9 * 4096 : 9 * 4096 + 180].view(np.float16).reshape(9, 10)
-    np.testing.assert_array_equal(logits, rows["logits"].astype(np.float16))
+def test_rows_may_begin_on_pages(tmp_path):
+    store = make(tmp_path, (Field("features", 24, align=PAGE),))
+    index = np.random.default_rng(2).permutation(N)[:60]
+    store.put(0, index, {"features": values(0, index)["features"]})
+    pages = np.fromfile(file_of(store), np.uint8).reshape(N, PAGE)
+    np.testing.assert_array_equal(
+        pages[index, :48].copy().view("<f2"), values(0, index)["features"].astype("<f2")
+    )
+    assert not pages[:, 48:].any()
+    reader = Store.at(store.path).reader()
+    got = reader.get(np.sort(index), np.zeros(60, int))["features"]
+    reader.close()
+    np.testing.assert_array_equal(got, values(0, np.sort(index))["features"])
+    assert [found.right for found in store.verify()] == [60]
+    with pytest.raises(FileNotFoundError, match="which differs in fields"):
+        Store.open(tmp_path, facts(), (Field("features", 24),), N)
 
 
 @pytest.mark.parametrize("kind", ["relu", "signed", "zero", "constant"])
@@ -189,25 +237,21 @@ def test_uint8_error_is_half_a_step_of_each_row(tmp_path, kind):
         assert (error > span / 255 / 4).any()  # the bound is not idle
 
 
-def test_a_shard_committed_while_a_row_is_looked_up_is_read(tmp_path):
+def test_a_row_that_another_process_writes_is_found_when_it_is_asked_for(tmp_path):
     store = make(tmp_path)
-    reader, table, find = store.reader(), store.table(0), store.table(0).find
-
-    def committed_meanwhile(index):
-        if not table.shards:
-            fill(store, 0)
-            table.refresh()
-        return find(index)
-
-    table.find = committed_meanwhile
+    store.put(0, np.arange(10), values(0, np.arange(10)))
+    reader = store.reader()
+    reader.get(np.arange(10), np.zeros(10, int))
+    assert os.waitpid(forked(lambda: fill(make(tmp_path), 0)), 0)[1] == 0
     got = reader.get(np.array([3, 40]), np.array([0, 0]))
     np.testing.assert_array_equal(got["features"], values(0, np.array([3, 40]))["features"])
+    assert store.look_again(0, np.array([70, 71])).all()
     reader.close()
 
 
 def test_rows_stay_right_while_other_threads_commit(tmp_path):
     n = 600
-    store = Store.open(tmp_path, facts(), (Field("features", 24, "uint8"),), n, 5, create=True)
+    store = Store.open(tmp_path, facts(), (Field("features", 24, "uint8"),), n, create=True)
     order = np.random.default_rng(4).permutation(n)
     wanted = np.repeat(np.arange(n) % 255, 24).reshape(n, 24).astype(np.float32)
     wanted[:, 0] = 255  # a scale of one: uint8 is exact
@@ -216,7 +260,6 @@ def test_rows_stay_right_while_other_threads_commit(tmp_path):
     def write() -> None:
         for k in range(0, n, 5):
             store.put(0, order[k : k + 5], {"features": wanted[order[k : k + 5]]})
-            store.table(0).refresh()
         done.set()
 
     def read(seed: int) -> int:
@@ -235,26 +278,6 @@ def test_rows_stay_right_while_other_threads_commit(tmp_path):
         writing.result(1800)
         assert all(job.result(1800) for job in reading)
     reader.close()
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "uint8"])
-def test_a_shard_that_could_not_be_opened_once_shifts_no_row(tmp_path, dtype):
-    store = Store.open(tmp_path, facts(), (Field("features", 24, dtype),), N, 10, create=True)
-    rows = np.random.default_rng(5).random((N, 24), np.float32)
-    for k in range(0, N, 10):  # shards of two kinds, so that their sections begin at different places
-        index = np.arange(k, k + 10) if k % 20 else np.arange(k, k + 10)[::-1]
-        store.put(0, index, {"features": rows[index]})
-    reader, every = store.reader(), np.arange(N)
-    assert len(store.table(0).shards) == 10
-    hidden = data_files(store)[6]
-    hidden.rename(tmp_path / "hidden")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="cannot be opened"):
-            reader.get(every, every * 0)
-    (tmp_path / "hidden").rename(hidden)
-    got = reader.get(every, every * 0)["features"]
-    reader.close()
-    np.testing.assert_allclose(got, rows, atol=1 / 510 + 1e-3)
 
 
 def test_missing_row_names_view_image_and_command(tmp_path):
@@ -298,7 +321,7 @@ def test_not_finite_values_are_refused_by_name(tmp_path):
         rows = values(1, np.arange(20))
         rows["features"][[4, 7], 3] = bad
         with pytest.raises(
-            ValueError, match=r"view 1: the features of 2 images \(4, 7\) are not finite as float16"
+            ValueError, match=r"view 1: the features of 2 images \(4, 7\) are not finite as fp16"
         ):
             store.put(1, np.arange(20), rows)
     assert len(store.missing(1)) == N
@@ -309,59 +332,161 @@ def test_not_finite_values_are_refused_by_name(tmp_path):
         single.put(1, np.arange(20), rows)
 
 
-def test_verify_finds_every_kind_of_damage_and_the_rest_stays_right(tmp_path):
+@pytest.mark.parametrize("kind", ["rows", "sums"])
+def test_no_flipped_bit_is_trusted_and_the_row_comes_back(tmp_path, kind):
+    """Every bit of a row, and of its checksum: never handed out, named, found by verify, computed again."""
     store = make(tmp_path)
     fill(store, 0)
-    assert store.verify() == []
-    files = data_files(store)
-    flip_byte(files[0], 1000)
-    files[1].write_bytes(files[1].read_bytes()[:-100])
-    files[2].with_suffix(".json").unlink()
-    other = json.loads(files[6].with_suffix(".json").read_text())  # of the last, shorter shard
-    files[3].with_suffix(".json").write_text(json.dumps(other))
-    flip_byte(files[4].with_suffix(".json"), 60)
-    files[5].unlink()
-    damage = {d.shard: d.reason for d in Store.at(store.path).verify()}
-    assert sorted(damage) == [f.name for f in files[:6]]
-    assert "CRC of its features" in damage[files[0].name]
-    assert "bytes where the commit record says" in damage[files[1].name]
-    assert "no commit record" in damage[files[2].name]
-    assert "belongs to another shard" in damage[files[3].name]
-    assert "record" in damage[files[4].name]
-    assert "gone" in damage[files[5].name]
-
-    again = Store.at(store.path, 16)
-    with pytest.raises(FileNotFoundError, match=r"view 0, image 20 .*not trusted: its file has"):
-        again.reader().get(np.array([20]), np.array([0]))
-    np.testing.assert_array_equal(
-        again.missing(0), np.arange(16, 96)
-    )  # the flipped byte shows in verify only
-    again.verify(drop=True)
-    again.prune(stray_age_s=0)
-    np.testing.assert_array_equal(again.missing(0), np.arange(96))
-    fill(again, 0)
-    assert again.verify() == []
-    assert_right(again, [0])
+    row_bits = {"rows": 48 * 8, "sums": 64}[kind]
+    image = 37
+    for bit in range(row_bits):
+        flip(file_of(store, kind), image * row_bits + bit)
+        reader = Store.at(store.path).reader()
+        _, present = reader.read(np.array([36, 37, 38]), np.zeros(3, int), partial=True)
+        assert present.tolist() == [True, False, True], bit
+        reader.close()
+        flip(file_of(store, kind), image * row_bits + bit)
+    flip(file_of(store, kind), image * row_bits + 11)
+    reader = Store.at(store.path).reader()
+    with pytest.raises(ValueError, match=r"view 0, image 37 .* is damaged .*`fastanc cache verify --drop`"):
+        reader.get(np.array([36, 37]), np.array([0, 0]))
+    reader.close()
+    (found,) = store.verify()
+    assert (found.right, found.missing) == (N - 1, 0)
+    assert {name: images.tolist() for name, images in found.wrong.items()} == {"features": [image]}
+    store.verify(drop=True)
+    assert Store.at(store.path).missing(0).tolist() == [image]
+    fill(store, 0)
+    assert [(found.right, found.wrong) for found in store.verify()] == [(N, {})]
+    assert trusted(store).all()
 
 
-def test_what_cannot_be_told_is_never_dropped(tmp_path, monkeypatch):
+def test_files_that_are_cut_punched_or_copied_by_half_lack_rows_and_never_lie(tmp_path):
     store = make(tmp_path)
     fill(store, 0)
-    files = data_files(store)
-    newer = json.loads(files[0].with_suffix(".json").read_text()) | {"format": 99}
-    files[0].with_suffix(".json").write_text(json.dumps(newer))
-    files[1].unlink()
-    files[1].symlink_to(files[1].name)  # ELOOP, as EIO and EACCES an error of the system
-    files[2].with_suffix(".json").unlink()
-    files[2].with_suffix(".json").symlink_to(files[2].with_suffix(".json").name)  # ELOOP, of the record
-    flip_byte(files[3], 1000)
-    before = {path for path in files[0].parent.iterdir()}
-    found = {d.shard: d.told for d in Store.at(store.path).verify(drop=True)}
-    assert found == {files[0].name: False, files[1].name: False, files[2].name: False, files[3].name: True}
-    assert before - set(files[0].parent.iterdir()) == {files[3], files[3].with_suffix(".json")}
+    rows, sums = file_of(store), file_of(store, "sums")
+    whole = {path: path.read_bytes() for path in (rows, sums)}
+
+    def damaged(path: Path, data: bytes) -> np.ndarray:
+        path.write_bytes(data)
+        present = trusted(store)
+        for known, content in whole.items():
+            known.write_bytes(content)
+        return present
+
+    cut = damaged(rows, whole[rows][: 48 * 60 + 7])
+    np.testing.assert_array_equal(cut, np.arange(N) < 60)
+    np.testing.assert_array_equal(damaged(sums, whole[sums][: 8 * 30 + 3]), np.arange(N) < 30)
+    punched = bytearray(whole[rows])
+    punched[48 * 10 : 48 * 20] = bytes(480)
+    np.testing.assert_array_equal(damaged(rows, bytes(punched)), ~np.isin(np.arange(N), range(10, 20)))
+    assert not damaged(rows, b"").any()
+    assert not damaged(sums, b"").any()
+    half = whole[rows][: 48 * 50] + bytes(48 * 50)
+    np.testing.assert_array_equal(damaged(rows, half), np.arange(N) < 50)
+    rows.unlink()
+    assert not trusted(store).any()
+    rows.write_bytes(whole[rows][:1000])
+    fill(make(tmp_path), 0, np.arange(N))  # a writer makes the files whole again
+    assert trusted(store).all()
+    assert rows.stat().st_size == 48 * N
 
 
-def _tar(path, members):
+def test_files_of_another_view_field_or_cache_are_not_this_one_s(tmp_path):
+    one, two = make(tmp_path), make(tmp_path, weights="def")
+    fill(one, 0)
+    fill(one, 1)
+    for kind in ("rows", "sums"):
+        for name in ("features", "descriptors"):
+            target = file_of(two, kind, 0, name)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(file_of(one, kind, 0, name).read_bytes())
+            file_of(one, kind, 1, name).write_bytes(file_of(one, kind, 0, name).read_bytes())
+    assert not trusted(two).any()
+    assert trusted(one, 0).all()
+    assert not trusted(one, 1).any()
+    assert [len(found.wrong["features"]) for found in two.verify()] == [N]
+
+
+def test_what_cannot_be_read_is_not_dropped(tmp_path, monkeypatch):
+    store = make(tmp_path)
+    fill(store, 0)
+    flip(file_of(store), 5)
+    before = file_of(store, "sums").read_bytes()
+    preadv = os.preadv
+
+    def broken(file, buffers, offset, *flags):
+        if offset >= 48 * 50:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(file, buffers, offset, *flags)
+
+    monkeypatch.setattr("fastanc.cache.store._AT_ONCE_BYTES", 480)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        store.verify(drop=True)
+    monkeypatch.undo()
+    assert file_of(store, "sums").read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    opened = os.open
+
+    def denied(path, *rest, **more):
+        if str(path).endswith(".rows"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(PermissionError, match=r"features.rows"):
+        Store.at(store.path).verify(drop=True)
+    monkeypatch.undo()
+    assert file_of(store, "sums").read_bytes() == before
+
+
+def test_a_row_that_is_written_again_while_it_is_verified_is_not_dropped(tmp_path):
+    store = make(tmp_path)
+    fill(store, 0)
+    column = Column(store.path / "view-00000", FIELDS[0], N, seed_of(store.hash, 0, "features"))
+    seen = column.sums[:3].copy()
+    other = {
+        "features": values(0, np.arange(2))["features"] + 1,
+        "descriptors": values(0, np.arange(2))["descriptors"],
+    }
+    store.put(0, np.arange(2), other)
+    column.drop(np.arange(3), seen)
+    assert Store.at(store.path).missing(0).tolist() == [2]
+
+
+def test_export_and_import_move_and_check(tmp_path):
+    store = make(tmp_path / "a")
+    fill(store, 0)
+    fill(store, 5, np.array([4, 2, 9]))
+    tar = export_cache(store, tmp_path / "out" / "cache.tar")
+    assert [p.name for p in tar.parent.iterdir()] == ["cache.tar"]
+    with tarfile.open(tar) as members:
+        assert members.getnames()[:3] == [
+            "identity.json",
+            "view-00000/descriptors.sums",
+            "view-00000/descriptors.rows",
+        ]
+    done = import_cache(tar, tmp_path / "b")
+    there = done.store
+    assert (done.rows, done.wrong) == (2 * (N + 3), 0)
+    assert there.path.name == store.path.name
+    assert not any(found.wrong for found in there.verify())
+    assert_right(there, [0])
+    assert there.present(5) == 3
+    assert import_cache(there.path, tmp_path / "b")[1:] == (0, 0)  # everything is there already
+    assert import_cache(tar, tmp_path / "b")[1:] == (0, 0)
+
+    flip(file_of(there), 48 * 8 * 60)
+    again = import_cache(there.path, tmp_path / "d")
+    assert (again.rows, again.wrong) == (2 * (N + 3) - 1, 1)
+    assert again.store.missing(0).tolist() == [60]
+    assert import_cache(tar, tmp_path / "d")[1:] == (1, 0)  # the right row comes from a right copy
+    assert_right(again.store, [0])
+
+
+def packed(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
+    """Write a tar of files and, where the content is a text, links to it."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -371,33 +496,61 @@ def _tar(path, members):
             else:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def test_a_broken_archive_leaves_nothing(tmp_path):
     store = make(tmp_path / "a")
     fill(store, 0)
-    identity = (store.path / "identity.json").read_bytes()
+    told = (store.path / "identity.json").read_bytes()
     whole = export_cache(store, tmp_path / "whole.tar").read_bytes()
-    broken = tmp_path / "broken.tar"
-    cases = [
-        [("identity.json", identity), ("../evil", b"x")],
-        [("identity.json", identity), ("view-00000/shard-1-a.bin", "/etc/passwd")],
-        [("identity.json", b"{}")],
-        [("identity.json", b"[1]")],
-        [("identity.json", identity[:50])],
+    broken, there = tmp_path / "broken.tar", tmp_path / "there"
+    deep = b"[" * 100_000
+    identities = [b"{", b"[]", b"[1]", b"{}", deep, b'{"format": 1}', b'{"format": 2}', told[:50]]
+    elsewhere = told.replace(b"resnet56", b"../../resnet56")
+    for members in (
+        [("identity.json", told), ("../evil", b"x")],
+        [("identity.json", told), ("view-00000/features.sums", "/etc/passwd")],
+        [("identity.json", told), ("view-00000/features.bin", b"x")],
         [("readme.txt", b"x")],
+        [("view-00000/features.sums", b"x")],
         [],
-    ]
-    for members in cases:
-        _tar(broken, members)
+        *([("identity.json", identity_text)] for identity_text in identities),
+    ):
+        packed(broken, members)
         with pytest.raises(ValueError, match=r"broken\.tar"):
-            import_cache(broken, tmp_path / "there")
-        assert not (tmp_path / "there").exists()
-    for length in (0, 100, 700, 5000, len(whole) // 2, len(whole) - 30000):
+            import_cache(broken, there)
+        assert not there.exists(), members
+    import_cache(packed(broken, [("identity.json", elsewhere)]), there)
+    assert [path.parent for path in tmp_path.rglob("identity.json") if "56" in str(path)][0]
+    assert {path.parent.parent for path in tmp_path.rglob("identity.json")} == {tmp_path / "a", there}
+    for length in (0, 100, 511, 700, 2000, len(whole) // 4, len(whole) // 3):
         broken.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"broken\.tar"):
-            import_cache(broken, tmp_path / "there")
-        assert not (tmp_path / "there").exists()
+            import_cache(broken, tmp_path / "cut")
+        assert not (tmp_path / "cut").exists()
+
+
+def test_rows_of_a_tar_that_do_not_fit_are_left_out(tmp_path):
+    store = make(tmp_path / "a", (Field("features", 24),))
+    index = np.arange(N)
+    store.put(0, index, {"features": values(0, index)["features"]})
+    sums, rows = file_of(store, "sums").read_bytes(), file_of(store).read_bytes()
+    told = (store.path / "identity.json").read_bytes()
+    half = rows[:2400] + bytes(2400)
+    members = [
+        ("identity.json", told),
+        ("view-00000/features.sums", sums),
+        ("view-00000/features.rows", half),
+    ]
+    done = import_cache(packed(tmp_path / "half.tar", members), tmp_path / "b")
+    assert (done.rows, done.wrong) == (50, 50)
+    assert done.store.missing(0).tolist() == list(range(50, 100))
+    members[2] = ("view-00000/features.rows", rows[:1000])
+    done = import_cache(packed(tmp_path / "short.tar", members), tmp_path / "c")
+    assert (done.rows, done.wrong) == (20, 80)
+    with pytest.raises(ValueError, match=r"features.rows comes without its checksums"):
+        import_cache(packed(tmp_path / "bare.tar", [members[0], members[2]]), tmp_path / "d")
 
 
 def test_one_bad_cache_does_not_hide_the_others(tmp_path, capsys):
@@ -411,64 +564,26 @@ def test_one_bad_cache_does_not_hide_the_others(tmp_path, capsys):
     assert "a-bad/identity.json is not readable" in said.err
 
 
-@pytest.mark.parametrize("at", range(0, 8192, 731))
-def test_no_flipped_byte_of_a_list_shard_goes_unseen(tmp_path, at):
+def test_a_cache_of_the_old_format_is_refused_by_name(tmp_path):
     store = make(tmp_path)
-    store.put(0, np.array([5, 3, 77]), values(0, np.array([5, 3, 77])))
-    flip_byte(data_files(store)[0], at)
-    assert len(store.verify()) == 1
+    old = {key: value for key, value in store.identity.items() if key != "format"}
+    from fastanc.cache.identity import folder_name
 
-
-def test_a_record_of_another_cache_and_of_another_size(tmp_path):
-    one, two = make(tmp_path), make(tmp_path, weights="def")
-    fill(one, 0)
-    target = two.path / "view-00000"
-    target.mkdir()
-    for path in (one.path / "view-00000").iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    assert two.present(0) == 0
-    assert {d.reason for d in two.verify()} == {"its commit record belongs to another shard"}
-    record = data_files(one)[0].with_suffix(".json")
-    forged = json.loads(record.read_text()) | {"rows": 4000}
-    del forged["crc32"]
-    record.write_text(json.dumps(forged | {"crc32": zlib.crc32(json.dumps(forged, sort_keys=True).encode())}))
-    assert [d.reason for d in one.verify()] == [
-        "its commit record is of another size: features is not 192000 bytes"
-    ]
-
-
-def test_export_and_import_move_and_check(tmp_path):
-    store = make(tmp_path / "a")
-    fill(store, 0)
-    fill(store, 5, np.array([4, 2, 9]))
-    tar = export_cache(store, tmp_path / "out" / "cache.tar")
-    assert [p.name for p in tar.parent.iterdir()] == ["cache.tar"]
-    there = import_cache(tar, tmp_path / "b")
-    assert there.path.name == store.path.name
-    assert there.verify() == []
-    assert_right(there, [0])
-    assert there.present(5) == 3
-    export_cache(there, tmp_path / "c")
-    folder = import_cache(tmp_path / "c" / store.path.name, tmp_path / "b")  # everything there already
-    assert folder.info()["bytes"] == store.info()["bytes"]
-
-    flip_byte(data_files(there)[2], 77)
-    with pytest.raises(ValueError, match="damaged, the CRC of its features"):
-        export_cache(there, tmp_path / "bad.tar")
-    assert not (tmp_path / "bad.tar").exists()
-    with pytest.raises(ValueError, match=r"damaged, the CRC"):
-        import_cache(there.path, tmp_path / "d")
-    assert Store.at(tmp_path / "d" / store.path.name).verify() == []
-    tar.write_bytes(tar.read_bytes()[:9000])
-    with pytest.raises(ValueError, match="not a whole tar"):
-        import_cache(tar, tmp_path / "e")
+    folder = tmp_path / folder_name(old)
+    folder.mkdir()
+    (folder / "identity.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"is a cache of format 1, this version reads 2: build it again"):
+        Store.at(folder)
+    (store.path / "identity.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"which differs in format \(1 there, 2 here\)"):
+        Store.open(tmp_path, facts(), FIELDS, N)
 
 
 def test_prune_drops_views_and_dead_files_but_not_a_living_writers(tmp_path):
     store = make(tmp_path)
     fill(store, 0)
     fill(store, 1)
-    fresh, dead = (store.path / "view-00000" / f"shard-{k}-ff.bin.aa.tmp" for k in (1, 2))
+    fresh, dead = (store.path / f".identity.json.{k}{k}.tmp" for k in "ab")
     for path in (fresh, dead):
         path.write_bytes(b"half")
     os.utime(dead, (1, 1))
@@ -478,53 +593,120 @@ def test_prune_drops_views_and_dead_files_but_not_a_living_writers(tmp_path):
     assert not (store.path / "view-00001").exists()
     assert store.views() == [0]
     assert_right(store, [0])
+    assert store.missing(1).tolist() == list(range(N))
+    fill(store, 1)
+    assert_right(store, [1])
 
 
-def test_killed_writers_leave_nothing_that_is_wrong(tmp_path):
-    rng = random.Random(3)
-    n = 24_000  # two views are 3000 shards, and a round writes some: none ends because everything is written
+def test_killed_writers_leave_rows_that_are_right_or_missing(tmp_path):
+    """Three processes fill the same rows, are killed, and go on; the rows of the seconds before are kept."""
+    rng, n = random.Random(3), 24_000
     make(tmp_path, n=n)
 
-    def write(rank: int) -> None:
-        store = make(tmp_path, n=n)
-        for view in (0, 1):
-            fill(store, view, store.todo(view, rank, 4))
-
-    def records() -> int:
-        return sum(1 for _ in tmp_path.rglob("*.json"))
-
-    def living(writer: int) -> bool:
-        return Path(f"/proc/{writer}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    def write(seed: int) -> None:
+        store, order = make(tmp_path, n=n), np.random.default_rng(seed).permutation(n)
+        for k in range(0, n, 50):
+            for view in (0, 1):
+                index = order[k : k + 50]
+                store.put(view, index, values(view, index))
 
     present = 0
-    for _ in range(10):
-        if present > n:
-            break
-        before = records()
-        writers = [forked(partial(write, rank)) for rank in range(4)]
-        for writer in writers[:3]:
-            time.sleep(rng.uniform(0, 0.02))
-            os.kill(writer, signal.SIGKILL)
-        while records() == before and living(writers[3]):  # however late it comes to commit something
+    for round_ in range(6):
+        writers = [forked(partial(write, round_ * 10 + k)) for k in range(3)]
+        deadline = time.monotonic() + 600
+        while make(tmp_path, n=n).present(0) <= present and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
-        os.kill(writers[3], signal.SIGKILL)
+        for writer in writers:
+            os.kill(writer, signal.SIGKILL)
         for writer in writers:
             os.waitpid(writer, 0)
         store = make(tmp_path, n=n)
-        committed = sum(store.present(view) for view in (0, 1))
-        assert committed >= present
-        present = committed
-        assert not [d for d in store.verify() if "no commit record" not in d.reason]
-    assert 0 < present < 2 * n
-    store = make(tmp_path, n=n, rows_per_shard=1000)  # fewer files for the rest
+        right = [trusted(store, view).sum() for view in (0, 1)]
+        assert right[0] > 0
+        present = store.present(0)
+        torn = [len(images) for found in store.verify() for images in found.wrong.values()]
+        assert sum(torn, 0) <= 3 * 50 * 2  # no more than what was under way
+    store = make(tmp_path, n=n)
+    store.verify(drop=True)
     for view in (0, 1):
-        fill(store, view)
-    store.prune(stray_age_s=0)
-    assert store.verify() == []
-    assert sum(view["stray_files"] for view in store.info()["views"].values()) == 0
-    assert {p.suffix for p in store.path.rglob("*") if p.is_file()} == {".bin", ".json"}
+        fill(store, view, at_once=1000)
+    assert not any(found.wrong for found in store.verify())
     assert_right(store, [0, 1])
+    names = {"features.rows", "features.sums", "descriptors.rows", "descriptors.sums", "identity.json"}
+    assert {p.name for p in store.path.rglob("*") if p.is_file()} == names
+
+
+def test_the_first_row_of_what_is_written_is_there_last(tmp_path, monkeypatch):
+    """By it a teacher that goes on after a kill knows a batch of which not everything was written."""
+    store, pwrite, index = make(tmp_path), os.pwrite, np.random.default_rng(5).permutation(N)[:40]
+    seen = []
+
+    def watched(handle, data, offset):
+        done = pwrite(handle, data, offset)
+        there = Store.at(store.path).there(0)
+        seen.append((bool(there[index[0]]), int(there.sum())))
+        return done
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    store.put(0, index, values(0, index))
+    assert len(seen) > 80
+    assert [first for first, _ in seen[:-1]] == [False] * (len(seen) - 1)
+    assert seen[-1] == (True, 40)
+    assert 0 < seen[-2][1] < 40
+
+
+def test_a_writer_does_work_in_proportion_to_its_rows(tmp_path, monkeypatch):
+    written, pwrite = [], os.pwrite
+
+    def counted(handle, data, offset):
+        written.append(len(data))
+        return pwrite(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", counted)
+    store = make(tmp_path, (Field("features", 24),), n=2000)
+    writer = Writer(store)
+    for image in range(2000):
+        rows = encode({"features": torch.from_numpy(values(0, np.array([image]))["features"])}, store.fields)
+        writer.add(np.array([0]), np.array([image]), rows)
+    writer.drain()
+    assert sum(written) == 2000 * (48 + 8)
+    assert len(written) == 2 * 2000
+    writer.close()
+    assert_right_features(store)
+
+
+def assert_right_features(store: Store) -> None:
+    reader = Store.at(store.path).reader()
+    got = reader.get(np.arange(store.num_images), np.zeros(store.num_images, int))["features"]
+    reader.close()
+    np.testing.assert_array_equal(got, values(0, np.arange(store.num_images))["features"])
+
+
+def test_clocks_do_not_matter(tmp_path):
+    """Rows that a process with a clock of years ago wrote are read like any other."""
+    store = make(tmp_path)
+    fill(store, 0, np.arange(50))
+    for path in (store.path / "view-00000").iterdir():
+        os.utime(path, (1, 1))
+    fill(store, 0)
+    for path in (store.path / "view-00000").iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert trusted(store).all()
+
+
+def test_no_more_than_some_views_stay_open(tmp_path):
+    store = make(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for view in range(60):
+        store.put(view, np.arange(3), values(view, np.arange(3)))
+    reader = store.reader()
+    for view in range(60):
+        got = reader.get(np.arange(3), np.full(3, view))
+        np.testing.assert_array_equal(got["features"], values(view, np.arange(3))["features"])
+    store.sync()
+    assert len(os.listdir("/proc/self/fd")) - before <= 16 * 2 * 3
+    reader.close()
 
 
 def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
@@ -537,52 +719,75 @@ def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-PUT_ALL = """
+FILL_DISKS = """
 import sys; sys.path.insert(0, {here!r})
 from test_store import *
-store = make({path!r}, n=20000, rows_per_shard=1000)
-try:
-    fill(store, 0)
-except ValueError as error:
-    print(error)
-there = Store.at(store.path)
-assert there.verify() == [], there.verify()
-assert not list(there.path.glob("*/*.tmp"))
-print(there.present(0))
+for size in {sizes!r}:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={{size}}k", "none", {path!r}], check=True)
+    store = make({path!r}, n=20000)
+    try:
+        fill(store, 0, at_once=1000)
+        sentence = ""
+    except ValueError as error:
+        sentence = str(error)
+    print(trusted(store).sum(), Store.at(store.path).present(0), sentence)
+    del store
+    subprocess.run(["umount", "-l", {path!r}], check=True)
 """
 
 
-def test_full_disk_is_one_sentence_and_what_was_committed_stays(tmp_path):
+def test_a_full_disk_is_known_before_the_first_row(tmp_path):
+    """At fifteen sizes of the disk: one sentence and no row, or every row."""
     mount, script = tmp_path / "small", tmp_path / "script.py"
     mount.mkdir()
-    script.write_text(PUT_ALL.format(here=str(Path(__file__).parent), path=str(mount)))
-    done = in_namespace(f"mount -t tmpfs -o size=400k none {mount}; exec {sys.executable} {script}")
+    sizes = [round(100 * 1.25**k) for k in range(15)]  # kB; 20,000 x (48 + 20 + 16) bytes are 1,640 kB
+    script.write_text(FILL_DISKS.format(here=str(Path(__file__).parent), path=str(mount), sizes=sizes))
+    done = in_namespace(f"exec {sys.executable} {script}")
     assert done.returncode == 0, done.stderr
-    sentence, present = done.stdout.splitlines()
-    assert "no space is left for" in sentence
-    assert "every committed shard is safe" in sentence
-    assert 0 < int(present) < 20000
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    assert len(lines) == 15
+    for right, present, sentence in lines:
+        assert right == present
+        assert (right, "no space is left for" in sentence) in (("0", True), ("20000", False))
+        assert ("every row that was written is safe" in sentence) == (right == "0")
+    assert len({right for right, *_ in lines}) == 2
 
 
 def test_a_file_size_limit_is_the_same_sentence(tmp_path):
+    fill(make(tmp_path, n=5000), 0, np.arange(100))
+
     def write() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
-        store = make(tmp_path, n=5000, rows_per_shard=1000)
-        store.put(0, np.arange(100), values(0, np.arange(100)))
-        with pytest.raises(ValueError, match="no space is left for .* every committed shard is safe"):
-            fill(store, 0)
+        store = make(tmp_path, n=5000)
+        with pytest.raises(ValueError, match="no space is left for .* every row that was written is safe"):
+            fill(store, 1)
 
     assert os.waitpid(forked(write), 0)[1] == 0
     store = make(tmp_path, n=5000)
     assert store.present(0) == 100
-    assert store.verify() == []
+    assert store.present(1) == 0
+    assert not any(found.wrong for found in store.verify())
     assert not list(store.path.rglob("*.tmp"))
+
+
+def test_where_a_file_system_cannot_reserve_the_files_are_sparse(tmp_path, monkeypatch):
+    import ctypes
+
+    def refuses(*_):
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr("fastanc.cache.column._fallocate", lambda: refuses)
+    store = make(tmp_path, n=100_000)
+    store.put(0, np.arange(10), values(0, np.arange(10)))
+    assert file_of(store).stat().st_size == 4_800_000
+    assert store.info()["bytes"] < 400_000
+    assert trusted(store).sum() == 10
 
 
 READ_ONLY = """
 import sys; sys.path.insert(0, {here!r})
 from test_store import *
-from fastanc.cache.writer import Writer
 store = Store.at({path!r})
 assert_right(store, [0])
 for write in (lambda: fill(store, 1), lambda: Writer(store), lambda: make(store.path.parent, weights="new")):
@@ -615,40 +820,3 @@ def test_damaged_identity_is_named(tmp_path):
         make(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a cache"):
         Store.at(tmp_path)
-
-
-def test_a_row_s_work_does_not_grow_with_the_batches_of_its_shard(tmp_path, monkeypatch):
-    """How often the writer looks at a batch's rows is the same for few batches and for many."""
-    import torch
-
-    from fastanc.cache import writer as module
-
-    class Counted(module._Piece):
-        looks = 0
-
-        def __init__(self, view, index, rows):
-            super().__init__(view, index, rows)
-
-        @property
-        def index(self):
-            type(self).looks += 1
-            return self._index
-
-        @index.setter
-        def index(self, value):
-            self._index = value
-
-    monkeypatch.setattr(module, "_Piece", Counted)
-    looks = {}
-    for count in (10, 200):
-        store = Store.open(tmp_path / str(count), {}, [Field("features", 4)], 1000, create=True)
-        Counted.looks = 0
-        writer = module.Writer(store)
-        for k in range(count):
-            writer.add(
-                np.zeros(1, int), np.array([k]), {"features": torch.full((1, 4), k, dtype=torch.float16)}
-            )
-        writer.close()
-        assert len(store.missing(0)) == 1000 - count
-        looks[count] = Counted.looks / count
-    assert looks[200] == looks[10]

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,10 +71,14 @@ def batches_for(view: int, images: np.ndarray) -> Iterator[Batch]:
         yield batch_of(Picks(index, np.full(len(index), view)))
 
 
-def make(path, dtype="fp32", rows_per_shard=16, create=True) -> Store:
+def make(path, dtype="fp32") -> Store:
     fields = (Field("features", D, dtype),)
     facts = identity({"name": "noise"}, {"out_px": 8}, 0, {"name": "small"})
-    return Store.open(path, facts, fields, N, rows_per_shard, create)
+    return Store.open(path, facts, fields, N, create=True)
+
+
+def wrong(store: Store) -> list[str]:
+    return [field for found in store.verify() for field in found.wrong]
 
 
 def build(store: Store, views, **options):
@@ -157,8 +163,8 @@ def test_filled_rows_are_what_the_student_saw(tmp_path):
         second.close()
 
 
-def test_a_row_is_computed_once_even_before_it_is_committed(tmp_path):
-    store = make(tmp_path, rows_per_shard=10_000)
+def test_a_row_is_computed_once_even_before_it_is_written(tmp_path):
+    store = make(tmp_path)
     order = Order(100, 10, seed=3, views=1)  # the second epoch asks for the same rows in another order
     filling = Filling(online(), store, network().head, order, device=CPU)
     first = run(filling, order, 0, 10)
@@ -170,7 +176,6 @@ def test_a_row_is_computed_once_even_before_it_is_committed(tmp_path):
         assert torch.equal(out.features, torch.stack([rows[i] for i in order(k).index.tolist()]))
     filling.close()
     assert len(store.missing(0)) == N - 100
-    assert sum(view["shards"] for view in store.info()["views"].values()) == 1
 
 
 def test_few_missing_rows_do_not_cost_a_whole_batch(tmp_path):
@@ -198,9 +203,7 @@ def test_filling_killed_in_mid_epoch_goes_on_with_another_world_size(tmp_path):
         filling = Filling(online(), store, network().head, order, device=CPU)
         run(filling, order, 0, 7)
         deadline = time.monotonic() + 1800  # of a hang
-        while (
-            not store.present(0) and time.monotonic() < deadline
-        ):  # whatever the thread has committed by now
+        while not store.present(0) and time.monotonic() < deadline:  # whatever the thread has written by now
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -212,7 +215,7 @@ def test_filling_killed_in_mid_epoch_goes_on_with_another_world_size(tmp_path):
     undisturbed.close()
     resumed = Filling(online(), store, network().head, order, device=CPU)
     assert_equal(run(resumed, order, 0, 12), uninterrupted)
-    assert resumed.rows_computed == 96 - kept
+    assert 96 - kept <= resumed.rows_computed < 96 - kept + 8  # of one batch some rows may be written
     resumed.close()
     halves = [Order(N, 8, rank, 2, seed=9, views=1) for rank in (0, 1)]
     fillers = [Filling(online(), make(tmp_path, "fp16"), network().head, o, device=CPU) for o in halves]
@@ -222,8 +225,72 @@ def test_filling_killed_in_mid_epoch_goes_on_with_another_world_size(tmp_path):
     for filler in fillers:
         filler.close()
     assert store.complete(0)
-    store.prune(stray_age_s=0)
-    assert store.verify() == []
+    assert not wrong(store)
+
+
+def test_a_kill_between_any_two_writes_changes_no_bit(tmp_path):
+    """A batch of which some rows are written goes through the teacher whole, as it did: its bits depend on that."""
+
+    class OfItsBatch(Online):
+        def __call__(self, batch: Batch) -> Outputs:
+            out = super().__call__(batch)
+            return out._replace(features=out.features + len(batch.index))
+
+    def filled(folder: Path, stop: int) -> list[Outputs]:
+        filling = Filling(OfItsBatch(net), make(folder), net.head, order, device=CPU)
+        outs = run(filling, order, 0, stop)
+        filling.close()
+        return outs
+
+    net, order, pwrite = network(), Order(N, 16, seed=2, views=1), os.pwrite
+    uninterrupted = filled(tmp_path / "whole", 4)
+
+    def student(folder: Path, kill_at: int) -> None:
+        calls = 0
+
+        def dying(handle: int, data: bytes, offset: int) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return pwrite(handle, data, offset)
+
+        os.pwrite = dying
+        filled(folder, 4)
+
+    for kill_at in range(17, 65, 3):
+        folder = tmp_path / str(kill_at)
+        make(folder)
+        child = forked(partial(student, folder, kill_at))
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert make(folder).present(0) < 64
+        assert_equal(filled(folder, 4), uninterrupted)
+
+
+def test_a_damaged_row_is_computed_again_by_filling_and_named_by_reading(tmp_path):
+    store = make(tmp_path)
+    order = Order(N, 10, seed=1, views=1)
+    filling = Filling(online(), store, network().head, order, device=CPU)
+    first = run(filling, order, 0, order.steps_per_epoch)
+    filling.close()
+    build(store, [0])  # the few that an epoch leaves
+    rows = store.path / "view-00000" / "features.rows"
+    data = bytearray(rows.read_bytes())
+    image = int(order(3).index[6])
+    data[image * D * 4 + 5] ^= 16
+    rows.write_bytes(data)
+    cached = Cached(make(tmp_path), network().head, order, device=CPU)
+    with pytest.raises(ValueError, match=rf"view 0, image {image} .* is damaged"):
+        run(cached, order, 0, order.steps_per_epoch)
+    cached.close()
+    with pytest.raises(ValueError, match=rf"view 0, image {image} .* is damaged"):  # while it is loaded
+        Cached(make(tmp_path), network().head, order, device=CPU, host_budget_bytes=10**6)
+    again = Filling(online(), make(tmp_path), network().head, order, device=CPU)
+    for one, two in zip(run(again, order, 0, order.steps_per_epoch), first, strict=True):
+        assert torch.allclose(one.features, two.features, atol=1e-6)
+    again.close()
+    assert again.rows_computed == 1  # an eighth of ten
+    assert not wrong(store)
 
 
 def test_two_runs_at_once_on_one_cache_are_harmless(tmp_path):
@@ -242,7 +309,7 @@ def test_two_runs_at_once_on_one_cache_are_harmless(tmp_path):
             job.result(1800)
     store = make(tmp_path)
     build(store, [0])
-    assert store.verify() == []
+    assert not wrong(store)
     check = verify_teacher(store, online(), batches_for, 80)
     assert check[0].relative < 1e-5
 
@@ -335,14 +402,12 @@ def test_build_deals_resumes_and_counts(tmp_path):
     half = build(store, [0, 1], rank=0, world=2)
     assert half.images == 2 * 52
     assert half.missing == 2 * 51
-    shards = store.table(0).shards
-    assert all(shard.first is not None for shard in shards)  # ranges, no lists
     other = [build(store, [0, 1], rank=rank, world=3).images for rank in (1, 2, 0)]
     assert sum(other) < 2 * 51  # dealt from what was missing at each start
     rest = build_cache(store, [0, 1], batches_for, online(), epochs=90, students=5, say=sentences.append)
     assert rest.missing == 0
     assert "2 teacher passes in place of 90 epochs x 5 students = 450: that saves 448 passes" in sentences[0]
-    assert store.verify() == []
+    assert not wrong(store)
     deviation = verify_teacher(store, online(), batches_for, 150)[0]
     assert deviation.relative < 1e-5
     other_teacher = online()
@@ -388,14 +453,14 @@ def test_break_even_by_hand():
 
 
 def test_an_error_of_the_writing_thread_reaches_the_loop(tmp_path):
-    store = make(tmp_path, "fp16", rows_per_shard=10)
+    store = make(tmp_path, "fp16")
     net = network()
     with torch.no_grad():
         net.bare.norm.weight.fill_(1e6)
     order = Order(N, 10, seed=1, views=1)
     filling = Filling(Online(net), store, net.head, order, device=CPU)
     run(filling, order, 0, 1)
-    with pytest.raises(ValueError, match="not finite as float16"):
+    with pytest.raises(ValueError, match="not finite as fp16"):
         filling.flush()
     filling.close()
     assert store.present(0) == 0

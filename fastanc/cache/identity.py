@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from fastanc.cache.rows import Field
 
+FORMAT = 2
+"""Of the files: 2 is a file and its checksums for each field of a view; 1 were shards with commit records."""
 IDENTITY = "identity.json"
 _SHOWN = 4
 
@@ -93,6 +95,16 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def read_identity(path: Path) -> dict[str, Any]:
     """Return the identity of the cache in a folder; raises FileNotFoundError or ValueError."""
+    facts = _facts(path)
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is a cache of format {facts.get('format', 1)}, this version reads {FORMAT}: build it again with"
+            " `fastanc cache build`, and remove the folder"
+        )
+    return facts
+
+
+def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / IDENTITY).read_bytes())
     except FileNotFoundError as error:
@@ -122,7 +134,7 @@ def no_cache(cache_dir: Path, facts: Mapping[str, Any]) -> str:
     candidates = []
     for path in caches(cache_dir):
         with suppress(ValueError):
-            candidates.append((differences(read_identity(path), facts), path))
+            candidates.append((differences({"format": 1} | _facts(path), facts), path))
     if not candidates:
         return f"{cache_dir} holds no teacher cache: run `fastanc cache build`, or set --teacher.cache fill"
     found, path = min(candidates, key=lambda candidate: (len(candidate[0]), candidate[1].name))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,28 +12,9 @@ from torch.nn import functional as F
 from fastanc.batch import Outputs
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "uint8": torch.uint8}
-_DISK = {torch.float16: "<f2", torch.float32: "<f4", torch.uint8: "|u1"}
+_SCALE_BYTES = 8
+PAGE = 4096
 _FIELDS = ("features", "descriptors", "logits")
-
-
-class Part(NamedTuple):
-    """One array of a shard; a field has one, or two where its rows carry a scale."""
-
-    name: str
-    width: int
-    dtype: torch.dtype
-    resident: bool = False
-    """Small enough to be kept in memory by a reader."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.width * self.dtype.itemsize
-
-    @property
-    def disk_dtype(self) -> np.dtype:
-        """The array's dtype in the file: little-endian."""
-        return np.dtype(_DISK[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -47,7 +26,9 @@ class Field:
     width: int
     """Values a row."""
     dtype: str = "fp16"
-    """fp16, fp32, or uint8 with the row's scale and offset beside it."""
+    """fp16, fp32, or uint8 with the row's scale and offset behind it."""
+    align: int = 1
+    """Rows begin at multiples of so many bytes."""
 
     def __post_init__(self) -> None:
         if self.name not in _FIELDS:
@@ -57,16 +38,25 @@ class Field:
                 f"rows of dtype {self.dtype!r} are unknown to the cache: use one of {', '.join(_DTYPES)}"
             )
 
-    def parts(self) -> list[Part]:
-        """Return the arrays that hold this field in a shard."""
-        parts = [Part(self.name, self.width, _DTYPES[self.dtype])]
-        if self.dtype == "uint8":
-            parts.append(Part(_scale(self.name), 2, torch.float32, resident=True))
-        return parts
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.row_width * self.row_dtype.itemsize
 
+    @property
+    def row_width(self) -> int:
+        """Elements of a row: the values, and for uint8 the row's scale and offset (float32) behind them."""
+        return self.width + (_SCALE_BYTES if self.dtype == "uint8" else 0)
 
-def _scale(field: str) -> str:
-    return f"{field}.scale"
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Of a row as it is stored, little-endian."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def stride(self) -> int:
+        """Bytes from a row to the next."""
+        return -(-self.row_bytes // self.align) * self.align
 
 
 def values_of(outputs: Outputs, fields: Sequence[Field]) -> dict[str, Tensor]:
@@ -82,7 +72,7 @@ def values_of(outputs: Outputs, fields: Sequence[Field]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode(values: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, Tensor]:
-    """Round values [B, width] into rows: part name -> [B, part width] in the part's dtype, same device.
+    """Round values [B, width] into rows: field name -> [B, row width] in the row's dtype, same device.
 
     uint8 rows are `low + code * scale`, low = min(0, row min), scale = (max(0, row max) - low) / 255: a row
     without negative values keeps its zeros, and the error is at most scale / 2 (plus float32 rounding).
@@ -96,8 +86,8 @@ def encode(values: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, T
         low = x.amin(1, keepdim=True).clamp_max(0)
         scale = (x.amax(1, keepdim=True).clamp_min(0) - low) / 255
         code = (x - low) / scale.clamp_min(torch.finfo(torch.float32).tiny)
-        rows[field.name] = code.round_().clamp_(0, 255).to(torch.uint8)
-        rows[_scale(field.name)] = torch.cat((scale, low), 1)
+        code = code.round_().clamp_(0, 255).to(torch.uint8)
+        rows[field.name] = torch.cat((code, torch.cat((scale, low), 1).view(torch.uint8)), 1)
     return rows
 
 
@@ -106,12 +96,22 @@ def decode(rows: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, Ten
     """Return the values [B, width] float32 that rows stand for, the same bits on every device."""
     values = {}
     for field in fields:
-        value = rows[field.name].float()
+        value = rows[field.name][:, : field.width].float()
         if field.dtype == "uint8":
-            scale, low = rows[_scale(field.name)].split(1, dim=1)
+            scale, low = _scales(rows[field.name]).split(1, dim=1)
             value = value.mul_(scale).add_(low)
         values[field.name] = value
     return values
+
+
+def _scales(rows: Tensor) -> Tensor:
+    """Return scale and offset [B, 2] float32 of uint8 rows."""
+    return rows[:, -_SCALE_BYTES:].contiguous().view(torch.float32)
+
+
+def not_finite(row: Tensor, field: Field) -> Tensor:
+    """Return which rows [B, row width] hold a value that is infinite or not a number, [B] bool."""
+    return ~torch.isfinite(_scales(row) if field.dtype == "uint8" else row).all(1)
 
 
 @torch.no_grad()

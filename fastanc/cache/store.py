@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import time
+import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastanc import files
+from fastanc.cache.checksum import seed_of
+from fastanc.cache.column import Column, explain
 from fastanc.cache.identity import (
+    FORMAT,
     IDENTITY,
     described,
     differences,
@@ -27,33 +31,23 @@ from fastanc.cache.identity import (
     shown,
 )
 from fastanc.cache.reader import Reader
-from fastanc.cache.rows import Field, encode
-from fastanc.cache.shards import (
-    DATA,
-    Damaged,
-    Untold,
-    explain,
-    list_files,
-    load_shard,
-    make_folder,
-    write_file,
-    write_shard,
-)
-from fastanc.cache.table import ViewTable
-from fastanc.files import TEMPORARY, scratch
+from fastanc.cache.rows import Field, encode, not_finite
 
-ROWS_PER_SHARD = 16384
 _SHOWN = 4
+_OPEN_VIEWS = 16
+_AT_ONCE_BYTES = 32 << 20
+_VIEW = re.compile(r"view-(\d{5,})")
 
 
-class Damage(NamedTuple):
-    """A file of a cache that is not trusted."""
+class Verified(NamedTuple):
+    """What `Store.verify` found in one view."""
 
     view: int
-    shard: str
-    reason: str
-    told: bool = True
-    """Whether it was read whole and is wrong; if not it may be sound, and is never dropped."""
+    right: int
+    """Rows of all fields that fit their checksums."""
+    missing: int
+    wrong: dict[str, np.ndarray]
+    """Field -> images [R] whose bytes do not fit; only fields that have some."""
 
 
 class Store:
@@ -62,15 +56,15 @@ class Store:
     `Store.open` finds it by identity among the caches of a folder, `Store.at` by its own folder.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], rows_per_shard: int) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = dict(facts)
         self.hash = identity_hash(facts)
         self.num_images = int(facts["num_images"])
         self.fields = tuple(Field(**field) for field in facts["fields"])
-        self.rows_per_shard = rows_per_shard
-        self._parts = [part for field in self.fields for part in field.parts()]
-        self._tables: dict[int, ViewTable] = {}
+        self._lock = threading.Lock()
+        self._opened: OrderedDict[int, tuple[Column, ...]] = OrderedDict()
+        self._not_synced: dict[int, tuple[Column, ...]] = {}
 
     @classmethod
     def open(
@@ -79,106 +73,142 @@ class Store:
         identity: Mapping[str, Any],
         fields: Sequence[Field],
         num_images: int,
-        rows_per_shard: int = ROWS_PER_SHARD,
         create: bool = False,
     ) -> Store:
         """Return the cache of this identity under `cache_dir`.
 
         Args:
             cache_dir: holds any number of caches side by side.
-            identity: from `identity.identity`; fields and num_images become part of it.
+            identity: from `identity.identity`; format, fields and num_images become part of it.
             fields: of a row.
             num_images: of the data set.
-            rows_per_shard: of the shards that this process writes; not part of the identity.
             create: make the cache where there is none.
 
         Raises:
             FileNotFoundError: there is none and `create` is False; names the nearest one and how it differs.
             ValueError: the cache is not readable, or cannot be made.
         """
-        facts = {**identity, "fields": described(fields), "num_images": num_images}
+        facts = {**identity, "format": FORMAT, "fields": described(fields), "num_images": num_images}
         path = Path(cache_dir) / folder_name(facts)
         if not (path / IDENTITY).exists():
             if not create:
                 raise FileNotFoundError(no_cache(Path(cache_dir), facts))
-            make_folder(path)
-            write_file(path / IDENTITY, [json.dumps(facts, indent=1).encode()])
-        store = cls.at(path, rows_per_shard)
+            make_cache(path, facts)
+        store = cls.at(path)
         if found := differences(store.identity, facts):
             raise ValueError(f"{path} holds another identity, {shown(found)}: move that folder away")
         return store
 
     @classmethod
-    def at(cls, path: str | Path, rows_per_shard: int = ROWS_PER_SHARD) -> Store:
+    def at(cls, path: str | Path) -> Store:
         """Return the cache in a folder; raises FileNotFoundError or ValueError where there is none."""
-        return cls(Path(path), read_identity(Path(path)), rows_per_shard)
+        return cls(Path(path), read_identity(Path(path)))
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, all fields."""
-        return sum(part.row_bytes for part in self._parts)
+        """Bytes on disk of one image in a view: the rows of all fields with their checksums."""
+        return sum(field.stride + np.uint64().itemsize for field in self.fields)
 
-    def table(self, view: int) -> ViewTable:
-        """Return the table of a view; `refresh` it to see what was committed since."""
-        table = self._tables.get(view)
-        if table is None:  # two threads may come here at once: both get the first one's
-            table = ViewTable(self._folder(view), self.hash, self._parts, self.num_images)
-            table = self._tables.setdefault(view, table)
-        return table
+    def columns(self, view: int) -> tuple[Column, ...]:
+        """Return the columns of a view, one a field; those of the views used last stay open."""
+        with self._lock:
+            columns = self._opened.pop(view, None) or self._columns(view)
+            self._opened[view] = columns
+            if len(self._opened) > _OPEN_VIEWS:  # whoever still reads one keeps it open
+                self._opened.popitem(last=False)
+            return columns
+
+    def _columns(self, view: int) -> tuple[Column, ...]:
+        folder = self._folder(view)
+        return tuple(
+            Column(folder, field, self.num_images, seed_of(self.hash, view, field.name))
+            for field in self.fields
+        )
 
     def _folder(self, view: int) -> Path:
         return self.path / f"view-{view:05d}"
 
     def _view_folders(self) -> list[int]:
-        return sorted(int(folder.name[5:]) for folder in self.path.glob("view-*"))
+        names = (_VIEW.fullmatch(name) for name in os.listdir(self.path))
+        return sorted(int(match[1]) for match in names if match)
 
     def views(self) -> list[int]:
-        """Return the views that hold a committed row, ascending."""
+        """Return the views that hold a row, ascending."""
         return [view for view in self._view_folders() if self.present(view)]
 
+    def complete_views(self) -> list[int]:
+        """Return the views that hold a row of every image, ascending."""
+        return [view for view in self._view_folders() if self.complete(view)]
+
+    def there(self, view: int) -> np.ndarray:
+        """Return which images of a view have a row on disk now, [N] bool; their bytes are not looked at."""
+        there = np.ones(self.num_images, bool)
+        for column in self._columns(view):
+            there &= column.load() != 0
+        return there
+
     def present(self, view: int) -> int:
-        """Return how many images of a view are committed now."""
-        self.table(view).refresh()
-        return self.table(view).num_present()
+        """Return how many images of a view have a row now."""
+        return int(np.count_nonzero(self.there(view)))
 
     def complete(self, view: int) -> bool:
-        """Return whether every image of a view is committed now."""
+        """Return whether every image of a view has a row now."""
         return self.present(view) == self.num_images
 
     def missing(self, view: int) -> np.ndarray:
-        """Return the image numbers of a view that are not committed now, ascending int64."""
-        self.table(view).refresh()
-        return self.table(view).missing()
+        """Return the image numbers of a view that have no row now, ascending int64."""
+        return np.flatnonzero(~self.there(view))
 
     def todo(self, view: int, rank: int = 0, world: int = 1) -> np.ndarray:
         """Return this process's share of the image numbers that are missing now: neighbours, ascending."""
         return np.array_split(self.missing(view), world)[rank]
 
+    def look_again(self, view: int, index: np.ndarray) -> np.ndarray:
+        """Return which images [R] of a view have a row now, wherever it was written, [R] bool."""
+        columns = self.columns(view)
+        for column in columns:
+            column.refresh(index)
+        return np.logical_and.reduce([column.has(index) for column in columns])
+
     def put(self, view: int, index: np.ndarray, values: Mapping[str, np.ndarray | Tensor]) -> int:
-        """Round values [R, width] of every field into rows, commit them as one shard, return its bytes.
+        """Round values [R, width] of every field into rows, write them, return their bytes.
 
         Raises:
             ValueError: a value is not finite in the field's dtype, the disk is full, the folder is read-only.
         """
-        rows = encode({name: torch.as_tensor(value) for name, value in values.items()}, self.fields)
-        return self.put_rows(view, index, {name: value.cpu().numpy() for name, value in rows.items()})
+        return self.put_rows(
+            view, index, encode({name: torch.as_tensor(v) for name, v in values.items()}, self.fields)
+        )
 
-    def put_rows(self, view: int, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> int:
-        """Commit rows as `rows.encode` gives them, part name -> [R, part width], as one shard."""
+    def put_rows(self, view: int, index: np.ndarray, rows: Mapping[str, Tensor]) -> int:
+        """Write rows as `rows.encode` gives them, field name -> [R, row width] on the host; return their bytes.
+
+        The first image's checksums are written last: until then its row is missing. A kill costs no more than these
+        rows, a power failure those since `sync`.
+        """
         index = np.asarray(index, np.int64)
-        for part in self._parts:
-            array = rows[part.name]
-            assert array.shape == (len(index), part.width), (part.name, array.shape, len(index))
-            if part.dtype.is_floating_point:
-                bad = ~np.isfinite(array).all(1)
-                if bad.any():
-                    raise ValueError(_not_finite(part.name, str(part.dtype), view, index[bad]))
-        arrays = {part.name: rows[part.name].astype(part.disk_dtype, copy=False) for part in self._parts}
-        return write_shard(self._folder(view), self.hash, index, arrays)
+        for field in self.fields:
+            assert rows[field.name].shape == (len(index), field.row_width), field.name
+            bad = not_finite(rows[field.name], field).numpy()
+            if bad.any():
+                raise ValueError(_not_finite(field, view, index[bad]))
+        self._not_synced[view] = columns = self.columns(view)
+        data = [rows[field.name].contiguous().view(torch.uint8).numpy() for field in self.fields]
+        for column, block in zip(columns, data):
+            column.write_rows(index, block)
+        for column, block in zip(columns, data):
+            column.write_sums(index, block)
+        return len(index) * self.row_bytes
+
+    def sync(self) -> None:
+        """Make everything that this process wrote durable."""
+        while self._not_synced:
+            for column in self._not_synced.popitem()[1]:
+                column.sync()
 
     def check_writable(self) -> None:
         """Raise ValueError now where a later write could not work."""
-        probe = scratch(self.path / "probe")
+        probe = files.scratch(self.path / "probe")
         try:
             probe.touch()
             probe.unlink()
@@ -187,22 +217,19 @@ class Store:
 
     def reader(self) -> Reader:
         """Return a reader of all views."""
-        return Reader(self.path, self.table, self.fields)
+        return Reader(self.path, self.columns, self.fields)
 
     def info(self) -> dict[str, Any]:
         """Return the identity, and what every view holds and lacks, as plain values."""
         views = {}
         for view in self._view_folders():
-            rows, table = self.present(view), self.table(view)
-            files = list_files(self._folder(view))
+            rows = self.present(view)
+            found = [p.stat() for p in self._folder(view).iterdir()]
             views[view] = {
                 "rows": rows,
                 "missing": self.num_images - rows,
                 "complete": rows == self.num_images,
-                "shards": len(table.shards),
-                "bytes": sum(shard.num_bytes for shard in table.shards),
-                "damaged": dict(table.damaged),
-                "stray_files": len(files.temporary) + len(files.uncommitted),
+                "bytes": sum(stat.st_blocks * 512 for stat in found),
             }
         return {
             "path": str(self.path),
@@ -212,85 +239,87 @@ class Store:
             "bytes": sum(view["bytes"] for view in views.values()),
         }
 
-    def verify(self, *, drop: bool = False, progress: bool = False) -> list[Damage]:
-        """Read every shard, compare its CRCs, and return what cannot be trusted.
+    def verify(self, *, drop: bool = False, progress: bool = False) -> list[Verified]:
+        """Read every row, compare it with its checksum, and return what every view holds.
 
         Args:
-            drop: remove what was read whole and is wrong, so that the next build computes those rows again; a
-                shard of which that cannot be told (no right to read it, another format, a failing disk) stays.
+            drop: declare the rows missing that were read and do not fit, so that the next build computes them again.
             progress: show a bar.
+
+        Raises:
+            OSError: a file cannot be read, which says nothing of its rows; nothing of it is dropped.
         """
-        damage: list[Damage] = []
-        for view in self._view_folders():
-            files = list_files(self._folder(view))
-            with ThreadPoolExecutor(4) as pool:
-                reasons = pool.map(self._examined, files.records)
-                hidden = None if progress else True
-                bar = tqdm(reasons, f"view {view}", len(files.records), unit="shard", disable=hidden)
-                for record, error in zip(files.records, bar):
-                    if error is not None:
-                        told = not isinstance(error, Untold)
-                        damage.append(Damage(view, record.stem + DATA, str(error), told))
-                        if drop and told:
-                            record.unlink(missing_ok=True)
-                            record.with_suffix(DATA).unlink(missing_ok=True)
-            for path in files.uncommitted:
-                damage.append(Damage(view, path.name, "no commit record: its writer is at work or dead"))
-            self._tables.pop(view, None)
-        return damage
+        return [self._verified(view, drop, progress) for view in self._view_folders()]
 
-    def examine(self, record: Path) -> str | None:
-        """Read the shard of a commit record whole; return why it cannot be trusted, or None."""
-        error = self._examined(record)
-        return None if error is None else str(error)
+    def _verified(self, view: int, drop: bool, progress: bool) -> Verified:
+        columns, wrong = self._columns(view), {}
+        there = np.ones(self.num_images, bool)
+        for column in columns:
+            found = []
+            with tqdm(
+                total=self.num_images,
+                desc=f"view {view}, {column.field.name}",
+                unit=" rows",
+                disable=None if progress else True,
+            ) as bar:
+                step = max(1, _AT_ONCE_BYTES // column.field.stride)
+                for first in range(0, self.num_images, step):
+                    index = np.arange(first, min(first + step, self.num_images))
+                    bad = _wrong(column, index[column.has(index)])
+                    found.append(bad)
+                    bar.update(len(index))
+            bad = np.concatenate(found)
+            there &= column.sums != 0
+            there[bad] = False
+            if len(bad):
+                wrong[column.field.name] = bad
+                if drop:
+                    column.drop(bad, column.sums[bad])
+        right = int(np.count_nonzero(there))
+        all_wrong = len(np.unique(np.concatenate(list(wrong.values())))) if wrong else 0
+        return Verified(view, right, self.num_images - right - all_wrong, wrong)
 
-    def _examined(self, record: Path) -> Damaged | None:
-        try:
-            load_shard(record, self.hash, self._parts).check()
-        except Damaged as error:
-            return error
-        except OSError as error:
-            return Untold(f"it cannot be read ({error.strerror})")
-        return None
-
-    def prune(self, views: Sequence[int] = (), *, stray_age_s: float = 3600.0) -> list[Path]:
-        """Drop views, and files that no writer will commit any more; return what was removed.
+    def prune(self, views: Sequence[int] = (), *, stray_age_s: float = files.HOUR_S) -> list[Path]:
+        """Remove views, and what killed writers left; return what was removed.
 
         Args:
-            views: to drop whole.
-            stray_age_s: temporary and uncommitted files last written longer ago are taken for a dead writer's
-                (a living one commits within seconds).
+            views: to remove whole.
+            stray_age_s: unfinished files last written longer ago are taken for a dead writer's.
         """
-        removed = []
-        for view in self._view_folders():
-            files = list_files(self._folder(view))
-            old = time.time() - stray_age_s
-            strays = [p for p in (*files.temporary, *files.uncommitted) if view in views or _older(p, old)]
-            dropped = [p for r in files.records if view in views for p in (r, r.with_suffix(DATA))]
-            for path in (*dropped, *strays):
-                path.unlink(missing_ok=True)
-                removed.append(path)
-            if view in views:
-                with contextlib.suppress(OSError):
-                    self._folder(view).rmdir()
-                self._tables.pop(view, None)
-        for path in self.path.glob(f"*{TEMPORARY}"):
-            if _older(path, time.time() - stray_age_s):
-                path.unlink(missing_ok=True)
-                removed.append(path)
-        return removed
+        removed = [self._folder(view) for view in views if self._folder(view).is_dir()]
+        for folder in removed:
+            files.remove(folder)
+        with self._lock:
+            for view in views:
+                self._opened.pop(view, None)
+        return removed + files.sweep(self.path, older_than_s=stray_age_s)
 
 
-def _older(path: Path, than: float) -> bool:
+def make_cache(path: Path, facts: Mapping[str, Any]) -> None:
+    """Make an empty cache; raises ValueError where that is not possible."""
     try:
-        return os.stat(path).st_mtime <= than
-    except FileNotFoundError:
-        return False
+        files.make_folder(path)
+        files.write_text(path / IDENTITY, json.dumps(facts, indent=1))
+    except OSError as error:
+        raise explain(path, error) from error
 
 
-def _not_finite(part: str, dtype: str, view: int, images: np.ndarray) -> str:
+def _wrong(column: Column, index: np.ndarray) -> np.ndarray:
+    """Return those of the images [R] whose row does not fit its checksum, both read twice where they differ."""
+    if not len(index):
+        return index
+    for _ in range(2):
+        index = index[~column.fits(index, column.read(index))]
+        if not len(index):
+            break
+        column.refresh(index)
+        index = index[column.has(index)]
+    return index
+
+
+def _not_finite(field: Field, view: int, images: np.ndarray) -> str:
     some = ", ".join(str(image) for image in images[:_SHOWN])
     return (
-        f"view {view}: the {part} of {len(images)} images ({some}{', ...' if len(images) > _SHOWN else ''})"
-        f" are not finite as {dtype.removeprefix('torch.')}: store fp32 rows, or mend the teacher"
+        f"view {view}: the {field.name} of {len(images)} images ({some}{', ...' if len(images) > _SHOWN else ''})"
+        f" are not finite as {field.dtype}: store fp32 rows, or mend the teacher"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +16,7 @@ _QUEUED_BATCHES = 64
 
 
 class _Piece:
-    """Rows on their way: on the host once `ready` has passed."""
+    """Rows of one view on their way: on the host once `ready` has passed."""
 
     def __init__(self, view: int, index: np.ndarray, rows: Mapping[str, Tensor]) -> None:
         self.view, self.index = view, index
@@ -34,9 +33,9 @@ class _Piece:
 
 
 class Writer:
-    """Collects rows and commits them a shard at a time; a batch's rows of a view always share a shard.
+    """Writes rows behind the training step, a batch at a time.
 
-    An error of the thread is raised by the next call. What was not committed then is not in the cache.
+    An error of the thread is raised by the next call. The rows that it could not write are not in the cache.
 
     Args:
         store: to write to.
@@ -46,16 +45,13 @@ class Writer:
         store.check_writable()
         self.bytes_written = 0
         self._store = store
-        self._pending: dict[int, list[_Piece]] = {}
-        # Counted along: a sum over the pieces of a shard would make small batches dearer the more there are.
-        self._rows: Counter[int] = Counter()
-        self._queue: queue.Queue[_Piece | threading.Event | None] = queue.Queue(_QUEUED_BATCHES)
+        self._queue: queue.Queue[_Piece | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="cache-write", daemon=True)
         self._thread.start()
 
     def add(self, view: np.ndarray, index: np.ndarray, rows: Mapping[str, Tensor]) -> None:
-        """Hand over rows as stored, part name -> [B, part width], of views [B] and images [B]."""
+        """Hand over rows as stored, field name -> [B, row width], of views [B] and images [B]."""
         self._raise()
         for number in np.unique(view).tolist():
             at = np.flatnonzero(view == number)
@@ -65,15 +61,18 @@ class Writer:
             chosen = torch.from_numpy(at)
             self._queue.put(_Piece(number, index[at], {k: v[chosen.to(v.device)] for k, v in rows.items()}))
 
-    def flush(self) -> None:
-        """Commit everything handed over so far; returns when it is on disk."""
-        done = threading.Event()
-        self._queue.put(done)
-        done.wait()
+    def drain(self) -> None:
+        """Return when everything handed over so far can be read."""
+        self._queue.join()
         self._raise()
 
+    def flush(self) -> None:
+        """Return when everything handed over so far is durable: a power failure leaves it."""
+        self.drain()
+        self._store.sync()
+
     def close(self) -> None:
-        """Commit everything and end the thread."""
+        """Write everything and end the thread."""
         if self._thread.is_alive():
             try:
                 self.flush()
@@ -87,30 +86,12 @@ class Writer:
             raise error
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (piece := self._queue.get()) is not None:
             try:
-                if isinstance(item, threading.Event):
-                    for view in list(self._pending):
-                        self._commit(view)
-                else:
-                    self._collect(item)
+                if piece.ready is not None:
+                    piece.ready.synchronize()
+                self.bytes_written += self._store.put_rows(piece.view, piece.index, piece.rows)
             except BaseException as error:  # handed to the training thread
                 self._error = error
-            if isinstance(item, threading.Event):
-                item.set()
-
-    def _collect(self, piece: _Piece) -> None:
-        if piece.ready is not None:
-            piece.ready.synchronize()
-        self._pending.setdefault(piece.view, []).append(piece)
-        self._rows[piece.view] += len(piece.index)
-        if self._rows[piece.view] >= self._store.rows_per_shard:
-            self._commit(piece.view)
-
-    def _commit(self, view: int) -> None:
-        pieces = self._pending.pop(view)
-        del self._rows[view]
-        index = np.concatenate([piece.index for piece in pieces])
-        rows = {name: torch.cat([piece.rows[name] for piece in pieces]).numpy() for name in pieces[0].rows}
-        self.bytes_written += self._store.put_rows(view, index, rows)
-        self._store.table(view).refresh()
+            finally:
+                self._queue.task_done()

@@ -33,7 +33,12 @@ def _build(options: Namespace) -> None:
             students=options.students,
         )
     if bench.accelerator.is_main_process:
-        print(f"{bench.store.path}: {built}")
+        rate = built.images / max(built.seconds, 1e-9)
+        left = f"; {built.missing:,} rows are still missing" if built.missing else ""
+        print(
+            f"{bench.store.path}: this process computed {built.images:,} rows in {built.seconds:,.1f} s ({rate:,.0f}/s"
+            f", {built.num_bytes:,} bytes){left}"
+        )
 
 
 def _info(options: Namespace) -> int:
@@ -61,31 +66,45 @@ def _verify(options: Namespace) -> int:
         store = bench.store
     else:
         store = Store.at(options.path)
-    damage = store.verify(drop=options.drop, progress=True)
-    for item in damage:
-        kept = "" if item.told else "; nothing can be told of it, so --drop leaves it"
-        print(f"view {item.view}, {item.shard}: {item.reason}{kept}")
+    damage = False
+    for view in store.verify(drop=options.drop, progress=True):
+        print(f"view {view.view}: {view.right:,} rows, {view.missing:,} missing")
+        for field, images in view.wrong.items():
+            some = ", ".join(map(str, images[:4])) + (", ..." if len(images) > 4 else "")
+            done = "dropped" if options.drop else "add --drop, then run `fastanc cache build`"
+            print(
+                f"view {view.view}: the {field} of {len(images):,} images ({some}) do not fit their checksums: {done}"
+            )
+            damage = True
     if options.teacher:
         for deviation in verify_teacher(
             store, bench.teacher.online(bench.source.device), bench.batches, options.teacher
         ):
-            print(deviation)
+            print(
+                f"{deviation.field}: largest difference {deviation.absolute:.3g}, {deviation.relative:.2g} of its row"
+                f" (view {deviation.view}, image {deviation.image})"
+            )
     if not damage:
-        print(f"{store.path}: every shard is what was committed")
+        print(f"{store.path}: every row fits its checksum")
     return 1 if damage else 0
 
 
 def _prune(options: Namespace) -> None:
     removed = Store.at(options.path).prune(options.views, stray_age_s=options.stray_age_s)
-    print(f"removed {len(removed)} files")
+    print(f"removed {len(removed)} views and unfinished files")
 
 
 def _export(options: Namespace) -> None:
     print(export_cache(Store.at(options.path), options.out))
 
 
-def _import(options: Namespace) -> None:
-    print(import_cache(options.path, options.cache_dir).path)
+def _import(options: Namespace) -> int:
+    done = import_cache(options.path, options.cache_dir)
+    print(
+        f"{done.store.path}: {done.rows:,} rows came"
+        + (f", {done.wrong:,} did not fit their checksums" if done.wrong else "")
+    )
+    return 1 if done.wrong else 0
 
 
 JOBS: dict[str, Callable[[Namespace], int | None]] = {

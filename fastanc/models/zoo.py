@@ -326,8 +326,8 @@ def _own(name: str, shape: Shape) -> Bare:
         if match := re.fullmatch(family.pattern, name):
             if is_registered(name):
                 raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
-            published = (IMAGENET_MEAN, IMAGENET_STD) if name.endswith("_v1") else (None, None)
-            return Bare(family.make(shape, match.groups()), *published, source="its published weights")
+            mean, std = (IMAGENET_MEAN, IMAGENET_STD) if name.endswith("_v1") else (None, None)
+            return Bare(family.make(shape, match.groups()), mean, std, source="its published weights")
     if (bare := make_registered(name, shape)) is not None:
         return bare
     known = ", ".join(example for example, _ in describe_names())

@@ -31,6 +31,8 @@ class CacheChoice:
     folder: Path
     rows: str
     """fp16, fp32 or uint8."""
+    align: int = 1
+    """Rows begin at multiples of so many bytes."""
     memory_bytes: int = 0
     """Complete views are held in memory when they fit into so much (read)."""
 
@@ -40,7 +42,9 @@ def open_store(
 ) -> Store:
     """Open the cache of this teacher on these views; FileNotFoundError names the nearest where there is none."""
     facts = teacher.identity(dataset, rule, dataset.name)
-    return Store.open(cache.folder, facts, teacher.fields(cache.rows), dataset.num_images, create=create)
+    return Store.open(
+        cache.folder, facts, teacher.fields(cache.rows, cache.align), dataset.num_images, create=create
+    )
 
 
 def open_answers(
@@ -98,7 +102,10 @@ def open_val_answers(
     if cache.mode == "off":
         return online
     plain, head = teacher.plain, teacher.network.head
-    facts, fields = plain.identity(dataset, rule, f"{dataset.name}-val"), plain.fields(cache.rows)
+    facts, fields = (
+        plain.identity(dataset, rule, f"{dataset.name}-val"),
+        plain.fields(cache.rows, cache.align),
+    )
     if cache.mode == "fill":
         store = Store.open(cache.folder, facts, fields, dataset.num_images, create=True)
         return Filling(online, store, head, device=device)

@@ -29,7 +29,7 @@ class Built(NamedTuple):
     seconds: float
     num_bytes: int
     missing: int
-    """Rows of all views that nobody has committed."""
+    """Rows of all views that nobody has written."""
 
 
 def break_even(
@@ -91,10 +91,10 @@ def build_cache(
     students: int = 1,
     say: Callable[[str], None] = print,
 ) -> Built:
-    """Run the teacher on this process's share of what is missing, and commit it shard by shard.
+    """Run the teacher on this process's share of what is missing, and write its rows batch by batch.
 
     Size and break-even are said first, with the hours once the rate is known. Killed, it loses at most the
-    shards under way; the next call, with any number of processes, does the rest.
+    batches under way; the next call, with any number of processes, does the rest.
 
     Args:
         store: opened for writing.

@@ -29,7 +29,7 @@ class Cached:
 
     Raises:
         FileNotFoundError: a row is missing; names view and image, and what to run.
-        ValueError: a shard is damaged.
+        ValueError: a row does not fit its checksum.
     """
 
     rows_computed = 0
@@ -50,7 +50,7 @@ class Cached:
         self._fields = store.fields
         self._head = None if head is None else head.to(device)
         self._reader = store.reader()
-        views = [view for view in store.views() if store.complete(view)]
+        views = store.complete_views()
         num_bytes = len(views) * store.num_images * store.row_bytes
         source: Source = self._reader
         if views and num_bytes <= device_budget_bytes:

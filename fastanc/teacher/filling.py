@@ -4,11 +4,10 @@ A batch goes through four stations. Its rows were read ahead, as far as they are
 looked for once more, since this process has handed over more rows than are committed (it then waits for its own
 writer), and another process may fill the same view (looked at every few seconds, not in every step). The teacher runs
 for the rest: for the whole batch where much is missing, so that its arithmetic is that of an uninterrupted run, or
-for
-the few images alone, repeated up to one fixed size, so that a compiled teacher meets one more shape and not many.
+for the few images alone, repeated up to one fixed size, so that a compiled teacher meets one more shape and not many.
 And what it says is rounded to rows *before* the student sees it: the first student's targets are the bits that every
-later one reads. The rows of a batch are committed together, so a run that is killed finds all or none of them, and
-computes the same bits again.
+later one reads. Of a batch's rows the first is written last: a run that is killed and goes on either finds all of
+them or lacks the first, runs the whole batch again, and computes the same bits.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class Filling:
     """Reads the rows that are there, runs the teacher for the others and adds them to the cache.
 
     The student always sees rows as they are stored, so the first student's targets equal the later ones'. A
-    batch of which more than an eighth is missing goes through the teacher whole, else only its missing images
-    do. Rows of one batch are committed together, so a run that is killed and resumed computes the same bits.
+    batch of which more than an eighth or the first image is missing goes through the teacher whole, else only its
+    missing images do: so a run that is killed and resumed computes the same bits.
 
     Args:
         online: the teacher.
@@ -93,13 +92,11 @@ class Filling:
         index, view = batch.index[absent], batch.view[absent]
         views = np.unique(view).tolist()
         if any(self._noted(v)[index[view == v]].any() for v in views):
-            self._writer.flush()
+            self._writer.drain()
         elif time.monotonic() - self._looked_s < _LOOK_AGAIN_S:
             return fetched
         self._looked_s = time.monotonic()
-        for number in views:
-            self.store.table(number).refresh()
-        found = any((self.store.table(v).find(index[view == v])[0] >= 0).any() for v in views)
+        found = any(self.store.look_again(v, index[view == v]).any() for v in views)
         return self._ahead.read_now(batch) if found else fetched
 
     def _noted(self, view: int) -> np.ndarray:
@@ -110,7 +107,7 @@ class Filling:
     def _completed(self, batch: Batch, rows: dict[str, Tensor], absent: np.ndarray) -> dict[str, Tensor]:
         """Run the teacher for the missing rows, hand them to the writer, and return all rows."""
         size = len(batch.index)
-        few = len(absent) <= size // _FEW
+        few = len(absent) <= size // _FEW and absent[0] > 0
         computed = self._computed(_part(batch, absent, size // _FEW) if few else batch)
         if few:
             fresh = {name: value[: len(absent)] for name, value in computed.items()}
@@ -132,12 +129,12 @@ class Filling:
         return encode(values_of(self.online(batch), self._fields), self._fields)
 
     def flush(self) -> None:
-        """Commit every row computed so far; returns when they are on disk."""
+        """Return when every row computed so far is on disk."""
         self._writer.flush()
         self._looked_s = -_LOOK_AGAIN_S
 
     def close(self) -> None:
-        """Commit everything, stop reading and close the files."""
+        """Write everything and stop reading."""
         try:
             self._writer.close()
         finally:

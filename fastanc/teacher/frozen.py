@@ -53,18 +53,18 @@ class FrozenTeacher:
         self.network.to(device)
         return Online(self.network, AUTOCAST[self.precision])
 
-    def fields(self, rows: str) -> list[Field]:
+    def fields(self, rows: str, align: int = 1) -> list[Field]:
         """Return a cache's columns: features (logits without a linear head), and descriptors where it gives them.
 
-        `rows` is their type: fp16, fp32 or uint8.
+        `rows` is their type (fp16, fp32 or uint8), `align` the bytes at whose multiples they begin.
         """
         if self.network.head is None:
-            fields = [Field("logits", self.network.num_classes, rows)]
+            fields = [Field("logits", self.network.num_classes, rows, align)]
         else:
             assert self.network.feature_dim is not None
-            fields = [Field("features", self.network.feature_dim, rows)]
+            fields = [Field("features", self.network.feature_dim, rows, align)]
         if isinstance(self.network, Squeezed):
-            fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows))
+            fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows, align))
         return fields
 
     def identity(self, dataset: DataSet, rule: ViewRule, name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from fastanc.batch import Batch
+from fastanc.cache.rows import PAGE
 from fastanc.cache.store import Store
 from fastanc.config import Config, DataConfig, default_fields, free_fields
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
@@ -277,6 +278,7 @@ def _cache_choice(config: Config) -> CacheChoice:
         mode=teacher.cache,
         folder=Path(teacher.cache_dir),
         rows=teacher.rows,
+        align=PAGE if teacher.pad_rows else 1,
         memory_bytes=int(teacher.memory_gib * 2**30),
     )
 

@@ -212,7 +212,7 @@ def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
             network = Squeezed(tapped, estimators_for(tapped)) if squeezes else tapped
             teacher = FrozenTeacher(network=network, name=config.teacher.name)
             fields = teacher.fields(config.teacher.rows)
-            row_bytes = sum(part.row_bytes for field in fields for part in field.parts())
+            row_bytes = sum(field.row_bytes for field in fields)
     return Sketch(
         student=student,
         players=method.networks(student, spec),
