@@ -637,6 +637,49 @@ def test_killed_writers_leave_rows_that_are_right_or_missing(tmp_path):
     assert {p.name for p in store.path.rglob("*") if p.is_file()} == names
 
 
+def test_nodes_that_write_whole_stale_pages_lose_rows_and_never_make_wrong_ones(tmp_path):
+    """As clients of NFS may: each holds pages of its own, and writes them back with old bytes of its neighbours."""
+    make(tmp_path, n=2000)
+
+    def node(seed: int) -> None:
+        pages: dict[tuple[int, int], bytearray] = {}
+        rng, pread, pwrite = np.random.default_rng(seed), os.pread, os.pwrite
+
+        def stale(handle: int, data: bytes, offset: int) -> int:
+            at, left, inode = offset, memoryview(data), os.fstat(handle).st_ino
+            while left:
+                number, inside = divmod(at, 4096)
+                size = min(len(left), 4096 - inside)
+                page = pages.setdefault(
+                    (inode, number), bytearray(pread(handle, 4096, number * 4096).ljust(4096, b"\0"))
+                )
+                page[inside : inside + size] = left[:size]
+                whole = min(4096, os.fstat(handle).st_size - number * 4096)
+                pwrite(handle, page[:whole], number * 4096)
+                at, left = at + size, left[size:]
+            return len(data)
+
+        os.pwrite = stale
+        store, order = (
+            make(tmp_path, n=2000),
+            rng.permutation(1000) * 2 + seed,
+        )  # one the even, one the odd images
+        for k in range(0, 1000, 20):
+            store.put(0, order[k : k + 20], values(0, order[k : k + 20]))
+            if k % 200 == 0:
+                time.sleep(0.005)
+
+    nodes = [forked(partial(node, seed)) for seed in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in nodes] == [0, 0]
+    there = trusted(make(tmp_path, n=2000))  # which also compares what is there with the truth
+    assert there.any()
+    assert not there.all()  # or this node model loses nothing, and shows nothing
+    store = make(tmp_path, n=2000)
+    store.verify(drop=True)
+    fill(store, 0)
+    assert trusted(store).all()
+
+
 def test_the_first_row_of_what_is_written_is_there_last(tmp_path, monkeypatch):
     """By it a teacher that goes on after a kill knows a batch of which not everything was written."""
     store, pwrite, index = make(tmp_path), os.pwrite, np.random.default_rng(5).permutation(N)[:40]

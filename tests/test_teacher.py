@@ -416,6 +416,28 @@ def test_build_deals_resumes_and_counts(tmp_path):
     assert verify_teacher(store, other_teacher, batches_for, 20)[0].relative > 0.01
 
 
+def test_a_build_that_is_killed_keeps_the_rows_that_it_has_written(tmp_path):
+    """However few they are: there is no end at which they would be committed."""
+
+    def slow(view: int, images: np.ndarray) -> Iterator[Batch]:
+        for batch in batches_for(view, images):
+            yield batch
+            time.sleep(0.02)
+
+    def building() -> None:
+        build_cache(make(tmp_path), [0], slow, online(), say=lambda sentence: None)
+
+    child, deadline = forked(building), time.monotonic() + 1800
+    while make(tmp_path).present(0) < 20 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kept = make(tmp_path).present(0)
+    assert 20 <= kept < N
+    assert build(make(tmp_path), [0]).images == N - kept
+    assert not wrong(make(tmp_path))
+
+
 def test_the_barrier_lets_processes_deal_exactly(tmp_path):
     barrier = threading.Barrier(3)
     teachers = [online() for _ in range(3)]
