@@ -35,10 +35,7 @@ def _build(options: Namespace) -> None:
     if bench.accelerator.is_main_process:
         rate = built.images / max(built.seconds, 1e-9)
         left = f"; {built.missing:,} rows are still missing" if built.missing else ""
-        print(
-            f"{bench.store.path}: this process computed {built.images:,} rows in {built.seconds:,.1f} s ({rate:,.0f}/s"
-            f", {built.num_bytes:,} bytes){left}"
-        )
+        print(f"{bench.store.path}: {built.images:,} rows in {built.seconds:,.1f} s ({rate:,.0f}/s){left}")
 
 
 def _info(options: Namespace) -> int:
