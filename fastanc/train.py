@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from fastanc.config import Config
-from fastanc.errors import command, explained
+from fastanc.errors import Interrupted, command, explained
 from fastanc.parsing import parse, with_teacher
 from fastanc.training.assemble import open_run
 from fastanc.training.assemble_networks import Given
-from fastanc.training.processes import seed_step
+from fastanc.training.processes import end_processes, seed_step
 from fastanc.training.step import play
 
 
@@ -52,8 +52,13 @@ def main(args: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else list(args)
 
     def job() -> None:
-        for config in with_teacher(parse(words)):
-            train(config)
+        try:
+            for config in with_teacher(parse(words)):
+                train(config)
+        except Interrupted:  # on every process at the same step
+            end_processes()
+            raise
+        end_processes()  # not after an error: another process may be in the middle of a sum
 
     return command(job, "the same command with --run.resume latest goes on")
 

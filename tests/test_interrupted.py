@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from fastanc.training import run
 from fastanc.training.checkpoint import Checkpoints, load
+from fastanc.training.folder import Owner, clear_folder
 from fastanc.training.metrics import read_metrics
 
 BASE = [
@@ -351,3 +352,31 @@ def test_divergence_ends_with_a_sound_checkpoint_named(tmp_path: Path) -> None:
     state, _ = load(Path(named[1]))
     for player in state["players"].values():
         assert all(torch.isfinite(w).all() for w in player["module"].values() if w.is_floating_point())
+
+
+def test_anew_leaves_nothing_of_the_earlier_run_even_when_it_is_killed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000080").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000080" / "COMPLETE").write_text("{}")
+    for name in ("summary.json", "student.safetensors", "metrics.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    clear_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]  # the user's own stays
+
+
+def test_a_folder_has_one_owner_that_a_kill_frees(tmp_path: Path) -> None:
+    hold = "import sys, time; from pathlib import Path; from fastanc.training.folder import Owner;"
+    hold += "o = Owner(Path(sys.argv[1])); print('mine', flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(ValueError, match=f"under way .*host {socket.gethostname()} pid {other.pid} "):
+            Owner(tmp_path)
+    finally:
+        other.kill()
+        other.wait()
+    owner = Owner(tmp_path)
+    with pytest.raises(ValueError, match=f"pid {os.getpid()}"):
+        Owner(tmp_path)
+    owner.release()
+    assert not list(tmp_path.iterdir())

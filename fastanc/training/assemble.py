@@ -265,6 +265,9 @@ def _origins(source: Input, game: Game) -> dict[str, str]:
     origins = {} if game.teacher is None else {"teacher": game.teacher.digest}
     if not isinstance(source.train, LatentSet):
         origins["training set"] = str(source.train.describe()["fingerprint"])[:16]
+    # Its numbers would not be comparable with those before.
+    origins["validation set"] = str(source.val.describe()["fingerprint"])[:16]
+    origins["number of steps per epoch"] = str(source.order.steps_per_epoch)
     return origins
 
 

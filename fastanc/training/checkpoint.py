@@ -178,6 +178,6 @@ def check_origins(path: Path, old: Mapping[str, str], new: Mapping[str, str]) ->
     for what, digest in new.items():
         if old.get(what, digest) != digest:
             raise ValueError(
-                f"checkpoint {path} was made with another {what} (digest {old[what]}, not {digest}): give that one,"
+                f"checkpoint {path} was made with another {what} ({old[what]}, now {digest}): give that one,"
                 " or start another --run.name"
             )

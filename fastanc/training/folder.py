@@ -2,14 +2,101 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from fastanc.files import make_folder, sweep, write_text
+from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
+_LEFT = ("checkpoints", SUMMARY, "student.safetensors", "metrics.jsonl")
+"""What a run leaves, in the order in which a run that starts over removes it: a kill between leaves no old checkpoint
+that could be taken for the new run's."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+_mine: set[Path] = set()
+"""Folders that runs of this process own: a record lock does not bar its own process."""
+
+
+class Owner:
+    """The one process that writes into a run's folder: a lock that dies with it, in a file that names it.
+
+    A record lock (lockf), because a worker that is forked must not hold it on when its parent is killed.
+    Raises ValueError naming the host and the process that owns the folder; OSError where it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        make_folder(folder)
+        self._place = folder.resolve()
+        self._path = self._place / ".owner"
+        if self._place in _mine:
+            raise _taken(folder, f"host {socket.gethostname()} pid {os.getpid()}")
+        self._file = self._locked(folder)
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.write(f"host {socket.gethostname()} pid {os.getpid()} since {time.ctime()}\n")
+        self._file.flush()
+        _mine.add(self._place)
+
+    def _locked(self, folder: Path) -> TextIO:
+        while True:
+            file = self._path.open("a+")
+            file.seek(0)
+            said = file.read().strip()
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _NO_LOCKS and not _lives(said):
+                    return file
+                file.close()
+                if error.errno in (errno.EACCES, errno.EAGAIN) or error.errno in _NO_LOCKS:
+                    raise _taken(folder, said or "another process") from error
+                raise
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+            file.close()  # its owner ended, and took the file away, after it was opened here
+
+    def release(self) -> None:
+        """Give the folder free; what it named is gone."""
+        if not self._file.closed:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+            _mine.discard(self._place)
+
+
+def _taken(folder: Path, owner: str) -> ValueError:
+    return ValueError(
+        f"{folder} belongs to a run that is under way ({owner}): wait for its end, or give another --run.name"
+    )
+
+
+def _lives(said: str) -> bool:
+    """Tell whether who is named may still be at work, on a file system without locks."""
+    words = said.split()
+    if len(words) < 4 or not words[3].isdigit():
+        return False
+    if words[1] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(words[3]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return int(words[3]) != os.getpid()
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what an earlier run left in a folder in which one starts over; only the folder's owner may."""
+    for name in _LEFT:
+        remove(folder / name)
 
 
 def open_folder(folder: Path, config: str, has_steps_left: bool = True) -> None:

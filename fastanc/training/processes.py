@@ -69,6 +69,12 @@ def mean_over(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
     return lambda tensor: accelerator.reduce(tensor, reduction="mean")
 
 
+def end_processes() -> None:
+    """Leave the group of processes, at the end of a command."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators as a pure function of (seed, step, process), so that resuming is arithmetic."""
     torch.manual_seed((seed * 1_000_003 + step) * 8_191 + rank)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
@@ -20,7 +21,7 @@ from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
-from fastanc.training.folder import finish_folder, open_folder, read_summary
+from fastanc.training.folder import Owner, clear_folder, finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
@@ -126,13 +127,39 @@ class Run:
         self.interruption = Interruption(self.accelerator)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", settings.keep)
         self._notes = [*notes, *game.notes]
-        self.start = self._resume()
-        self.monitor = self._open_folder()
+        self._owner = self._own()
+        try:
+            self.start = self._resume()
+            self.monitor = self._open_folder()
+        except BaseException:
+            self._disown()
+            raise
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
+
+    def _own(self) -> Owner | None:
+        """Make the folder this run's; every process raises what process 0 was refused with."""
+        owner: Owner | None = None
+        refused: list[Exception | None] = [None]
+        if self.is_main:
+            try:
+                owner = Owner(self.folder)
+            except (ValueError, OSError) as error:
+                refused = [error]
+        broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise refused[0]
+        return owner
+
+    def _disown(self) -> None:
+        if self._owner is not None:
+            self._owner.release()
 
     def _open_folder(self) -> Monitor:
         settings = self._settings
+        self.accelerator.wait_for_everyone()  # every process has read what it goes on from
         if self.is_main:
+            if settings.resume == "anew":
+                clear_folder(self.folder)
             open_folder(self.folder, settings.text, self.start < self.pace.total_steps)
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
@@ -315,7 +342,13 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        at_once = kind is KeyboardInterrupt  # nothing waits for a disk: what is half written does not count
+        try:
+            self._close(at_once=kind is KeyboardInterrupt)
+        finally:
+            self._disown()
+
+    def _close(self, *, at_once: bool) -> None:
+        # At once: nothing waits for a disk: what is half written does not count
         if self.answers is not None and not at_once:
             self.answers.close()
         self.monitor.close()
