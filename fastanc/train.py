@@ -35,6 +35,7 @@ def train(config: Config, given: Given | None = None) -> Path:
     data, folder = config.data, config.run.folder
     with explained(batch=data.batch, image_px=data.image_px, folder=folder), open_run(config, given) as run:
         if run.is_finished:
+            run.monitor.note(f"nothing to do: {run.folder} is finished, --run.resume anew starts over")
             return run.folder
         for step, batch in run.batches():
             seed_step(run.seed, step, run.rank)

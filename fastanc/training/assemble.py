@@ -65,7 +65,7 @@ def open_run(config: Config, given: Given | None = None) -> Run:
     source = open_input(config, accelerator, given)
     pace = _pace(config, source.order.steps_per_epoch)
     game = _open_game(config, accelerator, source, given)
-    notes = [*data_notes(source), *(note for note in (input_note(source),) if note)]
+    notes = [*data_notes(source), *(note for note in (input_note(source), _beyond(config, pace)) if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
         cache = _cache_choice(config)
@@ -211,6 +211,16 @@ def _pace(config: Config, steps_per_epoch: int) -> Pace:
         total_steps=min(schedule_steps, config.run.max_steps or schedule_steps),
         eval_every=config.run.eval_every,
         checkpoint_every=config.run.checkpoint_every,
+    )
+
+
+def _beyond(config: Config, pace: Pace) -> str | None:
+    asked, schedule = config.run.max_steps, pace.schedule_steps
+    if not asked or asked <= schedule:
+        return None
+    return (
+        f"run.max_steps {asked} is beyond the schedule: the run ends after {schedule} steps, schedule.epochs makes it"
+        " longer"
     )
 
 

@@ -16,9 +16,12 @@ from typing import Any, TextIO
 from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
-_LEFT = ("checkpoints", SUMMARY, "student.safetensors", "metrics.jsonl")
-"""What a run leaves, in the order in which a run that starts over removes it: a kill between leaves no old checkpoint
-that could be taken for the new run's."""
+_LEFT = (
+    *("checkpoints", SUMMARY, "student.safetensors", "student.pt2", "student.onnx", "estimators.safetensors"),
+    "metrics.jsonl",
+)
+"""What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
+no old checkpoint that could be taken for the new run's."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _mine: set[Path] = set()
 """Folders that runs of this process own: a record lock does not bar its own process."""
