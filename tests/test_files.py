@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ import torch
 from fastanc import files
 from fastanc.models.weights import read_weights, write_safetensors
 from fastanc.training.checkpoint import Checkpoints, load
-from fastanc.training.folder import SUMMARY, finish_folder, open_folder, read_summary
+from fastanc.training.folder import SUMMARY, Owner, finish_folder, open_folder, read_summary
+from support.processes import forked
 
 
 def killed(work: Callable[[], object], at_rename: int = 1) -> None:
@@ -188,20 +191,122 @@ def test_a_workspace_is_gone_afterwards(tmp_path: Path) -> None:
 
 def test_a_killed_summary_is_none_and_the_old_one_stays(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    killed(lambda: open_folder(folder, "name: first\n"))
-    open_folder(folder, "name: first\n")
+    killed(lambda: open_folder(folder, "name: first\n", start=0, total=9))
+    open_folder(folder, "name: first\n", start=0, total=9)
     assert names(folder) == ["config.yaml"]
     killed(lambda: finish_folder(folder, {"val": 1}))
     assert read_summary(folder) is None
     assert len(names(folder)) == 2
-    open_folder(folder, "name: second\n")
+    open_folder(folder, "name: second\n", start=0, total=9)
     finish_folder(folder, {"val": 2})
     killed(lambda: finish_folder(folder, {"val": 3}))
     assert read_summary(folder) == {"val": 2}
-    open_folder(folder, "name: third\n", has_steps_left=False)
+    open_folder(folder, "name: third\n", start=9, total=9)
     assert names(folder) == ["config.yaml", SUMMARY]
-    open_folder(folder, "name: fourth\n")
+    open_folder(folder, "name: fourth\n", start=3, total=9)
     assert names(folder) == ["config.yaml"]
+
+
+def test_one_start_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    made = ["metrics.jsonl", "student.safetensors", "samples.png", "estimators.safetensors", SUMMARY]
+
+    def earlier() -> None:
+        for name in (*made, "notes.txt"):  # the last is the user's
+            (tmp_path / name).write_text("{}")
+        for step in (4, 8, 12):
+            (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+
+    earlier()
+    open_folder(tmp_path, "", start=0, total=9)
+    assert names(tmp_path) == ["config.yaml", "notes.txt"]
+    earlier()
+    open_folder(tmp_path, "", start=8, total=9)
+    assert names(tmp_path / "checkpoints") == ["step-00000004", "step-00000008"]
+    assert names(tmp_path) == sorted(["checkpoints", "config.yaml", "notes.txt", *made[:-1]])
+    earlier()
+    open_folder(tmp_path, "", start=8, total=8)  # nothing is left to do: all stays
+    assert len(names(tmp_path / "checkpoints")) == 3
+    assert (tmp_path / SUMMARY).exists()
+
+
+# ---- one owner
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    owner = Owner(folder)
+    try:
+        yield
+    finally:
+        owner.release()
+
+
+def test_a_folder_has_one_owner_who_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x"
+
+    def owning() -> None:
+        with owned(folder):
+            forked(lambda: time.sleep(600))  # a worker that outlives a kill holds nothing
+            (tmp_path / "owned").touch()
+            time.sleep(600)
+
+    child, deadline = forked(owning), time.monotonic() + 600
+    while not (tmp_path / "owned").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    who = rf"x belongs to a run .* \(host {socket.gethostname()} pid {child} .* another --run.name"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=who), owned(folder):
+            pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert names(folder) == [".owner"]  # a kill leaves the file, and no lock
+    with owned(folder):
+        assert f"pid {os.getpid()} " in (folder / ".owner").read_text()
+        with pytest.raises(ValueError, match="belongs to a run"), owned(folder):
+            pass
+        (folder / "made").touch()
+    assert names(folder) == ["made"]
+
+
+def test_of_many_that_come_at_once_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
+    folder, counter = tmp_path / "x", tmp_path / "count"
+    counter.write_text("0")
+
+    def counting() -> None:
+        done = 0
+        while done < 30:
+            try:
+                with owned(folder):
+                    count = int(counter.read_text())
+                    time.sleep(0.0005)
+                    counter.write_text(str(count + 1))
+                    done += 1
+            except ValueError:
+                time.sleep(0.001)
+
+    children = [forked(counting) for _ in range(5)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 5
+    assert counter.read_text() == "150"
+
+
+def test_where_a_file_system_has_no_locks_the_name_must_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuses)
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, pid in (("elsewhere", 1), (socket.gethostname(), os.getppid())):
+        (folder / ".owner").write_text(f"host {name} pid {pid} since ever\n")
+        with pytest.raises(ValueError, match=f"host {name} pid {pid}"), owned(folder):
+            pass
+    dead = forked(lambda: None)
+    os.waitpid(dead, 0)
+    (folder / ".owner").write_text(f"host {socket.gethostname()} pid {dead} since ever\n")
+    with owned(folder):
+        assert f"pid {os.getpid()} " in (folder / ".owner").read_text()
 
 
 @pytest.mark.parametrize("text", ["", '{"val": {"error_p', "[]", "{}", "\x00" * 20])
@@ -223,7 +328,7 @@ def test_a_killed_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:
     path, refused = Checkpoints(run / "checkpoints").latest()
     assert (path.name, refused) == ("step-00000001", [])
     assert load(path)[0]["w"][0] == 1
-    open_folder(run, "")
+    open_folder(run, "", start=1, total=9)
     assert names(run / "checkpoints") == ["step-00000001"]
     save(2, 3.0)
     assert load(Checkpoints(run / "checkpoints").latest()[0])[0]["w"][0] == 3
@@ -238,7 +343,7 @@ def test_killed_weights_leave_the_old_ones(tmp_path: Path) -> None:
     assert metadata == {"name": "one"}
     assert torch.equal(state["w"], torch.ones(3))
     assert len(names(tmp_path)) == 2
-    open_folder(tmp_path, "")
+    open_folder(tmp_path, "", start=9, total=9)
     assert names(tmp_path) == ["config.yaml", "student.safetensors"]
 
 

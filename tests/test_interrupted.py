@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from fastanc.training import run
 from fastanc.training.checkpoint import Checkpoints, load
-from fastanc.training.folder import Owner, clear_folder
 from fastanc.training.metrics import read_metrics
 
 BASE = [
@@ -196,6 +195,45 @@ def test_killed_at_random_moments_it_ends_equal(folder: Path, rounds: int) -> No
     assert_same_students(folder, "whole", name)
 
 
+def test_nothing_of_an_earlier_run_outlives_one_that_starts_over(folder: Path) -> None:
+    """Not even where that one is killed before its first checkpoint."""
+    shutil.copytree(folder / "runs" / "whole", folder / "runs" / "over")
+    options = ("--run.seed", "5", "--run.checkpoint_every", "1000")
+    run = start(folder, "over", *options, "--resume", "anew")
+    log = folder / "runs" / "over" / "metrics.jsonl"
+    while not log.exists() or (folder / "runs" / "over" / "student.safetensors").exists():
+        time.sleep(0.01)  # the earlier one's
+    wait_for_step(run, folder, "over", 3)
+    run.kill()
+    run.join()
+    there = {path.name for path in (folder / "runs" / "over").iterdir()}
+    assert there == {"config.yaml", "metrics.jsonl", ".owner"}
+    ended(start(folder, "over", *options, "--resume", "latest"), folder)
+    assert "resumed" not in (folder / "said").read_text()
+    ended(start(folder, "five", *options), folder)
+    assert_same_students(folder, "five", "over")
+    with pytest.raises(AssertionError):
+        assert_same_students(folder, "whole", "over")
+
+
+def test_what_would_overwrite_or_mix_an_earlier_run_is_refused(folder: Path) -> None:
+    whole = folder / "runs" / "whole"
+    shutil.copytree(whole, folder / "runs" / "other")
+    (mark,) = sorted((whole / "checkpoints").glob("step-*/COMPLETE"))[-1:]
+    said = ended(start(folder, "other", "--resume", str(mark.parent)), folder, 2)
+    assert "would overwrite: choose another --run.name" in said
+    shutil.rmtree(folder / "runs" / "other" / "checkpoints")
+    for wish in ("never", "latest"):
+        assert "holds a finished run without its checkpoints" in ended(
+            start(folder, "other", "--resume", wish), folder, 2
+        )
+    assert (folder / "runs" / "other" / "student.safetensors").read_bytes() == (
+        whole / "student.safetensors"
+    ).read_bytes()
+    ended(start(folder, "other", "--resume", "anew"), folder)
+    assert_same_students(folder, "whole", "other")
+
+
 def _train_as(rank: int, world: int, port: int, args: list[str], said: Path) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), ACCELERATE_USE_CPU="true")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -354,29 +392,79 @@ def test_divergence_ends_with_a_sound_checkpoint_named(tmp_path: Path) -> None:
         assert all(torch.isfinite(w).all() for w in player["module"].values() if w.is_floating_point())
 
 
-def test_anew_leaves_nothing_of_the_earlier_run_even_when_it_is_killed_at_once(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "step-00000080").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "step-00000080" / "COMPLETE").write_text("{}")
-    for name in ("summary.json", "student.safetensors", "metrics.jsonl", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    clear_folder(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]  # the user's own stays
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_thirty_times_asked_to_stop_and_started_over_it_ends_equal(tmp_path: Path, world: int) -> None:
+    """Any signal at any moment, to any process, now and then a second start or a new beginning."""
+    moments, counts = random.Random(world), dict.fromkeys(("kills", "stops", "anew", "second starts"), 0)
+    args = [*BASE, "--run.checkpoint_every", "7"]
+
+    def begin(name: str, *more: str) -> list[Process]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        places = ["--out", str(tmp_path / "runs"), "--teacher.cache_dir", str(tmp_path / f"cache-{name}")]
+        words = [*args, *places, "--name", name, *more]
+        started = [
+            FORKS.Process(target=_train_as, args=(rank, world, port, words, tmp_path / f"said-{rank}"))
+            for rank in range(world)
+        ]
+        for process in started:
+            process.start()
+        return started
+
+    def finish(processes: list[Process]) -> None:
+        for rank, process in enumerate(processes):
+            process.join(timeout=1800)
+            assert process.exitcode == 0, (tmp_path / f"said-{rank}").read_text()[-3000:]
+
+    finish(begin("whole"))
+    for _ in range(30):
+        anew = moments.random() < 0.15
+        counts["anew"] += anew
+        processes = begin("x", "--resume", "anew" if anew else "latest")
+        before, deadline = steps_made_or_none(tmp_path, "x"), time.monotonic() + 1800
+        if moments.random() < 0.7:  # let it come some steps further; else strike anywhere in its start
+            while time.monotonic() < deadline and steps_made_or_none(tmp_path, "x") in (before, 0):
+                if not all(process.is_alive() for process in processes):
+                    break
+                time.sleep(0.01)
+        time.sleep(moments.random() * 1.5)
+        if moments.random() < 0.2 and processes[0].is_alive() and (tmp_path / "runs/x/.owner").exists():
+            (second,) = [
+                FORKS.Process(
+                    target=_train,
+                    args=(
+                        [*args, "--out", str(tmp_path / "runs"), "--name", "x", "--resume", "anew"],
+                        tmp_path / "said-second",
+                    ),
+                )
+            ]
+            second.start()
+            second.join(timeout=1800)
+            assert second.exitcode == 2 or not processes[0].is_alive()
+            counts["second starts"] += 1
+        if moments.random() < 0.4:
+            number = moments.choice([signal.SIGTERM, signal.SIGINT])
+            os.kill(moments.choice(processes).pid, number)
+            counts["stops"] += 1
+            for process in processes:
+                process.join(timeout=60)
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+        for process in processes:
+            process.join()
+        counts["kills"] += 1
+    finish(begin("x", "--resume", "latest"))
+    print(f"{world} processes: {counts}")
+    assert_same_students(tmp_path, "whole", "x")
+    assert [*tmp_path.rglob("*.tmp")] == []
+    there = {path.name for path in (tmp_path / "runs" / "x").iterdir()}
+    assert there == {"checkpoints", "config.yaml", "metrics.jsonl", "student.safetensors", "summary.json"}
+    assert len([*(tmp_path / "runs" / "x" / "checkpoints").iterdir()]) <= 2
 
 
-def test_a_folder_has_one_owner_that_a_kill_frees(tmp_path: Path) -> None:
-    hold = "import sys, time; from pathlib import Path; from fastanc.training.folder import Owner;"
-    hold += "o = Owner(Path(sys.argv[1])); print('mine', flush=True); time.sleep(600)"
-    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "mine\n"
-        with pytest.raises(ValueError, match=f"under way .*host {socket.gethostname()} pid {other.pid} "):
-            Owner(tmp_path)
-    finally:
-        other.kill()
-        other.wait()
-    owner = Owner(tmp_path)
-    with pytest.raises(ValueError, match=f"pid {os.getpid()}"):
-        Owner(tmp_path)
-    owner.release()
-    assert not list(tmp_path.iterdir())
+def steps_made_or_none(folder: Path, name: str) -> int:
+    log = folder / "runs" / name / "metrics.jsonl"
+    return steps_made(folder, name) if log.exists() else 0

@@ -18,7 +18,7 @@ from fastanc.files import make_folder, remove, sweep, write_text
 SUMMARY = "summary.json"
 _LEFT = (
     *("checkpoints", SUMMARY, "student.safetensors", "student.pt2", "student.onnx", "estimators.safetensors"),
-    "metrics.jsonl",
+    *("samples.png", "metrics.jsonl"),
 )
 """What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
 no old checkpoint that could be taken for the new run's."""
@@ -96,23 +96,24 @@ def _lives(said: str) -> bool:
     return int(words[3]) != os.getpid()
 
 
-def clear_folder(folder: Path) -> None:
-    """Remove what an earlier run left in a folder in which one starts over; only the folder's owner may."""
-    for name in _LEFT:
-        remove(folder / name)
+def open_folder(folder: Path, config: str, *, start: int, total: int) -> None:
+    """Make a run's folder ready for the steps `start` to `total`, and write its config.yaml; for its owner.
 
-
-def open_folder(folder: Path, config: str, has_steps_left: bool = True) -> None:
-    """Make a run's folder, remove what a killed run left unfinished there, and write its config.yaml.
-
-    A run that has steps left is not finished, whatever an earlier one left: its summary is removed.
-    Raises OSError where the folder cannot be written.
+    What a killed run left unfinished goes. So does an earlier generation, of which a run that begins at step 0 keeps
+    nothing, and the checkpoints behind `start`: a killed run is only ever resumed from what is its own. A run that
+    has steps left is not finished: its summary goes too. Raises OSError where the folder cannot be written.
     """
     make_folder(folder)
     for own in (folder, folder / "checkpoints"):
         sweep(own)
-    if has_steps_left:
+    if start == 0 < total:
+        for name in _LEFT:
+            remove(folder / name)
+    elif start < total:
         (folder / SUMMARY).unlink(missing_ok=True)
+        for path in (folder / "checkpoints").glob("step-*"):
+            if path.name > f"step-{start:08d}":
+                remove(path)
     write_text(folder / "config.yaml", config)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from fastanc.methods.base import Method
 from fastanc.models.taps import Tapped
@@ -13,7 +15,7 @@ from fastanc.teacher.answers import Answers
 from fastanc.teacher.frozen import FrozenTeacher
 from fastanc.training.players import Average, Players
 from fastanc.training.processes import average_flat
-from fastanc.training.validate import average_buffers
+from fastanc.training.validate import statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,35 @@ class Game:
 
     def average_buffers(self) -> None:
         """Average the statistics of BatchNorm over the processes."""
-        averaged = [self.players["student"].module, *([self.average.network] if self.average else ())]
-        for module in averaged:
-            average_buffers(module, lambda tensors: average_flat(self.accelerator, tensors))
+        average_flat(self.accelerator, self._averaged())
+
+    def _averaged(self) -> list[Tensor]:
+        modules = [self.players["student"].module, *([self.average.network] if self.average else ())]
+        return [buffer for module in modules for buffer in statistics(module)]
+
+    @torch.no_grad()
+    def _gathered(self) -> Tensor | None:
+        """Return every process's statistics of BatchNorm [processes, values]; None in a process that is alone."""
+        own = self._averaged()
+        if self.accelerator.num_processes == 1 or not own:
+            return None
+        gathered: Tensor = self.accelerator.gather(torch.cat([buffer.reshape(-1) for buffer in own])[None])
+        return gathered
+
+    @torch.no_grad()
+    def _restore(self, gathered: Tensor | None) -> None:
+        """Give this process its own statistics back; where there were other processes, the mean of theirs."""
+        if gathered is None:
+            return
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        values = gathered[rank] if len(gathered) == world else gathered.mean(0)
+        own = self._averaged()
+        for buffer, part in zip(own, values.split([buffer.numel() for buffer in own])):
+            buffer.copy_(part.view_as(buffer))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: players, moving average, loss scale."""
-        state: dict[str, Any] = {"players": self.players.state()}
+        state: dict[str, Any] = {"players": self.players.state(), "statistics": self._gathered()}
         if self.average is not None:
             state["average"] = self.average.network.state_dict()
         if self.accelerator.scaler is not None:
@@ -61,6 +85,7 @@ class Game:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.players.load_state(state["players"])
+        self._restore(state.get("statistics"))
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
         if self.accelerator.scaler is not None:

@@ -21,7 +21,7 @@ from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
-from fastanc.training.folder import Owner, clear_folder, finish_folder, open_folder, read_summary
+from fastanc.training.folder import Owner, finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
@@ -158,9 +158,7 @@ class Run:
         settings = self._settings
         self.accelerator.wait_for_everyone()  # every process has read what it goes on from
         if self.is_main:
-            if settings.resume == "anew":
-                clear_folder(self.folder)
-            open_folder(self.folder, settings.text, self.start < self.pace.total_steps)
+            open_folder(self.folder, settings.text, start=self.start, total=self.pace.total_steps)
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
             self.folder,
@@ -182,11 +180,7 @@ class Run:
     def _resume(self) -> int:
         wish = self._settings.resume
         present = self.checkpoints.complete()
-        if wish == "never" and present:
-            raise ValueError(
-                f"{self.folder} holds checkpoints of an earlier run: --run.resume latest continues it,"
-                " --run.resume anew starts over, another --run.name leaves it alone"
-            )
+        self._refuse(wish, present)
         if wish == "anew" or (wish in ("never", "latest") and not present):
             return 0
         if wish == "latest":
@@ -202,6 +196,23 @@ class Run:
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
+
+    def _refuse(self, wish: str, present: Sequence[Path]) -> None:
+        """Raise ValueError where a wish would overwrite an earlier run, or mix it with another."""
+        if not present and read_summary(self.folder) is None:
+            return
+        earlier = "checkpoints of an earlier run" if present else "a finished run without its checkpoints"
+        leave = "--run.resume anew starts over, another --run.name leaves it alone"
+        if wish == "never" and present:
+            raise ValueError(f"{self.folder} holds {earlier}: --run.resume latest continues it, {leave}")
+        if wish in ("never", "latest") and not present:
+            raise ValueError(f"{self.folder} holds {earlier}: {leave}")
+        own = self.checkpoints.folder.resolve()
+        if wish not in ("never", "latest", "anew") and Path(wish).resolve().parent != own:
+            raise ValueError(
+                f"{self.folder} holds {earlier}, which going on from {wish} would overwrite: choose another"
+                " --run.name"
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -267,8 +278,13 @@ class Run:
         return f"the last good checkpoint is {present[-1]}" if present else "there is no checkpoint yet"
 
     def save(self, done: int) -> None:
-        """Write a checkpoint after `done` steps; statistics of BatchNorm are averaged over the processes first."""
-        self.game.average_buffers()
+        """Write a checkpoint after `done` steps.
+
+        At its time the statistics of BatchNorm are averaged over the processes first; a stop at another time leaves
+        each process its own, so that the run goes on as if it had not been stopped.
+        """
+        if self.pace.saves(done):
+            self.game.average_buffers()
         if self.answers is not None:
             self.answers.flush()
             self.accelerator.wait_for_everyone()  # else processes may compute rows that others have just written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -83,22 +83,15 @@ def _count(
     return torch.stack([zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss])
 
 
-@torch.no_grad()
-def average_buffers(module: nn.Module, average: Callable[[Sequence[Tensor]], None]) -> None:
-    """Give every process the mean of all processes' BatchNorm statistics.
+def statistics(module: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of BatchNorm, of which each process gathers its own from its images.
 
-    Call it before an evaluation and before a save: each process gathered its own from its part of the batch.
-
-    Args:
-        module: holds the BatchNorm layers; their running means and variances are overwritten.
-        average: replaces tensors by their means over all processes; called once, with all of them.
+    They are averaged over the processes before an evaluation and before a planned save.
     """
-    average(
-        [
-            buffer
-            for layer in module.modules()
-            if isinstance(layer, _BatchNorm)
-            for buffer in (layer.running_mean, layer.running_var)
-            if buffer is not None
-        ]
-    )
+    return [
+        buffer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm)
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
