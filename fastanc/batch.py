@@ -6,10 +6,12 @@ Shape legend, used everywhere: B batch, K classes, C channels, H W map size, D f
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Outputs(NamedTuple):

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastanc.errors import command
+from fastanc.errors import command, say_repeated
 
 FIELD_WORDS = ("recipe", "config_path", "plugin", "resume", "name")
+_FIELDS = "the other words are fields of the configuration, as `fastanc train --help` lists them"
 
 # Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
@@ -20,8 +21,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["train"]:
         return command(lambda: _train(args[1:]), "run it again")
-    parser = _parser()
-    options, rest = parser.parse_known_args(_fields_joined(args))
+    parser, words = _parser(), _fields_joined(args)
+    options, rest = parser.parse_known_args(words)
+    say_repeated([word.partition("=")[0] for word in words if word.startswith("--") and word not in rest])
     if rest and not getattr(options, "takes_fields", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.fields = rest
@@ -50,10 +52,18 @@ def _fields_joined(args: list[str]) -> list[str]:
     return joined
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no option by its first letters: what is cut short here may be whole tomorrow, and mean something else."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "allow_abbrev": False})
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastanc", description="Adversarial network compression.")
+    parser = _Parser(prog="fastanc", description="Adversarial network compression.")
     jobs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    jobs.add_parser("train", help="train one student; every field of the configuration is an option")
+    about = "train one student; every field of the configuration is an option (train --help)"
+    jobs.add_parser("train", help=about, add_help=False)
 
     demo = _job(jobs, "demo", _demo, "compress a teacher on handwritten digits, on any machine")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
@@ -84,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller (90)")
     pack.add_argument("--workers", type=int, help="processes; all cores by default")
 
-    plan = _job(jobs, "plan", _plan, "what a recipe asks of a cluster: bytes, cores, and what bounds it")
+    about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
+    plan = _job(jobs, "plan", _plan, about, fields=True)
     plan.add_argument("--gpus", type=int, default=8)
     plan.add_argument("--gpus_per_node", type=int, default=8)
     plan.add_argument("--cores_per_node", type=int, default=128)
@@ -105,29 +116,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--classes", type=int, default=1000)
     plan.add_argument("--channels", type=int, default=3)
-    plan.set_defaults(takes_fields=True)
 
     about = "run a table of a paper: rows x seeds over one cache; run it again to go on"
-    study = _job(jobs, "study", _study, about)
+    study = _job(jobs, "study", _study, about, fields=True)
     study.add_argument("study", help="a name (`fastanc studies` lists them) or a YAML file")
     study.add_argument("--scale", type=float, default=1.0, help="share of the full schedule and data (1)")
     study.add_argument("--only", action="append", default=[], help="an option of an axis; may be repeated")
     study.add_argument("--seeds", type=int, nargs="+", default=[], help="in the place of the study's")
     study.add_argument("--recipe", help="in the place of the study's")
     study.add_argument("--out", type=Path, help="folder of the study; runs/study-NAME by default")
-    study.set_defaults(takes_fields=True)
 
     for name in ("datasets", "networks", "recipes", "methods", "studies"):
-        _job(jobs, name, _names, f"list the {name}").set_defaults(what=name)
+        names = _job(jobs, name, _names, f"list the {name}")
+        names.add_argument("--plugin", help="Python file that registers more of them")
+        names.set_defaults(what=name)
     _cache_parsers(jobs)
     return parser
 
 
 def _job(
-    jobs: Any, name: str, run: Callable[[argparse.Namespace], Any], about: str
+    jobs: Any, name: str, run: Callable[[argparse.Namespace], Any], about: str, *, fields: bool = False
 ) -> argparse.ArgumentParser:
-    job: argparse.ArgumentParser = jobs.add_parser(name, help=about, description=about)
-    job.set_defaults(run=run, again="run the same command again to go on")
+    epilog = _FIELDS if fields else None
+    job: argparse.ArgumentParser = jobs.add_parser(name, help=about, description=about, epilog=epilog)
+    job.set_defaults(takes_fields=fields, run=run, again="run the same command again to go on")
     return job
 
 
@@ -137,18 +149,18 @@ def _cache_parsers(jobs: Any) -> None:
         required=True, metavar="JOB"
     )
 
-    def job(name: str, about: str) -> argparse.ArgumentParser:
-        return _job(words, name, lambda options: _cache(name, options), about)
+    def job(name: str, about: str, *, fields: bool = False) -> argparse.ArgumentParser:
+        return _job(words, name, lambda options: _cache(name, options), about, fields=fields)
 
-    build = job("build", "run the teacher on every view; options are a recipe's fields (--recipe NAME ...)")
+    about = "run the teacher on every view; options are a recipe's fields (--recipe NAME ...)"
+    build = job("build", about, fields=True)
     build.add_argument("--students", type=int, default=1, help="students to come, for the break-even")
-    build.set_defaults(takes_fields=True)
     job("info", "what a cache holds").add_argument("path", type=Path, help="a cache, or a folder of caches")
-    verify = job("verify", "check every row; with --teacher N run the teacher again on N rows")
+    about = "check every row; with --teacher N run the teacher again on N rows"
+    verify = job("verify", about, fields=True)
     verify.add_argument("path", type=Path, nargs="?", help="a cache; none takes the recipe's")
     verify.add_argument("--teacher", type=int, default=0, metavar="N", help="rows to compute again")
     verify.add_argument("--drop", action="store_true", help="remove what is damaged, for the next build")
-    verify.set_defaults(takes_fields=True)
     prune = job("prune", "drop views, and files of dead writers")
     prune.add_argument("path", type=Path)
     prune.add_argument("--views", type=int, nargs="*", default=[], help="views to drop whole")
@@ -187,7 +199,7 @@ def _plan(options: argparse.Namespace) -> None:
         storage_bytes_per_s=options.storage_gb_per_s * 1e9,
         network_bytes_per_s=options.network_gb_per_s * 1e9,
     )
-    networks = sketch(parse(options.fields), classes=options.classes, channels=options.channels)
+    networks = sketch(parse(options.fields, front=True), classes=options.classes, channels=options.channels)
     print(describe(load_of(networks, image_bytes=options.image_bytes), cluster))
 
 
@@ -251,6 +263,10 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _names(options: argparse.Namespace) -> None:
+    if options.plugin:
+        from fastanc.parsing import import_plugin
+
+        import_plugin(options.plugin)
     if options.what == "datasets":
         from fastanc.pipelines.catalogue import describe_names
 

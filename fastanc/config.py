@@ -5,13 +5,32 @@ Only the entry points read a Config; everything else gets plain values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import draccus
 
+from fastanc.fields import (
+    BelowOne,
+    Count,
+    Few,
+    Fields,
+    Images,
+    Inside,
+    OneOf,
+    Padding,
+    Pixels,
+    Positive,
+    Precision,
+    Seed,
+    Share,
+    Text,
+    Threads,
+    Unit,
+    Weight,
+)
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
 from fastanc.optimizers import OptimizerConfig
@@ -25,81 +44,78 @@ def free(default: _T) -> _T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Fields):
     """Which images, and which views of them."""
 
-    name: str = "digits"
+    group = "data"
+
+    name: Text = "digits"
     """A data set's name (`fastanc datasets` lists them; run.plugin may register others), or a folder or tar."""
-    root: str | None = free(None)
+    root: Text | None = free(None)
     """Folder to look in first; then FASTANC_DATA, then the usual places."""
-    image_px: int = 32
+    image_px: Pixels = 32
     """Side of the square image a network sees, pixels."""
-    resize_px: int = 32
+    resize_px: Pixels = 32
     """Evaluation scales the shorter side to this before the centre crop, pixels."""
-    crop: str = "auto"
+    crop: Annotated[str, OneOf(("auto", "resized", "padded"))] = "auto"
     """How training views are cut: resized (a random part, scaled), padded (a window of the image, which is scaled to
     image_px and gets a border of zeros), or auto: padded for sets kept as small arrays, resized for all others."""
-    min_scale: float = 0.6
+    min_scale: Share = 0.6
     """Smallest share of an image's area that a random crop may have (resized crops)."""
     flip: bool = False
     """Mirror half of the views."""
-    pad: int = 4
+    pad: Padding = 4
     """Zero padding around an image before its random crop, pixels (padded crops)."""
-    views: int = 8
+    views: Count = 8
     """Number of different views of every image; epochs repeat them. 0 draws new ones in every epoch."""
-    view_seed: int = 0
+    view_seed: Seed = 0
     """Seed of the views; apart from run.seed, so that students of all seeds share one cache."""
-    steps_per_epoch: int = 50
+    steps_per_epoch: Positive = 50
     """Steps of an epoch where no data set says it: methods that train on latent vectors (datafree)."""
-    views_per_image: int = 1
+    views_per_image: Few = 1
     """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
-    share: float = 1.0
+    share: Share = 1.0
     """Share of the training images that are used, the same ones in every run and as many of every class."""
-    val_share: float = 0.05
+    val_share: Inside = 0.05
     """Share of the training images that is held out where a set has no val split, the same images in every run."""
-    batch: int = 64
+    batch: Images = 64
     """Images per step over all processes."""
-    eval_batch: int = free(256)
+    eval_batch: Images = free(256)
     """Images per evaluation batch and process."""
-    threads: int = free(0)
+    threads: Threads = free(0)
     """Decoding threads per process; 0 takes what the machine has for each process."""
-    prefetch: int = free(2)
+    prefetch: Few = free(2)
     """Batches decoded ahead."""
-    decode: str = free("auto")
+    decode: Annotated[str, OneOf(("auto", "cpu", "mixed", "mixed_roi"))] = free("auto")
     """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
 
     def __post_init__(self) -> None:
-        positive = ("image_px", "resize_px", "batch", "eval_batch", "prefetch", "views_per_image")
-        for name in (*positive, "steps_per_epoch"):
-            _require(getattr(self, name) > 0, f"data.{name} must be positive, not {getattr(self, name)}")
-        _choice("data.crop", self.crop, ("auto", "resized", "padded"))
-        _require(self.views >= 0, f"data.views must be 0 or more, not {self.views}")
-        _require(0 < self.min_scale <= 1, f"data.min_scale must lie in (0, 1], not {self.min_scale}")
-        _require(0 < self.share <= 1, f"data.share must lie in (0, 1], not {self.share}")
-        _require(0 < self.val_share < 1, f"data.val_share must lie in (0, 1), not {self.val_share}")
+        super().__post_init__()
         _require(
-            self.image_px <= self.resize_px or self.resize_px == 0,
+            self.image_px <= self.resize_px,
             f"data.resize_px ({self.resize_px}) must not be smaller than data.image_px ({self.image_px})",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Fields):
     """One network by name."""
 
-    name: str = "resnet8"
+    group = "student"
+
+    name: Text = "resnet8"
     """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[@pretrained]."""
-    weights: str | None = None
+    weights: Text | None = None
     """File of weights (.safetensors, .pt, .pth, .th) or folder of a finished run; none starts from random ones."""
-    weights_key: str | None = None
+    weights_key: Text | None = None
     """Which state dict of that file, e.g. state_dict_ema or model; none takes the only one, or the moving average."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Unit, ...] | None = None
     """Channel means on the 0..1 scale; none takes the file's, the family's or the data set's."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Share, ...] | None = None
     """Channel deviations on the 0..1 scale, likewise."""
-    head: str | None = None
+    head: Text | None = None
     """Module name of the last linear layer; none finds it."""
-    stages: tuple[str, ...] = ()
+    stages: tuple[Text, ...] = ()
     """Module names of the residual stages, for methods that read them; none takes the family's. `stem` is the map
     that enters the family's first stage."""
 
@@ -108,110 +124,101 @@ class NetworkConfig:
 class TeacherConfig(NetworkConfig):
     """The teacher and its cache."""
 
-    name: str = "resnet14"
+    group = "teacher"
+    name: Text = "resnet14"
     """As of every network."""
-    weights: str | None = free("runs/digits-teacher/student.safetensors")
+    weights: Text | None = free("runs/digits-teacher/student.safetensors")
     """File of weights; the word random allows an untrained teacher (speed tests only)."""
-    estimators: str | None = free(None)
+    estimators: Text | None = free(None)
     """estimators.safetensors of a ksanc_teacher run on these weights; ksanc students need it."""
-    classes: str | None = None
+    classes: Text | None = None
     """Which of the teacher's classes the set's are: its columns, joined by commas, or a file of its class names."""
-    recipe: str | None = free("digits_teacher")
+    recipe: Text | None = free("digits_teacher")
     """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
-    cache: str = free("fill")
+    cache: Annotated[str, OneOf(("off", "fill", "read"))] = free("fill")
     """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
-    cache_dir: str = free("cache")
+    cache_dir: Text = free("cache")
     """Folder that holds caches side by side, each named by its identity."""
-    rows: str = "fp16"
+    rows: Annotated[str, OneOf(("fp16", "fp32", "uint8"))] = "fp16"
     """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
     pad_rows: bool = False
     """Cached rows begin on 4096-byte pages, for file systems that lock pages between nodes (Lustre, GPFS)."""
-    memory_gib: float = free(2.0)
+    memory_gib: Weight = free(2.0)
     """Complete cached views are held in memory, the device's if it is CUDA, when they fit into so much (read)."""
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the teacher's pass: fp32, or autocast to bf16 or fp16."""
     fold: bool = False
     """Fold BatchNorm into the convolutions before the teacher's pass."""
 
-    def __post_init__(self) -> None:
-        _choice("teacher.cache", self.cache, ("off", "fill", "read"))
-        _choice("teacher.rows", self.rows, ("fp16", "fp32", "uint8"))
-        _choice("teacher.precision", self.precision, ("fp32", "bf16", "fp16"))
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Fields):
     """How every player's learning rate moves."""
 
-    name: str = "cosine"
-    """cosine (to zero), step (times gamma at each milestone) or constant."""
-    epochs: int = 10
-    """Length of the run."""
-    warmup_epochs: float = 1.0
-    """Linear warm-up from zero."""
-    milestones: tuple[float, ...] = (0.79,)
-    """Where step drops, as shares of the run; the paper's 80k of 101.7k iterations is 0.79."""
-    gamma: float = 0.1
-    """Factor of each drop."""
+    group = "schedule"
 
-    def __post_init__(self) -> None:
-        _choice("schedule.name", self.name, ("cosine", "step", "constant"))
-        _require(self.epochs > 0, f"schedule.epochs must be positive, not {self.epochs}")
+    name: Annotated[str, OneOf(("cosine", "step", "constant"))] = "cosine"
+    """cosine (to zero), step (times gamma at each milestone) or constant."""
+    epochs: Positive = 10
+    """Length of the run."""
+    warmup_epochs: Weight = 1.0
+    """Linear warm-up from zero."""
+    milestones: tuple[Unit, ...] = (0.79,)
+    """Where step drops, as shares of the run; the paper's 80k of 101.7k iterations is 0.79."""
+    gamma: Unit = 0.1
+    """Factor of each drop."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Fields):
     """Where a run lives and how it is executed."""
 
-    name: str = free("digits-anc")
+    group = "run"
+
+    name: Text = free("digits-anc")
     """Name of the run's folder."""
-    out: str = free("runs")
+    out: Text = free("runs")
     """Folder that holds the runs."""
-    plugin: str | None = None
+    plugin: Text | None = None
     """Python file that is imported before the configuration is read: it registers methods, networks or data sets."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of the images and dropout."""
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the student's pass: fp32, or autocast to bf16 or fp16."""
-    ema: float = 0.0
+    ema: BelowOne = 0.0
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
     compile: bool = free(False)
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
-    compile_mode: str = "default"
+    compile_mode: Annotated[str, OneOf(("default", "reduce-overhead", "max-autotune"))] = "default"
     """How the student is compiled: default, reduce-overhead (CUDA graphs, where launching kernels takes longer than
     running them: small images, small batches) or max-autotune."""
-    accumulate: int = free(1)
+    accumulate: Positive = free(1)
     """Parts into which a process cuts its batch for less memory; each play sums their gradients before it moves."""
-    skip_nonfinite: int = free(0)
+    skip_nonfinite: Count = free(0)
     """Updates that may be left out because their loss is not finite; the host then waits for the device in each."""
-    max_steps: int = free(0)
+    max_steps: Count = free(0)
     """Stop after so many steps; 0 runs the whole schedule."""
-    log_every: int = free(20)
+    log_every: Positive = free(20)
     """Steps between two lines of metrics.jsonl; nothing is read from the device in between."""
-    eval_every: int = free(1)
+    eval_every: Count = free(1)
     """Epochs between two evaluations; 0 evaluates at the end only."""
-    checkpoint_every: int = free(0)
+    checkpoint_every: Count = free(0)
     """Steps between two checkpoints; 0 writes one at the end of every epoch."""
-    keep: int = free(2)
+    keep: Positive = free(2)
     """Checkpoints kept."""
-    resume: str = free("never")
+    resume: Text = free("never")
     """never refuses a folder that has checkpoints, latest continues, anew starts over, or a checkpoint's path."""
 
     def __post_init__(self) -> None:
-        _choice("run.precision", self.precision, ("fp32", "bf16", "fp16"))
-        _choice("run.compile_mode", self.compile_mode, ("default", "reduce-overhead", "max-autotune"))
+        super().__post_init__()
         _require(
             self.compile or self.compile_mode == "default",
             f"run.compile_mode {self.compile_mode} does nothing alone: set run.compile to true",
         )
-        _require(0 <= self.ema < 1, f"run.ema must lie in [0, 1), not {self.ema}: 0.999 is usual")
-        _require(self.skip_nonfinite >= 0, f"run.skip_nonfinite must be 0 or more, not {self.skip_nonfinite}")
         _require(
             not self.skip_nonfinite or self.accumulate == 1,
             "run.skip_nonfinite leaves out whole updates: set it to 0, or run.accumulate to 1",
         )
-        for name in ("log_every", "keep", "accumulate"):
-            _require(getattr(self, name) > 0, f"run.{name} must be positive, not {getattr(self, name)}")
 
     @property
     def folder(self) -> Path:
@@ -274,10 +281,6 @@ def default_fields(config: Config) -> dict[str, dict[str, Any]]:
         }
         for group in fields(config)
     }
-
-
-def _choice(name: str, value: str, known: Sequence[str]) -> None:
-    _require(value in known, f"{name} {value!r} is unknown: use one of {', '.join(known)}")
 
 
 def _require(good: bool, sentence: str) -> None:

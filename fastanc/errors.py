@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 MISTAKE, ENDED_AT_ONCE, SAVED = 2, 130, os.EX_TEMPFAIL
 """Exit codes: of a user's mistake, of Ctrl-C, and (75: try again later) of a run that saved itself first."""
 
+_MANY = ("--only",)  # options that are meant to be repeated
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BARRED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
@@ -38,12 +39,24 @@ def command(job: Callable[[], int | None], again: str = "run the same command ag
         code, said = ENDED_AT_ONCE, f"interrupted; {again}"
     except Interrupted as stopped:
         code, said = SAVED, f"{stopped}; {again}"
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
         if os.environ.get("FASTANC_DEBUG"):
             raise
         code, said = MISTAKE, sentence(error)
     print(f"fastanc: {said}", file=sys.stderr)
     return code
+
+
+def say_repeated(options: Sequence[str]) -> None:
+    """Say of every option that stands more than once on a command line that its last value counts."""
+    for name in sorted({name for name in options if options.count(name) > 1 and name not in _MANY}):
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"fastanc: {name} is given {options.count(name)} times: the last one counts", file=sys.stderr
+            )
 
 
 @contextmanager

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-LOGIT_REDUCTIONS = ("sum", "mean")
+from fastanc.later import F, Tensor, nn, torch
 
 
 def fp32(values: Tensor) -> Tensor:

@@ -1,27 +1,34 @@
-"""From a recipe file and the words of a command line to a Config, and back to a file."""
+"""From a recipe file and the words of a command line to a Config, and back to a file.
+
+What a text means is asked of the field's type alone (`fields.read`), wherever the text comes from.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import draccus
-from draccus import cfgparsing
 
+from fastanc import early
 from fastanc.config import Config, with_said
+from fastanc.errors import say_repeated
+from fastanc.fields import make
 from fastanc.methods.base import Method
+from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in
 
 DEFAULT_RECIPE = "digits_anc"
-_NO_BOOLEANS = ("off", "on", "no", "yes")  # words of ours that YAML 1.1 takes for booleans
 # Short spellings of what is typed most.
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out", "plugin": "run.plugin"}
+_FILES = ("recipe", "config_path")
 
 
 def recipe_names() -> list[str]:
@@ -36,13 +43,12 @@ def method_names() -> list[str]:
 
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe given by bare name or by path; ValueError names the known ones."""
-    if Path(name).suffix in {".yaml", ".yml"} and Path(name).is_file():
+    if Path(name).suffix in {".yaml", ".yml"} and os.path.isfile(name):
         return Path(name)
     folder = Path(str(resources.files("fastanc.recipes")))
-    path = folder / f"{name.removesuffix('.yaml')}.yaml"
-    if path.is_file():
-        return path
     known = recipe_names()
+    if (bare := name.removesuffix(".yaml")) in known:
+        return folder / f"{bare}.yaml"
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ValueError(
@@ -50,14 +56,17 @@ def recipe_path(name: str) -> Path:
     )
 
 
-def parse(args: Sequence[str]) -> Config:
+def parse(args: Sequence[str], *, front: bool = False) -> Config:
     """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
 
-    Without a recipe it is digits_anc.
+    Without a recipe it is digits_anc. Of a field that is given twice the last word counts. With `front`, for what a
+    user typed, that is said, and names and files are looked at before anything slow is imported (`early`).
     Raises ValueError with one sentence that names the field for a wrong key, type or value.
     """
     overrides = _pairs(list(args))
-    files = [value for key, value in overrides if key in ("recipe", "config_path")]
+    if front:
+        say_repeated([f"--{key}" for key, _ in overrides if key not in _FILES])
+    files = [value for key, value in overrides if key in _FILES]
     plugins = [value for key, value in overrides if key == "run.plugin"]
     if len(plugins) > 1:
         raise ValueError(f"give one --plugin, not {len(plugins)}: let it import the others")
@@ -67,9 +76,10 @@ def parse(args: Sequence[str]) -> Config:
     kinds = [value for key, value in overrides if key == "method.type"]
     _choose_method(tree, kinds[-1] if kinds else None)
     for key, value in overrides:
-        if key not in ("recipe", "config_path"):
-            _assign(tree, key, value if value in _NO_BOOLEANS else cfgparsing.parse_string(value))
-    return with_said(decode(tree), (key for key, _ in overrides))
+        if key not in _FILES:
+            _assign(tree, key, Word(value))
+    config = decode(tree, early.check if front else None)
+    return with_said(config, (key for key, _ in overrides))
 
 
 def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
@@ -87,50 +97,76 @@ def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
             continue
         inner = value.items() if isinstance(value, Mapping) and "." not in key else ()
         for dotted, one in [(f"{key}.{name}", one) for name, one in inner] or [(key, value)]:
-            _assign(tree, dotted, list(one) if isinstance(one, tuple) else one)
+            _assign(tree, dotted, one)
     return with_said(decode(tree), fields)
 
 
 def _recipe(name: str) -> dict[str, Any]:
     path = recipe_path(name)
-    with path.open(encoding="utf-8") as file:
-        return cfgparsing.load_config(file, file=str(path)) or {}
+    tree = load_yaml(path)
+    if tree is not None and not isinstance(tree, dict):
+        raise ValueError(f"{path} is no recipe: write groups of fields, such as `optimizer: {{lr: 0.1}}`")
+    return tree or {}
 
 
 def _choose_method(tree: dict[str, Any], kind: str | None) -> None:
     """Let a recipe play another method; its knobs belong to its own."""
-    if kind is not None and kind != tree.get("method", {}).get("type"):
+    method = tree.get("method")
+    if kind is not None and kind != (method.get("type") if isinstance(method, dict) else None):
         tree["method"] = {"type": kind}
 
 
-def decode(tree: dict[str, Any]) -> Config:
-    """Return the Config of a nested dictionary; ValueError names a wrong field."""
-    method = tree.get("method")
-    if isinstance(method, str):
-        raise ValueError(f"method is a group: write `method: {{type: {method}}}` or --method.type {method}")
-    if isinstance(method, dict) and "type" not in method:
-        tree = {**tree, "method": {"type": "anc", **method}}
-    if isinstance(tree.get("run"), dict) and tree["run"].get("plugin"):
-        import_plugin(str(tree["run"]["plugin"]))
-    _check_keys(tree, Config, "")
-    try:
-        return draccus.decode(Config, tree)
-    except (ValueError, TypeError):
-        raise
-    except Exception as error:
-        sentence: BaseException = error
-        while str(sentence).startswith("Couldn't instantiate") and sentence.__cause__ is not None:
-            sentence = sentence.__cause__  # the checks of __post_init__, which name the field
-        raise ValueError(" ".join(str(sentence).split())) from error
+def decode(tree: dict[str, Any], check: Callable[[Mapping[str, Any]], None] | None = None) -> Config:
+    """Return the Config of a nested dictionary; ValueError names a wrong field.
+
+    `check` sees the groups first. A plugin takes seconds to import: it comes last, and so does a method of its own.
+    """
+    groups = {one.name: one.default_factory for one in fields(Config)}
+    for key in tree:
+        if key not in groups:
+            close = difflib.get_close_matches(str(key), list(groups), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"there is no field {key}: {hint}valid ones are {', '.join(sorted(groups))}")
+    made: dict[str, Any] = {
+        name: make(kind, mapping_in(tree.get(name, {})), f"{name}.")  # type: ignore[arg-type]
+        for name, kind in groups.items()
+        if name != "method"
+    }
+    plugin = made["run"].plugin
+    method = mapping_in(tree.get("method", {}))
+    if plugin is None or _is_known(method):
+        made["method"] = _method(method)
+    if check is not None:
+        check(made)
+    if plugin is not None:
+        import_plugin(plugin)
+        made["method"] = _method(method)
+    return Config(**made)
+
+
+def _is_known(method: Any) -> bool:
+    return isinstance(method, Mapping) and method.get("type", "anc") in Method.get_known_choices()
+
+
+def _method(tree: Any) -> Method:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"method is a group: write `method: {{type: {tree}}}` or --method.type {tree}")
+    knobs, known = dict(tree), Method.get_known_choices()
+    kind = knobs.pop("type", "anc")
+    if kind not in known:
+        close = difflib.get_close_matches(str(kind), sorted(known), 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"method.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}")
+    return make(known[kind], knobs, "method.")
 
 
 def import_plugin(file: str) -> None:
     """Import a user's Python file, once per process; ValueError says what is wrong with it."""
     path = Path(file).resolve()
-    name = f"fastanc_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    name = f"fastanc_plugin_{path.stem}_{zlib.crc32(str(path).encode(errors='surrogateescape')):08x}"
     if name in sys.modules:
         return
-    if not path.is_file() or path.suffix != ".py":
+    if not os.path.isfile(path) or path.suffix != ".py":
         raise FileNotFoundError(f"run.plugin: there is no Python file {file}: name the one with your method")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -147,7 +183,7 @@ def import_plugin(file: str) -> None:
 
 def dump(config: Config) -> str:
     """Return the whole configuration as YAML that `parse` reads back."""
-    return str(draccus.dump(config))
+    return dump_yaml(draccus.encode(config))
 
 
 def with_teacher(config: Config) -> list[Config]:
@@ -173,32 +209,6 @@ def with_teacher(config: Config) -> list[Config]:
     return [replace(teacher, run=replace(teacher.run, resume="latest")), config]
 
 
-def _check_keys(tree: Any, owner: type, prefix: str) -> None:
-    if not isinstance(tree, dict):
-        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {tree!r}")
-    if issubclass(owner, Method):
-        known = Method.get_known_choices()
-        if tree["type"] not in known:
-            raise ValueError(
-                f"method.type {tree['type']!r} is unknown: use one of {', '.join(sorted(known))}"
-            )
-        owner = known[tree["type"]]
-    names = {f.name for f in fields(owner)}
-    for key, value in tree.items():
-        if key == "type" and issubclass(owner, Method):
-            continue
-        if key not in names:
-            close = difflib.get_close_matches(str(key), sorted(names), 1)
-            hint = f"did you mean {prefix}{close[0]}? " if close else ""
-            raise ValueError(
-                f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(names))}"
-            )
-        inner = Config.__dataclass_fields__[key].default_factory if owner is Config else None
-        if isinstance(inner, type) and is_dataclass(inner):
-            group = Method if key == "method" else inner
-            _check_keys(value, group, f"{prefix}{key}.")
-
-
 def _pairs(args: list[str]) -> list[tuple[str, str]]:
     pairs = []
     while args:
@@ -207,17 +217,27 @@ def _pairs(args: list[str]) -> list[tuple[str, str]]:
             raise ValueError(f"do not know what to do with {word!r}: write --group.field value")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not args:
+            if not args or _is_option(args[0]):
                 raise ValueError(f"--{key} needs a value")
             value = args.pop(0)
         pairs.append((_SHORT.get(key, key), value))
     return pairs
 
 
+def _is_option(word: str) -> bool:
+    """Tell whether a word is an option of ours, which is no other's value unless it is written --key=value."""
+    key = word[2:].partition("=")[0]
+    group = key.partition(".")[0]
+    named = key in (*_SHORT, *_FILES) or ("." in key and group in Config.__dataclass_fields__)
+    return word.startswith("--") and named
+
+
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *groups, name = dotted.split(".")
     for group in groups:
-        tree = tree.setdefault(group, {})
-        if not isinstance(tree, dict):
+        inner = mapping_in(tree.get(group) or {})
+        if not isinstance(inner, dict):
             raise ValueError(f"--{dotted}: {group} is not a group of fields")
+        tree[group] = inner
+        tree = inner
     tree[name] = value

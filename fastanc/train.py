@@ -17,14 +17,23 @@ if (
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fastanc.config import Config
 from fastanc.errors import Interrupted, command, explained
+from fastanc.manual import asks_for_help, manual
 from fastanc.parsing import parse, with_teacher
-from fastanc.training.assemble import open_run
-from fastanc.training.assemble_networks import Given
-from fastanc.training.processes import end_processes, seed_step
-from fastanc.training.step import play
+
+if TYPE_CHECKING:
+    from fastanc.training.assemble_networks import Given
+
+# torch is imported by the first run, so that a mistake is found, and help given, at once.
+
+
+_BEGIN = (
+    "say what to train: --recipe digits_anc begins with handwritten digits, --recipe own_data --data.name FOLDER with"
+    " your own images; `fastanc recipes` lists the others, and --help the fields"
+)
 
 
 def train(config: Config, given: Given | None = None) -> Path:
@@ -32,6 +41,10 @@ def train(config: Config, given: Given | None = None) -> Path:
 
     `given` are networks and sets that a caller hands over as objects, in the place of names.
     """
+    from fastanc.training.assemble import open_run
+    from fastanc.training.processes import seed_step
+    from fastanc.training.step import play
+
     data, folder = config.data, config.run.folder
     with explained(batch=data.batch, image_px=data.image_px, folder=folder), open_run(config, given) as run:
         if run.is_finished:
@@ -53,8 +66,16 @@ def main(args: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else list(args)
 
     def job() -> None:
+        if asks_for_help(words):
+            print(manual(words))
+            return
+        if not words:
+            raise ValueError(_BEGIN)
+        configs = with_teacher(parse(words, front=True))
+        from fastanc.training.processes import end_processes
+
         try:
-            for config in with_teacher(parse(words)):
+            for config in configs:
                 train(config)
         except Interrupted:  # on every process at the same step
             end_processes()

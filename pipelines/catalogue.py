@@ -13,6 +13,7 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.fetch import Calls, download, nowhere, roots_of
 from fastanc.pipelines.index.build import Index, open_index
+from fastanc.pipelines.names import KNOWN, is_path, missing, unknown
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
 from fastanc.pipelines.splits import SPLITS, open_split, part_of, source_of, split_source
@@ -135,7 +136,7 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
 
 
 def _known() -> list[str]:
-    return ["digits", *_ARRAYS, *_TREES, *_REGISTERED]
+    return [*KNOWN, *_REGISTERED]
 
 
 def describe_names() -> str:
@@ -199,13 +200,9 @@ def _open(name: Any, split: str, root: str | Path | None) -> tuple[DataSet, bool
         folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
         return _jpeg_set(str(name), open_split(folder, source, split)), False
     folder = Path(name).expanduser()
-    if os.sep in str(name) or folder.exists() or folder.is_symlink():
+    if is_path(str(name)):
         return _open_path(Path(os.path.abspath(folder)).name, folder, split)
-    known = ", ".join(_known())
-    raise ValueError(
-        f"data set {str(name)!r} is unknown: use {known}, or the path of a folder or tar of images (there is none of"
-        f" that name in {Path.cwd()})"
-    )
+    raise unknown(str(name), list(_REGISTERED))
 
 
 def _open_registered(name: str, split: str, root: Path) -> tuple[DataSet, bool]:
@@ -229,9 +226,7 @@ def _open_registered(name: str, split: str, root: Path) -> tuple[DataSet, bool]:
 def _open_path(name: str, folder: Path, split: str, alone: bool = False) -> tuple[DataSet, bool]:
     """A folder or tar; `alone` says that nothing is to be held out of it, the other split lies elsewhere."""
     if not folder.exists():
-        link = f" is a link to {os.readlink(folder)}, which" if folder.is_symlink() else ""
-        known = ", ".join(_known())
-        raise FileNotFoundError(f"{folder}{link} does not exist: give a data set's path, or one of {known}")
+        raise missing(folder, list(_REGISTERED))
     source, both = source_of(folder, split)
     both = both and not alone
     return _jpeg_set(name, open_split(folder, source, "train" if both else split)), both

@@ -126,6 +126,7 @@ def test_one_file_reads_the_configuration() -> None:
     assert importers == {
         "__init__.py",
         "jobs/study.py",
+        "manual.py",
         "parsing.py",
         "train.py",
         "training/assemble.py",

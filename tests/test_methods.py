@@ -141,7 +141,7 @@ def test_every_field_is_documented(config: type) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("anc", {"on": "stages"}, "method.on 'stages' is unknown: use one of features, logits"),
+        ("anc", {"on": "stages"}, "method.on is 'stages': it takes one of features, logits"),
         ("anc", {"regulariser": "dropout"}, "method.regulariser"),
         ("anc", {"dropout": 1.0}, "method.dropout is 1.0"),
         ("l2", {"data_reduction": "none"}, "method.data_reduction"),

@@ -284,5 +284,7 @@ def test_a_plugin_registers_its_set(plugin: Path, data_root: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.5"])
 def test_an_impossible_share_is_refused(share: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.val_share must lie in \(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"data\.val_share is '.*': it takes a number, above 0, up to less than 1"
+    ):
         parse(["--data.val_share", share])

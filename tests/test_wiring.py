@@ -274,8 +274,8 @@ def test_ksanc_without_its_estimators_says_what_to_do(tmp_path: Path, trained: P
 
 
 def test_wrapped_players_export_their_student(tmp_path: Path, trained: Path) -> None:
-    from fastanc.methods.fitnets import Regressed
     from fastanc.models.ksanc_teacher import load_estimators
+    from fastanc.models.regressor import Regressed
 
     teacher = zoo.load_weights(trained / "teacher" / "student.safetensors", stages="auto").eval()
     player = load_estimators(teacher, trained / "ksanc_teacher" / "estimators.safetensors")

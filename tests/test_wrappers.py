@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastanc.methods.fitnets import Regressed
 from fastanc.models.attention import Squeezed, estimators_for
 from fastanc.models.ksanc_teacher import KsancTeacher
+from fastanc.models.regressor import Regressed
 from fastanc.models.taps import Adapted, Tapped, unwrapped
 from fastanc.models.zoo import build, head_digest, weights_digest
 

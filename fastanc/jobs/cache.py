@@ -18,7 +18,7 @@ from fastanc.training.assemble import open_bench
 
 
 def _build(options: Namespace) -> None:
-    config = parse(options.fields)
+    config = parse(options.fields, front=True)
     with explained(batch=config.data.batch, image_px=config.data.image_px):
         bench = open_bench(config, create=True)
         built = build_cache(
@@ -59,7 +59,7 @@ def _info(options: Namespace) -> int:
 
 def _verify(options: Namespace) -> int:
     if options.path is None or options.teacher:
-        bench = open_bench(parse(options.fields), create=False)
+        bench = open_bench(parse(options.fields, front=True), create=False)
         store = bench.store
     else:
         store = Store.at(options.path)

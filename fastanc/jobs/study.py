@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-import yaml
 
 from fastanc.config import Config
+from fastanc.fields import make
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.parsing import parse, with_teacher
+from fastanc.plain_yaml import load_yaml
 from fastanc.train import train
 from fastanc.training.folder import read_summary
 
@@ -38,13 +39,13 @@ class Study:
     """One line above the table."""
     recipe: str
     """Recipe of every cell, unless an option names another."""
-    grid: tuple[dict[str, dict[str, Any]], ...]
+    grid: tuple[dict[str, dict[str, object] | None], ...]
     """Axes; each maps an option's name to its overrides. The rows are all their combinations."""
     seeds: tuple[int, ...] = (0,)
     """Every row is run once with each."""
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, object] = field(default_factory=dict)
     """Overrides of every cell."""
-    prepare: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prepare: dict[str, dict[str, object]] = field(default_factory=dict)
     """Runs that come first, by name; the cells name their files as {out}/NAME/FILE."""
     paper: dict[str, float] = field(default_factory=dict)
     """The paper's number of a row."""
@@ -84,9 +85,9 @@ def load(name: str) -> Study:
             f"there is no study {name!r}: known ones are {', '.join(study_names())}, or give a file"
         )
     try:
-        study = draccus.decode(Study, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except Exception as error:
-        raise ValueError(f"study {path}: {' '.join(str(error).split())}") from error
+        study = make(Study, load_yaml(path))
+    except ValueError as error:
+        raise ValueError(f"study {path}: {error}") from error
     if study.metric not in METRICS:
         raise ValueError(f"study {path}: metric {study.metric!r} is unknown: use {' or '.join(METRICS)}")
     unknown = study.paper.keys() - dict(_rows(study))

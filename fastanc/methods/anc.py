@@ -7,14 +7,12 @@ regulariser; then the student fools it with dropped features while it matches th
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import BelowOne, OneOf, Text, Weight
+from fastanc.later import F, Tensor, nn, torch
 from fastanc.losses import (
-    LOGIT_REDUCTIONS,
     as_teacher,
     discriminator_loss,
     fooling_loss,
@@ -28,16 +26,17 @@ from fastanc.methods.base import (
     Nets,
     Play,
     Played,
+    Reduction,
     TeacherSpec,
     Watch,
-    one_of,
     own_optimizer,
     seen,
     sides,
 )
-from fastanc.models.discriminators import discriminator
-from fastanc.models.taps import Adapted, Tapped
 from fastanc.optimizers import OptimizerConfig
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 IDLE = Watch(
     "d_adversarial",
@@ -58,37 +57,31 @@ class Anc(Method):
     student's side where the feature widths differ (the paper's are equal).
     """
 
-    on: str = "features"
+    on: Annotated[str, OneOf(("features", "logits"))] = "features"
     """What the discriminator sees: features (the input of the last linear layer) or logits."""
-    dropout: float = 0.5
+    dropout: BelowOne = 0.5
     """Probability of dropping an entry of the adversarial sample, and of nothing else; 0 switches it off."""
-    regulariser: str = "adversarial"
+    regulariser: Annotated[str, OneOf(("none", "l1", "l2", "adversarial"))] = "adversarial"
     """What holds the discriminator back: none, l1 (eq. 6), l2 (eq. 5) or adversarial samples (eq. 7)."""
-    regulariser_sample: str = "dropped"
+    regulariser_sample: Annotated[str, OneOf(("dropped", "clean"))] = "dropped"
     """Adversarial samples that the discriminator is shown as the teacher's: dropped (paper) or clean."""
-    mu: float = 0.99
+    mu: Weight = 0.99
     """Factor of the l1 or l2 penalty; with penalty_reduction sum the paper's 0.99 switches the game off."""
-    penalty_reduction: str = "sum"
+    penalty_reduction: Reduction = "sum"
     """sum or mean over the discriminator's weights and biases in the l1 or l2 penalty."""
-    lambda_data: float = 1.0
+    lambda_data: Weight = 1.0
     """Factor of the squared error on the logits (lambda of eq. 4)."""
-    data_reduction: str = "sum"
+    data_reduction: Reduction = "sum"
     """sum: over classes (eq. 3); mean: K times smaller."""
     saturating: bool = False
     """Student minimises log(1 - D), eq. 4 to the letter, in place of the inverted label of section 3.5."""
-    discriminator: str = "128-256-128"
+    discriminator: Text = "128-256-128"
     """Layout of the discriminator's hidden layers (Table 1 of the paper)."""
     discriminator_optimizer: OptimizerConfig | None = None
     """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
 
     def __post_init__(self) -> None:
-        one_of("method.on", self.on, ("features", "logits"))
-        one_of("method.regulariser", self.regulariser, ("none", "l1", "l2", "adversarial"))
-        one_of("method.regulariser_sample", self.regulariser_sample, ("dropped", "clean"))
-        one_of("method.penalty_reduction", self.penalty_reduction, ("sum", "mean"))
-        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"method.dropout is {self.dropout}: a probability, 0 up to but not including 1")
+        super().__post_init__()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -107,6 +100,9 @@ class Anc(Method):
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return student (with an adapter where the widths differ) and discriminator."""
+        from fastanc.models.discriminators import discriminator
+        from fastanc.models.taps import Adapted
+
         width = teacher.num_classes if self.on == "logits" else teacher.feature_dim
         if width is None:
             raise ValueError("the teacher has no last linear layer to tap: set method.on to logits")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Temperature, Unit, Weight
+from fastanc.later import nn, torch
 from fastanc.losses import attention_transfer, kd_terms
 from fastanc.methods.base import (
     Method,
     Nets,
     Played,
     TeacherSpec,
-    check_alpha,
     paired_stages,
     sides,
     task_needs,
 )
-from fastanc.models.taps import Tapped
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("attention_transfer")
@@ -31,15 +32,12 @@ class AttentionTransfer(Method):
     multiplies a norm, here beta multiplies a mean (the authors' code).
     """
 
-    beta: float = 1000.0
+    beta: Weight = 1000.0
     """Factor of each stage's mean squared error of the unit-length attentions."""
-    alpha: float = 0.0
+    alpha: Unit = 0.0
     """Weight of the softened classes against the labels, 0..1; at 1 no labels are needed."""
-    temperature: float = 4.0
+    temperature: Temperature = 4.0
     """Softmax temperature of the KL."""
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
 
     @property
     def needs(self) -> frozenset[str]:

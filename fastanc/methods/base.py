@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias, TypeVar
 
 import draccus
-from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Fields, OneOf
+from fastanc.later import Tensor
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 from fastanc.registry import is_same
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
 
 Kind = TypeVar("Kind", bound=type)
-Nets = Mapping[str, nn.Module]
+Nets: TypeAlias = "Mapping[str, nn.Module]"
 """Every player's network by name; beside them "teacher", frozen, for a method that needs the network."""
+
+Reduction = Annotated[str, OneOf(("sum", "mean"))]
+"""Over the classes of the logits; the mean over the batch comes after it."""
 
 OF_TEACHER = frozenset({"logits", "features", "stages", "descriptors", "network"})
 OF_BATCH = frozenset({"labels", "latents"})
@@ -92,13 +98,16 @@ def spec_of(teacher: Tapped | Squeezed) -> TeacherSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
+class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.methods"):
     """A compression method: its fields are its knobs, and everything that a trainer prepares follows from `needs`.
 
     A subclass registers its name (`@Method.register_subclass("mine")`), says what it `needs`, and defines
     `student_play`, or, with more players, `networks` and `plays`. The trainer freezes every player but the one on
-    turn, so a loss may pass through any network of the game. An instance holds knobs and no state.
+    turn, so a loss may pass through any network of the game. An instance holds knobs and no state. A `__post_init__`
+    of its own begins with `super().__post_init__()`, which holds every knob to its type.
     """
+
+    group = "method"
 
     @property
     def kind(self) -> str:
@@ -212,21 +221,9 @@ def paired_stages(student: Tapped, teacher: TeacherSpec) -> tuple[int, ...]:
     return own
 
 
-def one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError naming the field when its value is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{field} {value!r} is unknown: use one of {', '.join(choices)}")
-
-
 def own_optimizer(player: str, config: OptimizerConfig | None) -> dict[str, OptimizerConfig]:
     """Return what `Method.optimizers` says of a player whose optimizer may be left to the student's."""
     return {} if config is None else {player: config}
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise ValueError unless a weight of the teacher's word lies in 0..1."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"method.alpha is {alpha}: a weight between 0 (labels only) and 1 (teacher only)")
 
 
 def task_needs(alpha: float) -> frozenset[str]:

@@ -6,13 +6,12 @@ The discriminator maps logits to K class logits and two source logits (Real is t
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import BelowOne, Range, Weight, Width
+from fastanc.later import Tensor, nn, torch
 from fastanc.losses import (
-    LOGIT_REDUCTIONS,
     absolute_error,
     can_class_loss,
     can_fooling_loss,
@@ -21,19 +20,20 @@ from fastanc.losses import (
     fp32,
     judgement_measures,
 )
-from fastanc.methods.base import WON, Method, Nets, Play, Played, TeacherSpec, Watch, one_of, sides
-from fastanc.models.discriminators import can_discriminator
-from fastanc.models.taps import Tapped
-from fastanc.optimizers import OptimizerConfig
+from fastanc.methods.base import WON, Method, Nets, Play, Played, Reduction, TeacherSpec, Watch, sides
+from fastanc.optimizers import Decay, OptimizerConfig, Rate
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanDiscriminatorOptimizer(OptimizerConfig):
     """The paper's: SGD with a hundredth of the student's 0.1; a class, so that setting one field keeps the others."""
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     """Base learning rate."""
-    weight_decay: float = 1e-4
+    weight_decay: Decay = 1e-4
     """L2 penalty."""
 
 
@@ -47,27 +47,24 @@ class Can(Method):
     not give the source away; the teacher's logits belong to the student's view.
     """
 
-    labels_weight: float = 1.0
+    labels_weight: Weight = 1.0
     """Factor of the cross entropy with the labels (L_S)."""
-    data_weight: float = 1.0
+    data_weight: Weight = 1.0
     """Factor of the L1 distance of the logits (L_L1)."""
-    data_reduction: str = "sum"
+    data_reduction: Reduction = "sum"
     """sum: over classes (eq. 6); mean: K times smaller."""
-    game_weight: float = 1.0
+    game_weight: Weight = 1.0
     """Factor of the student's part of the game (L_GAN)."""
     saturating: bool = True
     """Student minimises log P(Fake), eq. 7 to the letter; false: -log P(Real)."""
-    depth: int = 3
+    depth: Annotated[int, Range(0, 100)] = 3
     """Residual layers of the discriminator (Table 4 of the paper)."""
-    width: int | None = None
+    width: Width | None = None
     """Width of the residual layers; none: as wide as K, which is tiny for ten classes."""
-    dropout: float = 0.3
+    dropout: BelowOne = 0.3
     """Dropout inside the discriminator, also active while the student moves."""
     discriminator_optimizer: CanDiscriminatorOptimizer = CanDiscriminatorOptimizer()
     """The discriminator's optimizer."""
-
-    def __post_init__(self) -> None:
-        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
 
     needs = frozenset({"logits", "labels"})
 
@@ -83,6 +80,8 @@ class Can(Method):
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return student and discriminator."""
+        from fastanc.models.discriminators import can_discriminator
+
         judge = can_discriminator(
             teacher.num_classes, width=self.width, depth=self.depth, dropout=self.dropout
         )

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import BelowOne, OneOf, Range, Text, Weight, Width
+from fastanc.later import F, Tensor, nn, torch
 from fastanc.losses import (
     absolute_error,
     activation,
@@ -38,14 +37,13 @@ from fastanc.methods.base import (
     Played,
     TeacherSpec,
     Watch,
-    one_of,
     own_optimizer,
     seen,
 )
-from fastanc.models.discriminators import discriminator
-from fastanc.models.generators import dafl_generator, dfad_generator, save_sheet
-from fastanc.models.taps import Adapted, Tapped
-from fastanc.optimizers import OptimizerConfig
+from fastanc.optimizers import Decay, Optimizer, OptimizerConfig, Rate
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 _SHOWN = 64  # images of the sample sheet
 
@@ -54,11 +52,11 @@ _SHOWN = 64  # images of the sample sheet
 class GeneratorOptimizer(OptimizerConfig):
     """DFAD's on CIFAR (DAFL: Adam 0.02, MNIST 0.2); a class, so that setting one field keeps the others."""
 
-    name: str = "adam"
+    name: Optimizer = "adam"
     """sgd, adam or adamw."""
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     """Base learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: Decay = 0.0
     """L2 penalty."""
 
 
@@ -72,53 +70,45 @@ class DataFree(Method):
     DFAD: one_hot, information, activation and fool 0.
     """
 
-    student_steps: int = 5
+    student_steps: Annotated[int, Range(1, 1000)] = 5
     """Moves of discriminator and student per move of the generator."""
-    latents: str = "fresh"
+    latents: Annotated[str, OneOf(("fresh", "batch"))] = "fresh"
     """fresh: every play draws its own latent vectors (DFAD); batch: all plays of a step share them (DAFL)."""
-    distance: str = "l1"
+    distance: Annotated[str, OneOf(("l1", "mse", "kl"))] = "l1"
     """What the student minimises on the logits: l1 or mse (means, DFAD's is l1), or kl at T = 1 (DAFL)."""
-    one_hot: float = 0.05
+    one_hot: Weight = 0.05
     """Generator's factor of the cross entropy of the teacher's logits with their own arg max (DAFL)."""
-    information: float = 5.0
+    information: Weight = 5.0
     """Generator's factor of the negative entropy of the batch's mean class (DAFL)."""
-    activation: float = 0.01
+    activation: Weight = 0.01
     """Generator's factor of minus the teacher's mean absolute feature (DAFL)."""
-    disagreement: float = 1.0
+    disagreement: Weight = 1.0
     """Generator's factor of minus the mean absolute difference of teacher's and student's logits (DFAD)."""
     student_eval: bool = False
     """Put the student into eval mode while the generator moves (CMI and Fast do, DFAD does not)."""
-    fool: float = 1.0
+    fool: Weight = 1.0
     """Student's factor of -log D; 0 leaves the discriminator out of the game."""
-    on: str = "logits"
+    on: Annotated[str, OneOf(("logits", "features"))] = "logits"
     """What the discriminator sees: logits or features."""
-    dropout: float = 0.5
+    dropout: BelowOne = 0.5
     """Probability of dropping an entry of the adversarial sample, as in anc."""
-    regulariser: str = "adversarial"
+    regulariser: Annotated[str, OneOf(("none", "adversarial"))] = "adversarial"
     """What holds the discriminator back: none, or adversarial samples as in anc."""
-    discriminator: str = "128-256-128"
+    discriminator: Text = "128-256-128"
     """Layout of the discriminator's hidden layers."""
     discriminator_optimizer: OptimizerConfig | None = None
     """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
     generator_optimizer: GeneratorOptimizer = GeneratorOptimizer()
     """The generator's optimizer."""
-    latent_dim: int = 256
+    latent_dim: Width = 256
     """Width of a latent vector (DFAD 256; DAFL 1000)."""
-    generator: str = "dfad"
+    generator: Annotated[str, OneOf(("dafl", "dfad"))] = "dfad"
     """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
-    generator_width: int = 64
+    generator_width: Annotated[int, Range(1, 2**12)] = 64
     """Channels of the generator's last map, half of those before it (the papers 64; cost grows with the square)."""
 
     def __post_init__(self) -> None:
-        one_of("method.latents", self.latents, ("fresh", "batch"))
-        one_of("method.distance", self.distance, ("l1", "mse", "kl"))
-        one_of("method.on", self.on, ("logits", "features"))
-        one_of("method.generator", self.generator, ("dafl", "dfad"))
-        one_of("method.regulariser", self.regulariser, ("none", "adversarial"))
-        if self.generator_width < 1:
-            raise ValueError(f"method.generator_width is {self.generator_width}: it must be 1 or more")
-        if self.student_steps < 1:
-            raise ValueError(f"method.student_steps is {self.student_steps}: it must be 1 or more")
+        super().__post_init__()
         if not any((self.one_hot, self.information, self.activation, self.disagreement)):
             raise ValueError("method.one_hot, information, activation and disagreement are all 0: set one")
 
@@ -142,6 +132,10 @@ class DataFree(Method):
 
         ValueError without the teacher's network, or its features where they count.
         """
+        from fastanc.models.discriminators import discriminator
+        from fastanc.models.generators import dafl_generator, dfad_generator
+        from fastanc.models.taps import Adapted, Tapped
+
         t, width = teacher.network, teacher.feature_dim
         if not isinstance(t, Tapped):
             raise ValueError("datafree sends gradients through the teacher: set teacher.cache to off")
@@ -219,6 +213,8 @@ class DataFree(Method):
 
     def save(self, nets: Nets, folder: Path) -> None:
         """Write samples.png: what the generator makes of latent vectors that are the same in every run."""
+        from fastanc.models.generators import save_sheet
+
         draw = torch.Generator().manual_seed(0)
         latents = torch.randn(_SHOWN, self.latent_dim, generator=draw)
         save_sheet(nets["generator"], latents, folder / "samples.png")

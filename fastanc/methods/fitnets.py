@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Count, OneOf, Range, Temperature, Unit, Weight
+from fastanc.later import nn
 from fastanc.losses import hint, kd_terms
 from fastanc.methods.base import (
     Method,
     Nets,
     Played,
     TeacherSpec,
-    check_alpha,
-    one_of,
     paired_stages,
     sides,
     task_needs,
 )
-from fastanc.models.taps import Tapped, Wrapper
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("fitnets")
@@ -32,24 +33,20 @@ class FitNets(Method):
     signed; the squared error is a mean with weight 100; a one-stage form is the default.
     """
 
-    hint_stage: int = 1
+    hint_stage: Annotated[int, Range(-100, 100)] = 1
     """Number of the stage whose map is the hint, 0 is the shallowest, -1 the deepest."""
-    hint_weight: float = 100.0
+    hint_weight: Weight = 100.0
     """Factor of the mean squared error of the maps."""
-    regressor: str = "linear"
+    regressor: Annotated[str, OneOf(("linear", "conv-bn-relu"))] = "linear"
     """linear: a 1x1 convolution; conv-bn-relu: BatchNorm and ReLU behind it, RepDistiller's form for maps of one
     size, which cannot reach negative values of the teacher's map."""
-    hint_steps: int = 0
+    hint_steps: Count = 0
     """Steps at the start that learn the hint alone, and nothing of it later (the paper's two stages);
     0 always learns both together."""
-    alpha: float = 0.0
+    alpha: Unit = 0.0
     """Weight of the softened classes against the labels, 0..1; at 1 no labels are needed."""
-    temperature: float = 3.0
+    temperature: Temperature = 3.0
     """Softmax temperature of the KL."""
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        one_of("method.regressor", self.regressor, ("linear", "conv-bn-relu"))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,6 +55,8 @@ class FitNets(Method):
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the student with its regressor; ValueError for a stage that the teacher does not have."""
+        from fastanc.models.regressor import Regressed
+
         channels, stage = teacher.stage_channels, self.hint_stage
         if not -len(channels) <= stage < len(channels):
             raise ValueError(f"method.hint_stage is {stage}, but the teacher has {len(channels)} stages")
@@ -78,23 +77,6 @@ class FitNets(Method):
         hinting, tasking = _phases(batch.step, self.hint_steps)
         terms = {name: tasking * term for name, term in task.items()}
         return Played({"hint": hinting * self.hint_weight * guided, **terms})
-
-
-class Regressed(Wrapper):
-    """A tapped student whose stage map passes through a regressor; `.student` is what is exported."""
-
-    def __init__(self, student: Tapped, stage: int, regressor: nn.Module):
-        super().__init__()
-        self.student = student
-        self.stage = stage
-        self.regressor = regressor
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the student's outputs with the stage's map regressed."""
-        out = self.student(images)
-        stages = list(out.stages)
-        stages[self.stage] = self.regressor(stages[self.stage])
-        return out._replace(stages=tuple(stages))
 
 
 def _phases(step: int, hint_steps: int) -> tuple[float, float]:

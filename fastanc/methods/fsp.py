@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Count, Temperature, Unit, Weight
+from fastanc.later import nn, torch
 from fastanc.losses import fsp, kd_terms
 from fastanc.methods.base import (
     Method,
     Nets,
     Played,
     TeacherSpec,
-    check_alpha,
     paired_stages,
     sides,
     task_needs,
 )
-from fastanc.models.taps import Tapped
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("fsp")
@@ -33,18 +34,15 @@ class Fsp(Method):
     the first stage, comes with `stem` before the names in student.stages and teacher.stages.
     """
 
-    weight: float = 50.0
+    weight: Weight = 50.0
     """Factor of each matrix's mean squared error."""
-    flow_steps: int = 0
+    flow_steps: Count = 0
     """Steps at the start that learn the matrices alone, and nothing of them later (the paper's two stages); 0
     always learns both together."""
-    alpha: float = 0.0
+    alpha: Unit = 0.0
     """Weight of the softened classes against the labels, 0..1; at 1 no labels are needed."""
-    temperature: float = 4.0
+    temperature: Temperature = 4.0
     """Softmax temperature of the KL."""
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Temperature, Unit
 from fastanc.losses import kd_terms
-from fastanc.methods.base import Method, Nets, Played, check_alpha, sides, task_needs
+from fastanc.methods.base import Method, Nets, Played, sides, task_needs
 
 
 @Method.register_subclass("kd")
@@ -14,13 +15,10 @@ from fastanc.methods.base import Method, Nets, Played, check_alpha, sides, task_
 class Kd(Method):
     """alpha T^2 KL(teacher || student) + (1 - alpha) cross entropy."""
 
-    alpha: float = 0.9
+    alpha: Unit = 0.9
     """Weight of the teacher's word, 0..1; at 1 no labels are needed."""
-    temperature: float = 4.0
+    temperature: Temperature = 4.0
     """Softmax temperature of the KL; the term is multiplied by its square."""
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Fields, OneOf, Text, Weight, Width
+from fastanc.later import Tensor, nn, torch
 from fastanc.losses import (
-    LOGIT_REDUCTIONS,
     as_teacher,
     can_class_loss,
     cross_entropy,
@@ -32,36 +31,33 @@ from fastanc.methods.base import (
     Nets,
     Play,
     Played,
+    Reduction,
     TeacherSpec,
     Watch,
-    one_of,
     own_optimizer,
     paired_stages,
     sides,
 )
-from fastanc.models.attention import Squeezed, estimators_for
-from fastanc.models.discriminators import discriminator, ksanc_discriminator
-from fastanc.models.ksanc_teacher import KsancTeacher, save_estimators
-from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
 
-_LABELS = ("data", "teacher")
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
+
+Labels = Annotated[str, OneOf(("data", "teacher"))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SqueezeConfig:
+class SqueezeConfig(Fields):
     """How a stage map becomes a descriptor; the same on both sides of a game."""
 
-    global_dim: int = 128
-    """Width of the global descriptor that every estimator is shown."""
-    attend_on: str = "raw"
-    """raw: attention weighs the stage map (figure 2); sum: map plus global descriptor (equation)."""
-    pooling: str = "sum"
-    """sum of the weighted map; mean divides by H W once more, as printed, and shallow stages vanish."""
+    group = "method.squeeze"
 
-    def __post_init__(self) -> None:
-        one_of("method.squeeze.attend_on", self.attend_on, ("raw", "sum"))
-        one_of("method.squeeze.pooling", self.pooling, ("sum", "mean"))
+    global_dim: Width = 128
+    """Width of the global descriptor that every estimator is shown."""
+    attend_on: Annotated[str, OneOf(("raw", "sum"))] = "raw"
+    """raw: attention weighs the stage map (figure 2); sum: map plus global descriptor (equation)."""
+    pooling: Annotated[str, OneOf(("sum", "mean"))] = "sum"
+    """sum of the weighted map; mean divides by H W once more, as printed, and shallow stages vanish."""
 
 
 @Method.register_subclass("ksanc_teacher")
@@ -74,11 +70,8 @@ class KsancTeacherTraining(Method):
 
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor."""
-    labels: str = "data"
+    labels: Labels = "data"
     """data: the set's labels; teacher: the arg max of the teacher's logits, no labels needed."""
-
-    def __post_init__(self) -> None:
-        one_of("method.labels", self.labels, _LABELS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -87,6 +80,8 @@ class KsancTeacherTraining(Method):
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the frozen network with its estimators as the player."""
+        from fastanc.models.ksanc_teacher import KsancTeacher
+
         return {"student": KsancTeacher(student, **asdict(self.squeeze))}
 
     def validated(self, student: Tapped, player: nn.Module) -> nn.Module:
@@ -95,6 +90,8 @@ class KsancTeacherTraining(Method):
 
     def save(self, nets: Nets, folder: Path) -> None:
         """Write estimators.safetensors, which teacher.estimators of a ksanc run names."""
+        from fastanc.models.ksanc_teacher import KsancTeacher, save_estimators
+
         player = nets["student"]
         assert isinstance(player, KsancTeacher)
         save_estimators(player, folder / "estimators.safetensors")
@@ -118,30 +115,26 @@ class Ksanc(Method):
 
     squeeze: SqueezeConfig = SqueezeConfig()
     """How a stage map becomes a descriptor; as the teacher's estimators were trained."""
-    labels: str = "data"
+    labels: Labels = "data"
     """data: the set's labels; teacher: the arg max of the teacher's logits, no labels needed."""
-    lambda_data: float = 1.0
+    lambda_data: Weight = 1.0
     """Factor of the squared error on the logits (lambda 1)."""
-    lambda_game: float = 1.0
+    lambda_game: Weight = 1.0
     """Factor of the student's terms of the game (lambda 2)."""
-    lambda_squeeze: float = 1.0
+    lambda_squeeze: Weight = 1.0
     """Factor of the squared error on the descriptors (lambda 3)."""
-    mu: float = 1.0
+    mu: Weight = 1.0
     """Factor of -log D(s), the adversarial samples of the discriminator's regulariser."""
-    mu_weights: float = 1e-4
+    mu_weights: Weight = 1e-4
     """Factor of |w| + w^2, summed over the discriminator's parameters; near 1 it switches the game off."""
-    data_reduction: str = "sum"
+    data_reduction: Reduction = "sum"
     """sum: over classes and descriptor entries; mean: smaller by their number."""
     saturating: bool = False
     """Student minimises log(1 - D), as printed, in place of -log D."""
-    discriminator: str = "batchnorm"
+    discriminator: Text = "batchnorm"
     """batchnorm: the paper's figure, 128 and 256 wide; or a layout such as 128-256-128; 1 + K outputs."""
     discriminator_optimizer: OptimizerConfig | None = None
     """The discriminator's optimizer; none takes the student's. Set one field and the rest are OptimizerConfig's."""
-
-    def __post_init__(self) -> None:
-        one_of("method.labels", self.labels, _LABELS)
-        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -160,6 +153,9 @@ class Ksanc(Method):
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the student with its estimators, and the discriminator; ValueError where the two do not fit."""
+        from fastanc.models.attention import Squeezed, estimators_for
+        from fastanc.models.discriminators import discriminator, ksanc_discriminator
+
         if not teacher.stage_channels:
             raise ValueError("ksanc needs the teacher's stages: name them in teacher.stages")
         if isinstance(teacher.network, Squeezed):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastanc.batch import Batch, Outputs
-from fastanc.losses import LOGIT_REDUCTIONS, squared_error
-from fastanc.methods.base import Method, Nets, Played, one_of, sides
+from fastanc.fields import Weight
+from fastanc.losses import squared_error
+from fastanc.methods.base import Method, Nets, Played, Reduction, sides
 
 
 @Method.register_subclass("l2")
@@ -14,15 +15,12 @@ from fastanc.methods.base import Method, Nets, Played, one_of, sides
 class L2(Method):
     """Match the teacher's logits; no labels: ANC without the game."""
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor of the squared error."""
-    data_reduction: str = "sum"
+    data_reduction: Reduction = "sum"
     """sum: over classes, as the papers write it; mean: K times smaller (the usual MSE)."""
 
     needs = frozenset({"logits"})
-
-    def __post_init__(self) -> None:
-        one_of("method.data_reduction", self.data_reduction, LOGIT_REDUCTIONS)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the distance of the logits."""

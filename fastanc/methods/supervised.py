@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastanc.batch import Batch, Outputs
+from fastanc.fields import Unit
 from fastanc.losses import cross_entropy
 from fastanc.methods.base import Method, Nets, Played
 
@@ -14,7 +15,7 @@ from fastanc.methods.base import Method, Nets, Played
 class Supervised(Method):
     """Cross entropy with the labels."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Unit = 0.0
     """Share of the label's weight that is spread over all classes, 0..1."""
 
     needs = frozenset({"labels"})

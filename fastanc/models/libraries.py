@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import nn
 
 from fastanc.models.heads import last_linear
+from fastanc.models.names import check_timm, check_torchvision
 from fastanc.models.probe import can_read
 
 
@@ -39,10 +38,9 @@ class Bare(NamedTuple):
 def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     """Return the classifier NAME or NAME@WEIGHTS; `zoo.build` says what is raised."""
     name, _, tag = rest.partition("@")
-    names = _torchvision_names()
-    if name not in names:
-        close = ", ".join(difflib.get_close_matches(name, names, cutoff=0.3))
-        raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
+    check_torchvision(name, tag)
+    import torchvision
+
     if tag:
         return _published_torchvision(name, tag, shape, new_head=new_head)
     views = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -80,6 +78,8 @@ def _at_size(
 
 
 def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool) -> Bare:
+    import torchvision
+
     choices = torchvision.models.get_model_weights(name).__members__
     if tag not in choices:
         raise ValueError(f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices)}")
@@ -107,16 +107,10 @@ def _torchvision_source(views: Any) -> str:
 
 def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     """Return the classifier NAME or NAME@pretrained; `zoo.build` says what is raised."""
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"timm:{rest} needs timm: pip install timm") from None
     name, _, tag = rest.partition("@")
-    if tag not in ("", "pretrained"):
-        raise ValueError(f"timm:{rest} cannot be read: write timm:{name} or timm:{name}@pretrained")
-    if not timm.is_model(name):
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), cutoff=0.3))
-        raise ValueError(f"timm has no network {name!r}: take e.g. {close or 'resnet18'}")
+    check_timm(name, tag)
+    import timm
+
     try:
         published = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
@@ -154,9 +148,10 @@ def published_classes(name: str) -> int | None:
     if not tag:
         return None
     if library == "torchvision":
-        weights = (
-            torchvision.models.get_model_weights(name).__members__ if name in _torchvision_names() else {}
-        )
+        check_torchvision(name, tag)
+        import torchvision
+
+        weights = torchvision.models.get_model_weights(name).__members__
         return len(weights[tag].meta["categories"]) if tag in weights else None
     try:
         import timm
@@ -164,10 +159,6 @@ def published_classes(name: str) -> int | None:
         return None
     published = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     return published.num_classes if published is not None else None
-
-
-def _torchvision_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
 
 
 def _check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:

@@ -6,18 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastanc.models.blocks import PreActBlock, PreActBottleneck, conv3x3, he_init
+from fastanc.models.names import blocks_of
 
 WIDTHS = (16, 32, 64)
-
-
-def _blocks_per_stage(depth: int, layers_per_block: int) -> int:
-    blocks, rest = divmod(depth - 2, 3 * layers_per_block)
-    if rest or blocks < 1:
-        raise ValueError(
-            f"a ResNet of depth {depth} does not exist in this family: "
-            f"take a depth of the form {3 * layers_per_block}n+2"
-        )
-    return blocks
 
 
 class PreActResNet(nn.Module):
@@ -34,7 +25,7 @@ class PreActResNet(nn.Module):
         super().__init__()
         block: type[PreActBlock] | type[PreActBottleneck] = PreActBottleneck if bottleneck else PreActBlock
         expansion = PreActBottleneck.expansion if bottleneck else 1
-        blocks = _blocks_per_stage(depth, 3 if bottleneck else 2)
+        blocks = blocks_of(depth, 3 if bottleneck else 2)
         self.conv1 = conv3x3(in_channels, WIDTHS[0])
         channels = WIDTHS[0]
         stages = []
@@ -84,7 +75,7 @@ class PostActResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks = _blocks_per_stage(depth, 2)
+        blocks = blocks_of(depth, 2)
         self.conv1 = conv3x3(in_channels, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         stages = []

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from fastanc.models.blocks import PreActBottleneck, conv3x3, he_init
-
-STAGES = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from fastanc.models.names import units_of
 
 
 class BottleneckResNetV2(nn.Module):
@@ -16,20 +14,16 @@ class BottleneckResNetV2(nn.Module):
 
     The stride of a stage sits in its last unit. The paper's "ResNet-18" is this network with [2, 2, 2, 2]
     units (26 layers deep, 13.95 M parameters without the head), not the usual basic-block one; so its pooled
-    features are as wide as ResNet-152's. Raises ValueError for a depth outside `STAGES`.
+    features are as wide as ResNet-152's. Raises ValueError for a depth outside `names.DEPTHS`.
     """
 
     def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        if depth not in STAGES:
-            raise ValueError(
-                f"a bottleneck ResNet of depth {depth} is unknown: take one of {', '.join(map(str, STAGES))}"
-            )
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         stages = []
         channels = 64
-        for width, units, last_stride in zip((64, 128, 256, 512), STAGES[depth], (2, 2, 2, 1)):
+        for width, units, last_stride in zip((64, 128, 256, 512), units_of(depth), (2, 2, 2, 1)):
             stage = nn.Sequential()
             for unit in range(units):
                 stride = last_stride if unit == units - 1 else 1
@@ -54,6 +48,8 @@ def small_input_resnet(depth: int, num_classes: int, in_channels: int = 3) -> nn
 
     The teacher (34) and student (18) of the data-free papers (DAFL, DFAD).
     """
+    import torchvision  # it takes seconds, and most networks do without
+
     network = torchvision.models.get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
     network.conv1 = conv3x3(in_channels, 64)
     network.maxpool = nn.Identity()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
 
-import torchvision
 from torch import Tensor, nn
 
 STEM = "stem"
@@ -61,7 +61,9 @@ def has_channels_last(network: nn.Module, output: object) -> bool:
         raise ValueError(f"gives token sequences [B, T, D], here {shape}")
     if len(shape) != 4:
         raise ValueError(f"gives {shape}")
-    known = isinstance(network, torchvision.models.SwinTransformer) or _says_channels_last(network)
+    torchvision = sys.modules.get("torchvision")  # what is not imported has made no network
+    swin = torchvision is not None and isinstance(network, torchvision.models.SwinTransformer)
+    known = swin or _says_channels_last(network)
     if known:
         return shape[1] == shape[2]
     if shape[1] == shape[2] != shape[3]:

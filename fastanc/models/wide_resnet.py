@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastanc.models.blocks import PreActBlock, conv3x3, he_init
+from fastanc.models.names import blocks_of_wide
 
 
 class WideResNet(nn.Module):
@@ -19,9 +20,7 @@ class WideResNet(nn.Module):
         self, depth: int, width: int, num_classes: int, in_channels: int = 3, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
-            raise ValueError(f"a Wide ResNet of depth {depth} does not exist: take a depth of the form 6n+4")
+        blocks = blocks_of_wide(depth)
         self.conv1 = conv3x3(in_channels, 16)
         stages = []
         channels = 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
+from fastanc.models.names import FAMILIES, family_of, unknown
 from fastanc.models.nin import NiN
 from fastanc.models.probe import checked
 from fastanc.models.registered import (
@@ -53,75 +53,25 @@ _OTHER = 7919  # no network has so many classes
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class _Family(NamedTuple):
-    pattern: str
-    """Regular expression of the name; its groups go to `make`."""
-    example: str
-    says: str
-    make: Callable[[Shape, tuple[str, ...]], nn.Module]
-
-
-_FAMILIES = (
-    _Family(
-        r"resnet(\d+)",
-        "resnet20",
-        "ANC's pre-activation ResNet for 32 px, depth 6n+2: 8, 14, 20, 56, 110, 164",
-        lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels),
+_MAKERS: dict[str, Callable[[Shape, tuple[str, ...]], nn.Module]] = {
+    "resnet": lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels),
+    "resnet_v1": lambda s, g: PostActResNet(int(g[0]), s.num_classes, s.in_channels),
+    "resnet_bottleneck": lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels, bottleneck=True),
+    "resnet_8x": lambda s, g: small_input_resnet(int(g[0]), s.num_classes, s.in_channels),
+    "imagenet_resnet": lambda s, g: BottleneckResNetV2(int(g[0]), s.num_classes, s.in_channels),
+    "wrn": lambda s, g: WideResNet(
+        int(g[0]), int(g[1]), s.num_classes, s.in_channels, dropout=float(g[2] or 0)
     ),
-    _Family(
-        r"resnet(\d+)_v1",
-        "resnet20_v1",
-        "post-activation ResNet for 32 px, depth 6n+2; reads akamaster's published weights",
-        lambda s, g: PostActResNet(int(g[0]), s.num_classes, s.in_channels),
-    ),
-    _Family(
-        r"resnet(\d+)_bottleneck",
-        "resnet164_bottleneck",
-        "KSANC's pre-activation bottleneck ResNet for 32 px, depth 9n+2",
-        lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels, bottleneck=True),
-    ),
-    _Family(
-        r"resnet(18|34)_8x",
-        "resnet18_8x",
-        "torchvision's ResNet with a 3x3 stem for 32 px (DAFL, DFAD): 18, 34",
-        lambda s, g: small_input_resnet(int(g[0]), s.num_classes, s.in_channels),
-    ),
-    _Family(
-        r"imagenet_resnet(\d+)",
-        "imagenet_resnet18",
-        "ANC's bottleneck ResNets for ImageNet: 18 is [2, 2, 2, 2], 50, 101, 152",
-        lambda s, g: BottleneckResNetV2(int(g[0]), s.num_classes, s.in_channels),
-    ),
-    _Family(
-        r"wrn-(\d+)-(\d+)(?:-drop(0?\.\d+))?",
-        "wrn-10-4-drop0.3",
-        "Wide ResNet of depth 6n+4, times wider, dropout (CAN's have 0.3)",
-        lambda s, g: WideResNet(int(g[0]), int(g[1]), s.num_classes, s.in_channels, dropout=float(g[2] or 0)),
-    ),
-    _Family(
-        "nin",
-        "nin",
-        "ANC's Network in Network teacher, 1024 features",
-        lambda s, g: NiN(s.num_classes, s.in_channels, s.image_px),
-    ),
-    _Family(
-        "lenet4",
-        "lenet4",
-        "ANC's LeNet-4 student, 1024 features",
-        lambda s, g: LeNet4(s.num_classes, s.in_channels, s.image_px),
-    ),
-    _Family(
-        "lenet5(_half)?",
-        "lenet5_half",
-        "DAFL's LeNet-5 teacher (lenet5) and student (lenet5_half) for 28 or 32 px",
-        lambda s, g: LeNet5(s.num_classes, s.in_channels, s.image_px, half=bool(g[0])),
-    ),
-)
+    "nin": lambda s, g: NiN(s.num_classes, s.in_channels, s.image_px),
+    "lenet4": lambda s, g: LeNet4(s.num_classes, s.in_channels, s.image_px),
+    "lenet5": lambda s, g: LeNet5(s.num_classes, s.in_channels, s.image_px, half=bool(g[0])),
+}
+"""What builds a family of `names`, from the numbers in the name."""
 
 
 def describe_names() -> list[tuple[str, str]]:
     """Return (example of a name, what it builds) of every family."""
-    own = [(family.example, family.says) for family in _FAMILIES]
+    own = [(family.example, family.says) for family in FAMILIES]
     return [
         *own,
         (
@@ -322,15 +272,12 @@ def own_classes(
 
 
 def _own(name: str, shape: Shape) -> Bare:
-    for family in _FAMILIES:
-        if match := re.fullmatch(family.pattern, name):
-            if is_registered(name):
-                raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
-            mean, std = (IMAGENET_MEAN, IMAGENET_STD) if name.endswith("_v1") else (None, None)
-            return Bare(family.make(shape, match.groups()), mean, std, source="its published weights")
+    if (found := family_of(name)) is not None:
+        if is_registered(name):
+            raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
+        family, numbers = found
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family.key == "resnet_v1" else (None, None)
+        return Bare(_MAKERS[family.key](shape, numbers), mean, std, source="its published weights")
     if (bare := make_registered(name, shape)) is not None:
         return bare
-    known = ", ".join(example for example, _ in describe_names())
-    raise ValueError(
-        f"network {name!r} is unknown: take a name like {known}, or name the Python file that registers it (--plugin)"
-    )
+    raise unknown(name, tuple(registered_names()))

@@ -31,6 +31,11 @@ class Built(NamedTuple):
     missing: int
     """Rows of all views that nobody has written."""
 
+    def __str__(self) -> str:
+        rate = f", {self.images / self.seconds:.0f} images/s" if self.images and self.seconds > 0 else ""
+        left = f"{self.missing} rows are missing" if self.missing else "complete"
+        return f"{self.images} rows in {self.seconds:.1f} s{rate}, {self.num_bytes / 1e6:.1f} MB; {left}"
+
 
 def break_even(
     num_images: int,
@@ -166,6 +171,12 @@ class Deviation(NamedTuple):
     """Over the largest magnitude in its row."""
     view: int
     image: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.field}: differs from the teacher's by {self.absolute:.3g}, {self.relative:.3g} of the largest"
+            f" in its row (view {self.view}, image {self.image})"
+        )
 
 
 def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: int) -> list[Deviation]:

@@ -1,0 +1,64 @@
+"""What is wrong with names and files of a configuration, found before anything slow is imported.
+
+Only what a run would refuse is refused here, by the same rules (`models.names`, `pipelines.names`); a name that a
+plugin may register is left to the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastanc.models import names as networks
+from fastanc.pipelines import names as datasets
+
+_RESUMES = ("never", "latest", "anew")
+
+
+def check(groups: Mapping[str, Any]) -> None:
+    """Raise ValueError or FileNotFoundError naming the field; `groups` are a configuration's, the method if known."""
+    run, data, teacher, student = (groups[name] for name in ("run", "data", "teacher", "student"))
+    plugin, method = run.plugin is not None, groups.get("method")
+    _named("data.name", datasets.check_name, data.name, plugin)
+    if (
+        data.root is not None
+        and data.name in datasets.KNOWN[1:]
+        and not os.path.isdir(Path(data.root).expanduser())
+    ):
+        raise FileNotFoundError(f"data.root: there is no folder {data.root} to look for {data.name} in")
+    _named("student.name", networks.check_name, student.name, plugin)
+    _file("student.weights", student.weights)
+    if method is not None and method.needs_teacher:
+        _named("teacher.name", networks.check_name, teacher.name, plugin)
+        _teacher_files(teacher, may_be_registered=plugin)
+    if plugin and not os.path.isfile(run.plugin):
+        _file("run.plugin", run.plugin)
+    if run.resume not in _RESUMES and not os.path.exists(run.resume):
+        raise FileNotFoundError(
+            f"run.resume: there is no checkpoint {run.resume}: take {', '.join(_RESUMES)}, or a"
+            " checkpoint's path"
+        )
+
+
+def _teacher_files(teacher: Any, *, may_be_registered: bool) -> None:
+    _file("teacher.estimators", teacher.estimators)
+    if teacher.weights is None and "@" not in teacher.name and not may_be_registered:
+        raise ValueError(
+            "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
+        )
+    if teacher.weights not in (None, "random") and teacher.recipe is None:
+        _file("teacher.weights", teacher.weights)
+
+
+def _named(field: str, check_name: Any, name: str, may_be_registered: bool) -> None:
+    try:
+        check_name(name, may_be_registered=may_be_registered)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{field}: {error}") from None
+
+
+def _file(field: str, path: str | None) -> None:
+    if path is not None and not os.path.isfile(path):
+        raise FileNotFoundError(f"{field}: there is no file {path}: correct the path")

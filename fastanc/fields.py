@@ -1,0 +1,312 @@
+"""What a field of the configuration takes: its type, and beside that its range or its choices, said once.
+
+A field is declared as `lr: Rate = 0.01`, where `Rate` is `Annotated[float, Range(0, 1000)]`. Help prints that, and
+every source of a value is read by it: a command line, recipes, Python, and objects when they are made.
+Text stays what was typed until the type of its field says what it means; nothing guesses from its looks.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import draccus
+import yaml
+
+from fastanc.plain_yaml import Word, mapping_in
+
+_T = TypeVar("_T")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NOTHING = ("null", "none")
+_SHOWN = 80  # characters of a wrong value
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes; None is no bound, `above` and `below` leave the bound itself out."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        over = self.low is None or (value > self.low if self.above else value >= self.low)
+        return over and (self.high is None or (value < self.high if self.below else value <= self.high))
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        end = f"{'less than ' if self.below else ''}{self.high:.10g}"
+        if self.low is None:
+            return f"up to {end}"
+        return f"above {self.low:g}, up to {end}" if self.above else f"from {self.low:g} to {end}"
+
+
+class OneOf(tuple[str, ...]):
+    """The words that a field takes."""
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self)}"
+
+
+class Filled:
+    """Some text: not the empty one."""
+
+    def __contains__(self, value: str) -> bool:
+        return bool(value.strip()) and "\0" not in value
+
+    def __str__(self) -> str:
+        return "not an empty one"
+
+
+_MANY = 10**9
+Text = Annotated[str, Filled()]
+Positive = Annotated[int, Range(1, _MANY)]
+Count = Annotated[int, Range(0, _MANY)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # what torch and NumPy take, with what a run makes of it
+Pixels = Annotated[int, Range(1, 2**14)]
+Padding = Annotated[int, Range(0, 2**14)]
+Images = Annotated[int, Range(1, 2**20)]
+Few = Annotated[int, Range(1, 1024)]
+Threads = Annotated[int, Range(0, 1024)]
+Width = Annotated[int, Range(1, 2**16)]
+Share = Annotated[float, Range(0, 1, above=True)]
+Unit = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, 1, below=True)]
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+Weight = Annotated[float, Range(0, 1e6)]
+Temperature = Annotated[float, Range(0.01, 1000)]
+Precision = Annotated[str, OneOf(("fp32", "bf16", "fp16"))]
+
+
+class _Wrong(Exception):
+    """A value that is not what its field takes."""
+
+
+class Fields:
+    """Base of a frozen dataclass whose fields are what their types say, however it is made."""
+
+    group: ClassVar[str] = ""
+    """What messages call it, as in `--group.field`."""
+
+    def __post_init__(self) -> None:
+        for name, kind in kinds(type(self)).items():
+            object.__setattr__(self, name, read(getattr(self, name), kind, f"{self.group}.{name}"))
+
+
+def kinds(owner: type) -> dict[str, Any]:
+    """Return the declared type of every field of a dataclass, with its rules."""
+    return _kinds(owner)
+
+
+@cache
+def _kinds(owner: Any) -> dict[str, Any]:
+    hints = get_type_hints(owner, include_extras=True)
+    return {one.name: hints[one.name] for one in fields(owner) if one.init}
+
+
+def make(owner: type[_T], tree: Any, prefix: str = "") -> _T:
+    """Return the dataclass of a mapping, name -> value as text, number or mapping; `prefix` is what stands before.
+
+    Raises ValueError with one sentence that names a field which is unknown, or a value that its field does not take.
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {_shown(tree)}")
+    known = kinds(owner)
+    for key in tree:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), sorted(known), 1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise ValueError(
+                f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(known))}"
+            )
+    values = {key: read(value, known[key], f"{prefix}{key}") for key, value in tree.items()}
+    missing = [
+        one.name
+        for one in fields(owner)  # type: ignore[arg-type]
+        if one.init and one.name not in values and one.default is MISSING and one.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{prefix}{missing[0]} has no default: give it {takes(known[missing[0]])}")
+    return owner(**values)
+
+
+def read(value: Any, kind: Any, name: str) -> Any:
+    """Return a value as a field's declared type; ValueError names the field, the value and what it takes."""
+    try:
+        return _read(value, kind, name)
+    except _Wrong:
+        raise ValueError(f"{name} is {_shown(value)}: it takes {takes(kind)}") from None
+
+
+def takes(kind: Any) -> str:
+    """Return in words what a field of this type takes, without "it takes"."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        said = ", ".join(str(rule) for rule in args[1:] if isinstance(rule, Range | OneOf | Filled))
+        return said if isinstance(args[1], OneOf) else f"{takes(args[0])}, {said}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(
+            [takes(arg) for arg in args if arg is not type(None)] + ["null"] * (type(None) in args)
+        )
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (tuple, list) and args:
+        inner = [takes(arg) for arg in args if arg is not Ellipsis]
+        return (
+            f"values joined by commas, each {inner[0]}" if len(set(inner)) == 1 else f"({'; '.join(inner)})"
+        )
+    if isinstance(kind, type) and is_dataclass(kind):
+        return f"a group of {', '.join(kinds(kind))}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return words.get(kind, f"a {getattr(kind, '__name__', kind)}")
+
+
+def _read(value: Any, kind: Any, name: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found = _read(value, args[0], name)
+        if any(isinstance(rule, Range | OneOf | Filled) and found not in rule for rule in args[1:]):
+            raise _Wrong
+        return found
+    if origin in (Union, types.UnionType):
+        return _read_option(value, args, name)
+    if origin is Literal:
+        return _first(arg for arg in args if arg == value or str(arg) == value)
+    if origin in (tuple, list) and args:
+        return _read_list(value, origin, args, name)
+    if origin is dict and isinstance(mapping_in(value), Mapping):
+        return {_read(k, args[0], name): _read(v, args[1], name) for k, v in mapping_in(value).items()}
+    if isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
+        tree = mapping_in(value)
+        if not isinstance(tree, Mapping):
+            raise _Wrong
+        return make(kind, tree, f"{name}.")
+    reader = _READERS.get(kind)
+    return reader(value) if reader is not None else _read_other(value, kind)
+
+
+def _read_option(value: Any, args: tuple[Any, ...], name: str) -> Any:
+    no_value = value is None or (isinstance(value, str) and value.lower() in _NOTHING)
+    if type(None) in args and (value is None or (isinstance(value, Word) and no_value)):
+        return None
+    for arg in args:
+        if arg is not type(None):
+            try:
+                return _read(value, arg, name)
+            except _Wrong:
+                continue
+    if type(None) in args and no_value:
+        return None
+    raise _Wrong
+
+
+def _read_list(value: Any, origin: type, args: tuple[Any, ...], name: str) -> Any:
+    items = list(_items(value)) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise _Wrong
+    each = [args[0]] * len(items) if origin is list or args[1:] == (Ellipsis,) else list(args)
+    if len(each) != len(items):
+        raise _Wrong
+    return origin(_read(item, kind, name) for item, kind in zip(items, each))
+
+
+def _items(text: str) -> Iterator[str]:
+    """Yield what is joined by commas, in brackets or without, each in quotes or without."""
+    try:
+        known = json.loads(text)
+    except ValueError:
+        known = None
+    if isinstance(known, list) and all(isinstance(item, str) for item in known):
+        yield from known
+        return
+    inner = text.strip()
+    if inner[:1] in ("[", "(") and inner[-1:] == {"[": "]", "(": ")"}[inner[0]]:
+        inner = inner[1:-1].strip().removesuffix(",")
+    if inner:
+        for row in csv.reader([inner], skipinitialspace=True):
+            yield from (item.strip().strip("'") for item in row)
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise _Wrong
+    return str(os.fspath(value)) if isinstance(value, os.PathLike) else str(value)
+
+
+def _read_bool(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_first(_BOOLEANS[word] for word in [value.strip().lower()] if word in _BOOLEANS))
+    if not isinstance(value, bool):
+        raise _Wrong
+    return value
+
+
+def _read_int(value: Any) -> int:
+    if isinstance(value, str):
+        if not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", value.strip()) or len(value) > 100:
+            raise _Wrong
+    elif isinstance(value, bool) or not isinstance(value, Integral):
+        raise _Wrong
+    return int(value)
+
+
+def _read_float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise _Wrong
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise _Wrong from None
+    if not math.isfinite(number):
+        raise _Wrong
+    return number
+
+
+def _read_path(value: Any) -> Path:
+    return Path(_read_text(value))
+
+
+_READERS = {str: _read_text, bool: _read_bool, int: _read_int, float: _read_float, Path: _read_path}
+
+
+def _read_other(value: Any, kind: Any) -> Any:
+    """Read a type of a user's own method by draccus, from YAML where it is text; `object` is as it comes."""
+    if kind is object:
+        return value
+    if isinstance(value, Word):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            value = str(value)
+    if kind is Any or (isinstance(kind, type) and isinstance(value, kind)):
+        return value
+    try:
+        return draccus.decode(kind, value)
+    except Exception:
+        raise _Wrong from None
+
+
+def _first(found: Iterator[Any]) -> Any:
+    for one in found:
+        return one
+    raise _Wrong
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(str(value) if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

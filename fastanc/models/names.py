@@ -1,0 +1,208 @@
+"""The names of networks: fastanc's families by pattern, and the libraries' by the text of their sources.
+
+Nothing is imported to judge a name, because torchvision and timm take many seconds; `zoo.build` asks the same rules.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+TORCHVISION, TIMM = "torchvision", "timm"
+DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Units of each stage of ANC's bottleneck ResNets."""
+_MADE = re.compile(r"^@register_model(?:\(\))?\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_RENAMED = re.compile(r"register_model_deprecations\(__name__, (\{.*?\})\)", re.DOTALL)
+
+
+class Family(NamedTuple):
+    """Names of one kind of network."""
+
+    key: str
+    pattern: str
+    """Regular expression of the name; its groups are the network's numbers."""
+    example: str
+    says: str
+    check: Callable[[tuple[str, ...]], object] = lambda groups: None
+    """Raises ValueError for numbers of which there is no network."""
+
+
+def blocks_of(depth: int, layers: int) -> int:
+    """Return the blocks of each of three stages in a ResNet for 32 px; ValueError for another depth."""
+    blocks, rest = divmod(depth - 2, 3 * layers)
+    if rest or blocks < 1:
+        raise ValueError(
+            f"a ResNet of depth {depth} does not exist in this family: take a depth of the form {3 * layers}n+2"
+        )
+    return blocks
+
+
+def blocks_of_wide(depth: int) -> int:
+    """Return the blocks of each of three stages in a Wide ResNet; ValueError for another depth."""
+    blocks, rest = divmod(depth - 4, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"a Wide ResNet of depth {depth} does not exist: take a depth of the form 6n+4")
+    return blocks
+
+
+def units_of(depth: int) -> tuple[int, int, int, int]:
+    """Return the units of each of four stages in ANC's bottleneck ResNet; ValueError for another depth."""
+    if depth not in DEPTHS:
+        known = ", ".join(map(str, DEPTHS))
+        raise ValueError(f"a bottleneck ResNet of depth {depth} is unknown: take one of {known}")
+    return DEPTHS[depth]
+
+
+FAMILIES = (
+    Family(
+        "resnet",
+        r"resnet(\d+)",
+        "resnet20",
+        "ANC's pre-activation ResNet for 32 px, depth 6n+2: 8, 14, 20, 56, 110, 164",
+        lambda g: blocks_of(int(g[0]), 2),
+    ),
+    Family(
+        "resnet_v1",
+        r"resnet(\d+)_v1",
+        "resnet20_v1",
+        "post-activation ResNet for 32 px, depth 6n+2; reads akamaster's published weights",
+        lambda g: blocks_of(int(g[0]), 2),
+    ),
+    Family(
+        "resnet_bottleneck",
+        r"resnet(\d+)_bottleneck",
+        "resnet164_bottleneck",
+        "KSANC's pre-activation bottleneck ResNet for 32 px, depth 9n+2",
+        lambda g: blocks_of(int(g[0]), 3),
+    ),
+    Family(
+        "resnet_8x",
+        r"resnet(18|34)_8x",
+        "resnet18_8x",
+        "torchvision's ResNet with a 3x3 stem for 32 px (DAFL, DFAD): 18, 34",
+    ),
+    Family(
+        "imagenet_resnet",
+        r"imagenet_resnet(\d+)",
+        "imagenet_resnet18",
+        "ANC's bottleneck ResNets for ImageNet: 18 is [2, 2, 2, 2], 50, 101, 152",
+        lambda g: units_of(int(g[0])),
+    ),
+    Family(
+        "wrn",
+        r"wrn-(\d+)-(\d+)(?:-drop(0?\.\d+))?",
+        "wrn-10-4-drop0.3",
+        "Wide ResNet of depth 6n+4, times wider, dropout (CAN's have 0.3)",
+        lambda g: blocks_of_wide(int(g[0])),
+    ),
+    Family("nin", "nin", "nin", "ANC's Network in Network teacher, 1024 features"),
+    Family("lenet4", "lenet4", "lenet4", "ANC's LeNet-4 student, 1024 features"),
+    Family(
+        "lenet5",
+        "lenet5(_half)?",
+        "lenet5_half",
+        "DAFL's LeNet-5 teacher (lenet5) and student (lenet5_half) for 28 or 32 px",
+    ),
+)
+
+
+def family_of(name: str) -> tuple[Family, tuple[str, ...]] | None:
+    """Return the family of a name with the numbers in it, or None; ValueError for numbers without a network."""
+    for family in FAMILIES:
+        if match := re.fullmatch(family.pattern, name, re.ASCII):
+            family.check(match.groups())
+            return family, match.groups()
+    return None
+
+
+def check_name(name: str, *, may_be_registered: bool = False) -> None:
+    """Raise ValueError for a name that no network has; a plugin's, which `may_be_registered`, is left to the zoo."""
+    library, colon, rest = name.partition(":")
+    if library == TORCHVISION:
+        check_torchvision(*_parts(rest))
+    elif library == TIMM:
+        check_timm(*_parts(rest))
+    elif library != "object" and family_of(name) is None and not may_be_registered:
+        raise unknown(name)
+
+
+def unknown(name: str, registered: tuple[str, ...] = ()) -> ValueError:
+    """Return the error for a name that nobody knows."""
+    examples = [family.example for family in FAMILIES]
+    close = difflib.get_close_matches(name, [*examples, *registered], 1, cutoff=0.7)
+    others = [f"{lib}:{name}" for lib in (TORCHVISION, TIMM) if name in _names(lib)]
+    hint = f"; did you mean {' or '.join(others or close)}?" if others or close else ""
+    known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[@pretrained]"])
+    return ValueError(
+        f"network {name!r} is unknown: take a name like {known}, or name the Python file that registers it"
+        f" (--plugin){hint}"
+    )
+
+
+def check_torchvision(name: str, tag: str) -> None:
+    """Raise ValueError unless torchvision has a classifier of this name, with these weights if there is a tag."""
+    names = _names(TORCHVISION)
+    if name not in names:
+        close = ", ".join(difflib.get_close_matches(name, names, cutoff=0.3))
+        raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
+    choices = _torchvision_weights(name) if tag else ()
+    if tag and choices and tag not in choices:
+        raise ValueError(f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices)}")
+
+
+def check_timm(name: str, tag: str) -> None:
+    """Raise ValueError unless timm is installed and has a network of this name."""
+    names = _names(TIMM)
+    if not names:
+        raise ValueError(f"timm:{name} needs timm: pip install timm")
+    if tag not in ("", "pretrained"):
+        raise ValueError(f"timm:{name}@{tag} cannot be read: write timm:{name} or timm:{name}@pretrained")
+    bare, dot, _ = name.partition(".")
+    if bare not in names:
+        close = ", ".join(difflib.get_close_matches(bare, names, cutoff=0.3))
+        raise ValueError(f"timm has no network {name!r}: take e.g. {close or 'resnet18'}")
+
+
+def _parts(rest: str) -> tuple[str, str]:
+    name, _, tag = rest.partition("@")
+    return name, tag
+
+
+@cache
+def _sources(library: str) -> dict[Path, str]:
+    found = find_spec(library)
+    if found is None or not found.submodule_search_locations:
+        return {}
+    folder = Path(found.submodule_search_locations[0]) / "models"
+    files = folder.glob("*.py") if library == TORCHVISION else folder.rglob("*.py")
+    return {path: path.read_text(encoding="utf-8") for path in sorted(files)}
+
+
+@cache
+def _names(library: str) -> dict[str, Path]:
+    """Return every classifier that a library registers, with the file that defines it."""
+    found = {}
+    for path, text in _sources(library).items():
+        found.update(dict.fromkeys(_MADE.findall(text), path))
+        for renamed in _RENAMED.findall(text):
+            found.update(dict.fromkeys(ast.literal_eval(renamed), path))
+    return found
+
+
+def _torchvision_weights(name: str) -> tuple[str, ...]:
+    """Return the members of a classifier's enumeration of weights, () where its source does not say."""
+    tree = ast.parse(_sources(TORCHVISION)[_names(TORCHVISION)[name]])
+    made = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    says = [n.id for arg in made.args.kwonlyargs for n in ast.walk(arg) if isinstance(n, ast.Name)]
+    enum = next((word for word in says if word.endswith("_Weights")), None)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == enum:
+            assigned = [n for n in node.body if isinstance(n, ast.Assign)]
+            return tuple(t.id for n in assigned for t in n.targets if isinstance(t, ast.Name))
+    return ()

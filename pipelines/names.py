@@ -1,0 +1,45 @@
+"""The names of data sets, to be judged without importing what reads them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+KNOWN = ("digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "imagenette", "imagenet")
+
+
+def is_path(name: str) -> bool:
+    """Tell whether a name that is no set's is meant as the path of one."""
+    return os.sep in name or name.startswith("~") or os.path.lexists(name)
+
+
+def check_name(name: str, *, may_be_registered: bool = False) -> None:
+    """Raise ValueError for a name that no set has, FileNotFoundError for a path where nothing lies."""
+    if name in KNOWN:
+        return
+    if is_path(name):
+        folder = Path(name).expanduser()
+        if not os.path.exists(folder):
+            raise missing(folder)
+    elif not may_be_registered:
+        raise unknown(name)
+
+
+def missing(folder: Path, registered: Sequence[str] = ()) -> FileNotFoundError:
+    """Return the error for a path where nothing lies."""
+    known = ", ".join([*KNOWN, *registered])
+    link = f" is a link to {os.readlink(folder)}, which" if folder.is_symlink() else ""
+    return FileNotFoundError(f"{folder}{link} does not exist: give a data set's path, or one of {known}")
+
+
+def unknown(name: str, registered: Sequence[str] = ()) -> ValueError:
+    """Return the error for a name that no set has."""
+    known = [*KNOWN, *registered]
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return ValueError(
+        f"data set {name!r} is unknown: {hint}use {', '.join(known)}, or the path of a folder or tar of images (there"
+        f" is none of that name in {Path.cwd()})"
+    )
