@@ -253,6 +253,10 @@ class Config:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
 
 
+GROUPS = tuple(one.name for one in fields(Config))
+"""The groups of fields, in the order of the class."""
+
+
 def with_said(config: Config, keys: Iterable[str]) -> Config:
     """Return the configuration, which now knows what the user's own words set."""
     object.__setattr__(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, NamedTuple, get_args
 
-from fastanc.config import Config
+from fastanc.config import GROUPS, Config
 from fastanc.fields import kinds, takes
 from fastanc.methods.base import Method
 from fastanc.parsing import import_plugin, method_names
@@ -66,7 +66,7 @@ def manual(words: Sequence[str]) -> str:
         topic = topic[1:]
     if topic[0] == "method":
         return _methods()
-    if topic[0] in Config.__dataclass_fields__:
+    if topic[0] in GROUPS:
         return _page(topic[0], _class_of(topic[0]), topic[0])
     if topic[0] in method_names():
         return _page(f"--method.type {topic[0]}", Method.get_choice_class(topic[0]), "method")
@@ -87,7 +87,7 @@ def entries(owner: type, prefix: str) -> Iterator[Entry]:
 
 
 def _class_of(group: str) -> type:
-    made = Config.__dataclass_fields__[group].default_factory
+    made = next(one for one in fields(Config) if one.name == group).default_factory
     assert isinstance(made, type)
     return made
 
@@ -103,7 +103,7 @@ def _place_of_help(words: Sequence[str]) -> int | None:
 
 def _overview() -> str:
     told = _docstrings(Config)
-    groups = "\n".join(f"  {name:10} {told[name]}" for name in Config.__dataclass_fields__)
+    groups = "\n".join(f"  {group:10} {told[group]}" for group in GROUPS)
     return f"{_USAGE}\ngroups\n{groups}\n\nmethods (--method.type)\n  {', '.join(method_names())}\n\n{_MORE}"
 
 
@@ -120,12 +120,7 @@ def _page(title: str, owner: type, prefix: str) -> str:
 
 
 def _found(word: str) -> str:
-    every = [
-        entry
-        for group in Config.__dataclass_fields__
-        if group != "method"
-        for entry in entries(_class_of(group), group)
-    ]
+    every = [entry for group in GROUPS if group != "method" for entry in entries(_class_of(group), group)]
     for name in method_names():
         for entry in entries(Method.get_choice_class(name), "method"):
             every.append(entry._replace(default=f"{entry.default} (--method.type {name})"))
@@ -133,10 +128,10 @@ def _found(word: str) -> str:
     found = [str(entry) for entry in every if wanted in entry.name]
     if not found:
         names = [part for entry in every for part in (entry.name, entry.name.rpartition(".")[2])]
-        known = [*Config.__dataclass_fields__, *method_names(), *names]
+        known = [*GROUPS, *method_names(), *names]
         close = difflib.get_close_matches(wanted, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        groups = ", ".join(Config.__dataclass_fields__)
+        groups = ", ".join(GROUPS)
         raise ValueError(f"--help knows no {word!r}: {hint}take a group ({groups}), a method or a field")
     return "\n".join(found) + "\n"
 

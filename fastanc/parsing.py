@@ -19,7 +19,7 @@ from typing import Any
 import draccus
 
 from fastanc import early
-from fastanc.config import Config, with_said
+from fastanc.config import GROUPS, Config, with_said
 from fastanc.errors import say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
@@ -228,7 +228,7 @@ def _is_option(word: str) -> bool:
     """Tell whether a word is an option of ours, which is no other's value unless it is written --key=value."""
     key = word[2:].partition("=")[0]
     group = key.partition(".")[0]
-    named = key in (*_SHORT, *_FILES) or ("." in key and group in Config.__dataclass_fields__)
+    named = key in (*_SHORT, *_FILES) or ("." in key and group in GROUPS)
     return word.startswith("--") and named
 
 

@@ -115,7 +115,7 @@ def test_a_field_that_does_nothing_is_refused_by_name(tree: Path) -> None:
             ["--data.steps_per_epoch", "9"],
             r"data\.steps_per_epoch does nothing with a method that trains on images",
         ),
-        (["--data.crop", "random"], r"data\.crop 'random' is unknown: use one of auto, resized, padded"),
+        (["--data.crop", "random"], r"data\.crop is 'random': it takes one of auto, resized, padded"),
         (["--data.batch", "64"], r"data\.batch 64 needs 64 images but the set has 10: lower data\.batch"),
     ):
         with pytest.raises(ValueError, match=said):

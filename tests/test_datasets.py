@@ -237,7 +237,9 @@ def test_imagenet_as_it_is_downloaded(tmp_path: Path) -> None:
 
 
 def test_wrong_names_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data set 'cifar11' is unknown: use digits, cifar10"):
+    with pytest.raises(
+        ValueError, match=r"data set 'cifar11' is unknown: did you mean cifar10\? use digits, cifar10"
+    ):
         open_dataset("cifar11", "train")
     with pytest.raises(ValueError, match="split 'test' is unknown: use train or val"):
         open_dataset("cifar10", "test")

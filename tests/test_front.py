@@ -94,9 +94,9 @@ def own_methods() -> list[str]:
 
 def fields_of() -> Iterator[tuple[str, Any, list[str]]]:
     """Yield (dotted name, declared type, words that choose its method) of every field of the configuration."""
-    for group, one in Config.__dataclass_fields__.items():
-        if group != "method":
-            yield from _inside(one.default_factory, group, [])
+    for one in dataclasses.fields(Config):
+        if one.name != "method":
+            yield from _inside(one.default_factory, one.name, [])
     for name in own_methods():
         yield from _inside(Method.get_choice_class(name), "method", ["--method.type", name])
 
@@ -406,11 +406,13 @@ def test_help_tells_every_field_and_imports_no_torch() -> None:
         )
         assert done.stdout.strip().endswith("0 False"), done.stderr
     overview = manual(["--help"])
-    for group, one in Config.__dataclass_fields__.items():
-        assert group in overview
-        owners = [one.default_factory] if group != "method" else map(Method.get_choice_class, own_methods())
+    for one in dataclasses.fields(Config):
+        assert one.name in overview
+        owners = (
+            [one.default_factory] if one.name != "method" else map(Method.get_choice_class, own_methods())
+        )
         for owner in owners:
-            assert all(entry.says for entry in entries(owner, group)), owner  # type: ignore[arg-type]
+            assert all(entry.says for entry in entries(owner, one.name)), owner  # type: ignore[arg-type]
     page = manual(["--help", "data"])
     assert "--data.batch: a whole number, from 1 to 1048576; default 64" in page
     assert "Images per step over all processes." in page

@@ -378,7 +378,16 @@ def test_on_two_processes_too_the_cached_student_is_the_online_one(tmp_path: Pat
 
 
 def test_divergence_ends_with_a_sound_checkpoint_named(tmp_path: Path) -> None:
-    wild = ["--optimizer.lr", "1e12", "--schedule.warmup_epochs", "0", "--teacher.cache", "off"]
+    wild = [
+        "--optimizer.lr",
+        "1000",
+        "--optimizer.momentum",
+        "0.999",
+        "--schedule.warmup_epochs",
+        "0",
+        "--teacher.cache",
+        "off",
+    ]
     wild += ["--run.checkpoint_every", "1", "--run.log_every", "10", "--run.ema", "0"]
     said = ended(start(tmp_path, "wild", *wild), tmp_path, 2).splitlines()[-1]
     assert said.startswith("fastanc:")

@@ -150,7 +150,7 @@ def test_every_field_is_documented(config: type) -> None:
         (
             "fitnets",
             {"regressor": "mlp"},
-            "method.regressor 'mlp' is unknown: use one of linear, conv-bn-relu",
+            "method.regressor is 'mlp': it takes one of linear, conv-bn-relu",
         ),
         ("ksanc", {"labels": "none"}, "method.labels"),
         ("datafree", {"student_steps": 0}, "method.student_steps is 0"),

@@ -242,7 +242,8 @@ def test_wrong_functions_and_names_are_one_sentence() -> None:
     with pytest.raises(TypeError, match="write @register_dataset"):
         register_dataset(wrong)  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match="data set 'wrogn' is unknown: use digits, .*wrong, nothing, or the path"
+        ValueError,
+        match="data set 'wrogn' is unknown: did you mean wrong\? use digits, .*wrong, nothing, or the path",
     ):
         open_dataset("wrogn", "train")
 
