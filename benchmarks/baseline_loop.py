@@ -1,7 +1,8 @@
 """Adversarial distillation as people write it, for comparison; nothing of fastanc is used here.
 
 An ImageFolder read by PIL in DataLoader workers, the teacher run on every batch, everything eager and in fp32, and
-the losses read off after every step.
+the losses read off after every step. PyTorch's own memory format is the default, channels_last the line that a plain
+loop that wants to be fast adds: a speed-up is claimed over the faster of the two.
 """
 
 from __future__ import annotations
@@ -59,11 +60,14 @@ class PlainGame:
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         dropout: float = 0.5,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ):
         nodes = {"flatten": "features", "fc": "logits"}
-        self.teacher = create_feature_extractor(teacher, nodes).to(device).eval()
-        self.student = create_feature_extractor(student, nodes).to(device).train()
-        self.dropout = dropout
+        self.teacher = create_feature_extractor(teacher, nodes).to(device, memory_format=memory_format).eval()
+        self.student = (
+            create_feature_extractor(student, nodes).to(device, memory_format=memory_format).train()
+        )
+        self.dropout, self.memory_format = dropout, memory_format
         width, own = teacher.fc.in_features, student.fc.in_features
         self.adapter = (nn.Linear(own, width) if own != width else nn.Identity()).to(device)
         self.discriminator = nn.Sequential(
@@ -92,6 +96,7 @@ class PlainGame:
 
     def step(self, images: Tensor, target: Pair | None = None) -> dict[str, float]:
         """Train discriminator, then student, on normalised images; `target` replaces the teacher's run."""
+        images = images.contiguous(memory_format=self.memory_format)
         teacher_features, teacher_logits = self.ask_teacher(images) if target is None else target
         found = self.student(images)
         features = self.adapter(found["features"])

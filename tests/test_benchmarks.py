@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch import nn
 
 from benchmarks import gpu_check, launches, run_all, sources, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
-from benchmarks.end_to_end import FixedViews
+from benchmarks.end_to_end import FixedViews, rows_of
 from benchmarks.harness import ROOT
 from benchmarks.records import students
 from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
@@ -136,6 +137,64 @@ def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
         for got, wanted in zip((answer.features, answer.logits), plain.ask_teacher(normalised)):
             assert got.dtype == torch.float32
             assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()  # the head's sums, in fp32
+
+
+def test_the_plain_loop_plays_the_same_game_in_channels_last() -> None:
+    """Two steps in float64: the same losses and weights; only the memory format, of all maps, is another."""
+    teacher, first = (
+        zoo.build("torchvision:resnet18", num_classes=10, image_px=32).double() for _ in range(2)
+    )
+    images = [torch.rand(4, 3, 64, 64, dtype=torch.float64) for _ in range(2)]
+    discriminator, losses, weights = None, [], []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        plain = PlainGame(
+            copy.deepcopy(teacher.bare), copy.deepcopy(first.bare), CPU, lr=0.01, memory_format=memory
+        )
+        plain.discriminator.double()
+        discriminator = discriminator or copy.deepcopy(plain.discriminator.state_dict())
+        plain.discriminator.load_state_dict(discriminator)
+        formats = []
+        for network in (plain.teacher, plain.student):
+            conv = network.get_submodule("layer1.0.conv1")
+            conv.register_forward_hook(
+                lambda _, given, made: formats.append(  # noqa: B023
+                    given[0].is_contiguous(memory_format=torch.channels_last)
+                    and made.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+        torch.manual_seed(0)  # of the dropout
+        losses.append([plain.step(image) for image in images])
+        weights.append({key: value.clone() for key, value in plain.student.state_dict().items()})
+        assert formats == [memory == torch.channels_last] * 4
+    for one, other in zip(*losses):
+        assert one == pytest.approx(other, rel=1e-9)
+    assert weights[0].keys() == weights[1].keys()
+    assert not torch.equal(weights[0]["fc.weight"], first.bare.state_dict()["fc.weight"])
+    for key, value in weights[0].items():
+        assert torch.allclose(value, weights[1][key], rtol=1e-9, atol=1e-12), key
+
+
+def test_a_speed_up_is_over_the_best_plain_loop() -> None:
+    """For each rate by itself: here one is the best in seconds, the other in processor seconds."""
+
+    def turns(per_s: list[float], per_cpu_s: list[float]) -> list[dict[str, float]]:
+        pairs = zip(per_s, per_cpu_s)
+        return [{"images_per_s": a, "images_per_cpu_s": b, "data_share": 0.5} for a, b in pairs]
+
+    rows = rows_of(
+        {
+            "plain": turns([2, 4, 6], [3, 3, 3]),
+            "plain, channels_last": turns([1, 2, 3], [4, 5, 6]),
+            "fastanc": turns([8, 12, 24], [12, 10, 6]),
+            "fastanc, synthetic": turns([8, 24, 24], [1, 1, 1]),
+        },
+        TINY,
+    )
+    plain, last, ours, _ = rows
+    assert (plain["times_best_plain"], plain["times_best_plain_per_cpu_s"]) == (1, 0.6)
+    assert (last["times_best_plain"], last["times_best_plain_per_cpu_s"]) == (0.5, 1)
+    assert (ours["times_best_plain"], ours["times_best_plain_per_cpu_s"], ours["of_synthetic"]) == (4, 2, 1)
+    assert (plain["data_share"], ours["data_share"]) == (None, 0.5)
 
 
 def test_kernel_variant_is_the_method() -> None:
