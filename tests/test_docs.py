@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fastanc
 from fastanc.cli import _fields_joined, _parser
 from fastanc.config import Config
+from fastanc.manual import asks_for_help
 from fastanc.methods.base import Method
 from fastanc.parsing import parse
 from support.images import flat_folder
@@ -140,6 +142,107 @@ def test_fields_among_a_job_s_own_options_keep_their_values() -> None:
     options, rest = _parser().parse_known_args(_fields_joined(words))
     assert (options.path, options.teacher) == (None, 100)
     assert parse(rest).data.batch == 64
+
+
+PLACEHOLDERS = {"NAME": "digits_anc", "R": "digits_anc", "N": "1", "DIR": "1"}
+"""What a document's word in capitals stands for where a field or number is read; other words are text as they are."""
+
+
+def commands(text: str) -> list[str]:
+    """Return the lines of a document, in blocks or backticks, that begin with fastanc or launch fastanc's trainer."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    for block in re.findall(r"^```\w*\n(.*?)^```", joined, flags=re.DOTALL | re.MULTILINE):
+        joined += "\n" + re.sub("^", "    ", block, flags=re.MULTILINE)
+    lines = re.findall(r"^ {4}((?:fastanc|accelerate launch) .*)$", joined, flags=re.MULTILINE)
+    found = [line for line in lines if "`" not in line] + re.findall(
+        r"`((?:fastanc|accelerate launch) [^`\n]+)`", joined
+    )
+    parts = [part.strip() for line in found for part in re.sub(r"\s#.*", "", line).split(" ; ")]
+    return [
+        part
+        for part in parts
+        if re.match(r"fastanc [a-z]+\b(?! *\()|accelerate launch .*fastanc/train.py", part)
+    ]
+
+
+def complaint(line: str) -> str | None:
+    """Return what the command's own parsers say against a line, files and plugins left out; None if it is read."""
+    line = re.sub(r"[\[\]]", "", line)
+    words = [PLACEHOLDERS.get(word, word) for word in line.split()]
+    if words[0] == "accelerate":
+        at = words.index("fastanc/train.py")
+        words = ["fastanc", "train", *words[at + 1 :]]
+    words = words[1:]
+    try:
+        if words[0] == "train":
+            return _fields_complaint(words[1:])
+        one_of = [w for w in words if w != "|"]
+        if "|" in words:  # fastanc cache info | verify: each is a word
+            return next(filter(None, (complaint(f"fastanc {one_of[0]} {w}") for w in one_of[1:])), None)
+        if not any(w.startswith("-") for w in words) and len(words) <= 1 + (words[0] == "cache"):
+            words.append("--help")  # a mention: is there such a word?
+        options, rest = _parser().parse_known_args(_fields_joined(words))
+        if rest and not getattr(options, "takes_fields", False):
+            return f"unrecognized {rest}"
+        return _fields_complaint(rest)
+    except SystemExit as ended:
+        return None if ended.code == 0 else f"{line}: refused by its parser"
+
+
+def _fields_complaint(words: list[str]) -> str | None:
+    if asks_for_help(words):
+        return None
+    own = "--plugin" in words  # its names are registered by a file that the reader writes
+    kept, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        value = [] if "=" in word or not rest else [rest.pop(0)]
+        if word != "--plugin" and not (own and word.startswith("--method.")):
+            kept += [word, *value]
+    try:
+        parse(kept)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_commands_in_documents_are_read_by_the_real_parsers(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {line: complaint(line) for line in commands(path.read_text())}
+    assert {line: said for line, said in found.items() if said} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fastanc train --recipe own_dat --data.name FOLDER",
+        "fastanc train --data.crops padded",
+        "fastanc train --data.batch many",
+        "fastanc index SRC --label FILE",
+        "fastanc indx SRC --labels FILE",
+        "fastanc cache info | verfy",
+        "fastanc cache build --recipe NAME --student 5",
+        "accelerate launch --config_file a.yaml fastanc/train.py --recipe nothing",
+    ],
+)
+def test_a_wrong_command_in_a_document_is_caught(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in (f"    {line}\n", f"Run `{line}` now"):
+        (found,) = commands(text)
+        assert complaint(found)
+
+
+@pytest.mark.parametrize("path", [p for p in TEXTS if p.name != "design.md"], ids=lambda p: p.name)
+def test_python_in_documents_compiles_and_names_what_fastanc_has(path: Path) -> None:
+    """But for the house plan, whose blocks are sketches of signatures."""
+    for block in blocks(path):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastanc"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "fastanc" or hasattr(fastanc, node.attr), ast.unparse(node)
 
 
 def blocks(path: Path) -> list[str]:
