@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess as Process
 from pathlib import Path
 
@@ -429,7 +430,7 @@ def test_killed_thirty_times_asked_to_stop_and_started_over_it_ends_equal(tmp_pa
 
     finish(begin("whole"))
     for _ in range(30):
-        anew = moments.random() < 0.15
+        anew = moments.random() < 0.15 or (tmp_path / "runs/x/summary.json").exists()
         counts["anew"] += anew
         processes = begin("x", "--resume", "anew" if anew else "latest")
         before, deadline = steps_made_or_none(tmp_path, "x"), time.monotonic() + 1800
@@ -440,31 +441,25 @@ def test_killed_thirty_times_asked_to_stop_and_started_over_it_ends_equal(tmp_pa
                 time.sleep(0.01)
         time.sleep(moments.random() * 1.5)
         if moments.random() < 0.2 and processes[0].is_alive() and (tmp_path / "runs/x/.owner").exists():
-            (second,) = [
-                FORKS.Process(
-                    target=_train,
-                    args=(
-                        [*args, "--out", str(tmp_path / "runs"), "--name", "x", "--resume", "anew"],
-                        tmp_path / "said-second",
-                    ),
-                )
-            ]
+            again = [*args, "--out", str(tmp_path / "runs"), "--name", "x", "--resume", "anew"]
+            second = FORKS.Process(target=_train, args=(again, tmp_path / "said-second"))
             second.start()
             second.join(timeout=1800)
             assert second.exitcode == 2 or not processes[0].is_alive()
             counts["second starts"] += 1
-        if moments.random() < 0.4:
-            number = moments.choice([signal.SIGTERM, signal.SIGINT])
-            os.kill(moments.choice(processes).pid, number)
+        alive = [process for process in processes if process.is_alive()]
+        if alive and moments.random() < 0.4:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(moments.choice(alive).pid, moments.choice([signal.SIGTERM, signal.SIGINT]))
             counts["stops"] += 1
             for process in processes:
                 process.join(timeout=60)
-        for process in processes:
-            if process.is_alive():
-                process.kill()
+        moments.shuffle(alive)
+        for process in alive:
+            counts["kills"] += process.is_alive()
+            process.kill()
         for process in processes:
             process.join()
-        counts["kills"] += 1
     finish(begin("x", "--resume", "latest"))
     print(f"{world} processes: {counts}")
     assert_same_students(tmp_path, "whole", "x")
