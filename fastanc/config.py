@@ -180,7 +180,8 @@ class RunConfig(Fields):
     out: Text = free("runs")
     """Folder that holds the runs."""
     plugin: Text | None = None
-    """Python file that is imported before the configuration is read: it registers methods, networks or data sets."""
+    """Python file that is imported before the configuration is read: it registers methods, networks or data sets.
+    Its whole path is kept, so that the run can go on from any folder."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and dropout."""
     precision: Precision = "fp32"
@@ -218,6 +219,10 @@ class RunConfig(Fields):
         _require(
             not self.skip_nonfinite or self.accumulate == 1,
             "run.skip_nonfinite leaves out whole updates: set it to 0, or run.accumulate to 1",
+        )
+        _require(
+            self.name not in (".", "..") and "/" not in self.name and self.name.strip().isprintable(),
+            f"run.name {self.name!r} is no folder's name: write one without / (run.out says where the runs lie)",
         )
 
     @property

@@ -133,6 +133,9 @@ def decode(tree: dict[str, Any], check: Callable[[Mapping[str, Any]], None] | No
         if name != "method"
     }
     plugin = made["run"].plugin
+    if plugin is not None:  # whole, so that the run goes on from any folder, however the file is spelt
+        plugin = os.path.realpath(plugin)
+        made["run"] = replace(made["run"], plugin=plugin)
     method = mapping_in(tree.get("method", {}))
     if plugin is None or _is_known(method):
         made["method"] = _method(method)

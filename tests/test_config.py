@@ -104,3 +104,9 @@ def test_recipe_path_takes_a_file(tmp_path: Path) -> None:
     file.write_text("run: {name: mine}")
     assert recipe_path(str(file)) == file
     assert parse(["--config_path", str(file)]).run.name == "mine"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "/tmp", "a\nb", "a\tb"])
+def test_a_runs_name_is_one_folders(name: str) -> None:
+    with pytest.raises(ValueError, match=r"run\.name .* is no folder's name: write one without /"):
+        parse(["--run.name", name])

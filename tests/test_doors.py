@@ -18,6 +18,7 @@ from fastanc.models.libraries import Shape
 from fastanc.models.registered import make_registered, register_network
 from fastanc.parsing import parse
 from fastanc.pipelines import catalogue
+from fastanc.train import train
 from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -225,6 +226,35 @@ def test_a_plugin_finds_the_file_beside_it_and_there_is_one_plugin(tmp_path: Pat
     assert json.loads((folder / "summary.json").read_text())["student"] == "tiny"
     with pytest.raises(ValueError, match="give one --plugin, not 2"):
         parse(["--plugin", "a.py", "--run.plugin", "b.py"])
+
+
+def test_a_run_goes_on_from_any_folder_however_its_plugin_was_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (home / "mine.py").write_text(NETWORK)
+    (away / "link").symlink_to(home)
+    chosen = {
+        **LENETS,
+        "run.out": str(tmp_path),
+        "run.name": "run",
+        "data.batch": "16",
+        "student.name": "tiny",
+    }
+    words = as_words({**chosen, "run.max_steps": "2", "run.checkpoint_every": "1", "schedule.epochs": "1"})
+    monkeypatch.chdir(home)
+    folder = train(parse(["--plugin", "./mine.py", *words]))
+    for place, file in ((home, "mine.py"), (away, "../home/mine.py"), (away, "link/mine.py")):
+        monkeypatch.chdir(place)
+        assert train(parse(["--plugin", file, *words, "--resume", "latest"])) == folder
+    more = ["--run.max_steps", "3", "--resume", "latest"]
+    assert train(parse(["--config_path", str(folder / "config.yaml"), *more])) == folder
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 3
+    (home / "other.py").touch()
+    with pytest.raises(ValueError, match=r"written with run\.plugin .*home/mine\.py"):
+        train(parse(["--plugin", str(home / "other.py"), *words, "--resume", "latest"]))
 
 
 def test_what_is_defined_again_takes_its_name_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

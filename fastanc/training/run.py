@@ -191,6 +191,12 @@ class Run:
         state, meta = checkpoint.load(path)
         # A field that did not exist yet had the value that is now its default.
         old = {group: {**self._settings.defaults[group], **kept} for group, kept in meta["config"].items()}
+        plugin = old.get("run", {}).get("plugin")
+        if (
+            plugin is not None and not Path(plugin).is_absolute()
+        ):  # as it was typed, once: from where is not known
+            now = self._settings.fields["run"]["plugin"]
+            old["run"]["plugin"] = now if now and Path(now).name == Path(plugin).name else plugin
         checkpoint.check_same(path, old, self._settings.fields, self._settings.free)
         checkpoint.check_origins(path, meta.get("origins", {}), self._settings.origins)
         self.game.load_state(state)
