@@ -12,6 +12,7 @@ from typing import Any
 import draccus
 from torch import nn
 
+from fastanc.errors import Interrupted
 from fastanc.methods.base import Method
 from fastanc.models import zoo
 from fastanc.models.ensemble import ensemble
@@ -88,6 +89,7 @@ def compress(
 
     Raises:
         ValueError: something does not fit, in one sentence. FileNotFoundError: a file is not there.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGUSR1; the run has saved itself first, and the message says where.
     """
     _check(teacher, student, method, fields or {})
     method = method() if isinstance(method, type) else method
@@ -114,7 +116,14 @@ def compress(
     config = configure(recipe or OWN_DATA, {**wanted, **(fields or {})})
     with _left_in_peace(given):
         for each in with_teacher(config) if given.teacher is None else [config]:
-            folder = train(each, given if each is config else None)
+            try:
+                folder = train(each, given if each is config else None)
+            except (
+                Interrupted
+            ) as stopped:  # a script ends as Ctrl-C ends any other, and a notebook's cell too
+                raise KeyboardInterrupt(
+                    f'{stopped} in {each.run.folder}; the same call goes on, with resume="latest"'
+                ) from None
         return _result(folder, given)
 
 

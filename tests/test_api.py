@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -509,3 +510,36 @@ def test_train_is_called_with_a_configuration(tmp_path: Path) -> None:
         )
     )
     assert (folder / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_script_that_is_stopped_says_where_it_was_saved(tmp_path: Path, number: str) -> None:
+    script = f"""
+import os, pathlib, signal, threading, time
+import numpy as np, torch, fastanc
+
+def strike():
+    log = pathlib.Path("out/metrics.jsonl")
+    while not (log.exists() and '"train"' in log.read_text()):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.{number})
+
+threading.Thread(target=strike, daemon=True).start()
+torch.manual_seed(0)
+images, labels = np.zeros((64, 16, 16, 3), np.uint8), np.arange(64) % 3
+nets = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 3)) for _ in range(2)]
+fields = {{"run.log_every": 1, "run.eval_every": 0, "run.max_steps": 20000}}
+fastanc.compress(*nets, (images, labels), "l2", val=(images, labels), cache=None, out="out", batch=16,
+                 epochs=20000, fields=fields)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, "script.py"]
+    stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    last = stopped.stderr.strip().splitlines()[-1]
+    assert stopped.returncode == -2, stopped.stderr[-2000:]  # as Python ends on Ctrl-C
+    assert re.fullmatch(
+        r"KeyboardInterrupt: interrupted after step \d+ of 20000, all of it saved in out; the same call goes on, .*",
+        last,
+    ), last
+    assert [*(tmp_path / "out" / "checkpoints").glob("step-*/COMPLETE")]
+    assert not (tmp_path / "out" / ".owner").exists()
