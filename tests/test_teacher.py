@@ -416,6 +416,34 @@ def test_build_deals_resumes_and_counts(tmp_path):
     assert verify_teacher(store, other_teacher, batches_for, 20)[0].relative > 0.01
 
 
+class TwoHeads(Small):
+    """Its logits are the mean of two layers', of which one alone is no head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(D, K)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().mean((2, 3))
+        return (self.fc(x) + self.other(x)) / 2
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_rows_that_do_not_give_the_teachers_own_logits_are_found(tmp_path, autocast):
+    """Its features are stored faithfully, but tapped at a layer that is not its head, which no probe was asked."""
+    torch.manual_seed(5)
+    teacher = Online(Tapped(TwoHeads(), mean=(0.5,) * 3, std=(0.25,) * 3), autocast)
+    store = make(tmp_path)
+    build_cache(store, [0], batches_for, teacher, say=lambda sentence: None)
+    found = {deviation.field: deviation for deviation in verify_teacher(store, teacher, batches_for, 40)}
+    assert set(found) == {"features", "logits"}
+    assert found["features"].relative < 0.02  # all that was looked at before
+    assert found["logits"].relative > 0.1
+    sound = make(tmp_path / "sound", "fp16")
+    build_cache(sound, [0], batches_for, online(autocast), say=lambda sentence: None)
+    assert max(d.relative for d in verify_teacher(sound, online(autocast), batches_for, 40)) < 0.05
+
+
 def test_a_build_that_is_killed_keeps_the_rows_that_it_has_written(tmp_path):
     """However few they are: there is no end at which they would be committed."""
 

@@ -16,6 +16,9 @@ from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
 
+_OTHER = 0.1
+"""Of a row's largest value: rounding of any kind stays below, another teacher, view or image differs by about 1."""
+
 
 def _build(options: Namespace) -> None:
     config = parse(options.fields, front=True)
@@ -63,7 +66,7 @@ def _verify(options: Namespace) -> int:
         store = bench.store
     else:
         store = Store.at(options.path)
-    damage = False
+    damage = other = False
     for view in store.verify(drop=options.drop, progress=True):
         print(f"view {view.view}: {view.right:,} rows, {view.missing:,} missing")
         for field, images in view.wrong.items():
@@ -81,9 +84,15 @@ def _verify(options: Namespace) -> int:
                 f"{deviation.field}: largest difference {deviation.absolute:.3g}, {deviation.relative:.2g} of its row"
                 f" (view {deviation.view}, image {deviation.image})"
             )
+            if not deviation.relative <= _OTHER:
+                print(
+                    f"{store.path}: the {deviation.field} of its rows are not this teacher's: remove the cache, then"
+                    " run `fastanc cache build`"
+                )
+                other = True
     if not damage:
         print(f"{store.path}: every row fits its checksum")
-    return 1 if damage else 0
+    return 1 if damage or other else 0
 
 
 def _prune(options: Namespace) -> None:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fastanc.batch import Batch
-from fastanc.cache.rows import encode, values_of
+from fastanc.cache.rows import encode, head_logits, values_of
 from fastanc.cache.store import Store
 from fastanc.cache.writer import Writer
 from fastanc.teacher.online import Online
@@ -182,6 +182,8 @@ class Deviation(NamedTuple):
 def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: int) -> list[Deviation]:
     """Run the teacher again on random stored rows; return every field's largest relative difference.
 
+    Beside the fields, the logits that a student gets of the rows (the head over the stored features) are compared
+    with the network's own: features may be stored faithfully and yet not be what its logits are made of.
     fp16 rows may differ by 2^-11 and uint8 rows by 1/510 of the row's range, plus what another batch changes
     in the teacher's arithmetic; a wrong view, image or teacher differs by about 1.
 
@@ -194,20 +196,31 @@ def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: 
         raise FileNotFoundError(f"{store.path} holds no rows to compare: run `fastanc cache build`")
     present = {view: np.setdiff1d(np.arange(store.num_images), store.missing(view)) for view in views}
     weights = np.array([len(images) for images in present.values()], float)
-    worst = {field.name: Deviation(field.name, 0.0, 0.0, -1, -1) for field in store.fields}
+    names = dict.fromkeys([*(field.name for field in store.fields), "logits"])
+    worst = {name: Deviation(name, 0.0, 0.0, -1, -1) for name in names}
     reader = store.reader()
     try:
         for view, count in zip(views, rng.multinomial(rows, weights / weights.sum()).tolist()):
             chosen = np.sort(rng.choice(present[view], min(count, len(present[view])), replace=False))
             for batch in _batches({view: chosen}, batches_for):
                 stored = reader.get(batch.index, batch.view)
-                for name, value in values_of(online(batch), store.fields).items():
+                fresh = online.untouched(batch)
+                if "logits" not in stored:
+                    stored = {**stored, "logits": _by_head(stored["features"], online)}
+                for name, value in {**values_of(fresh, store.fields), "logits": fresh.logits}.items():
                     worst[name] = max(
                         worst[name], _deviation(name, stored[name], value, batch), key=_relative
                     )
     finally:
         reader.close()
     return list(worst.values())
+
+
+def _by_head(features: np.ndarray, online: Online) -> np.ndarray:
+    head = online.network.head
+    assert head is not None, "a cache without logits needs the teacher's head"
+    made: np.ndarray = head_logits(torch.from_numpy(features).to(head.weight.device), head).cpu().numpy()
+    return made
 
 
 def _relative(deviation: Deviation) -> float:

@@ -31,12 +31,18 @@ class Online:
         self._autocast = autocast
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Outputs:
-        """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped."""
+    def untouched(self, batch: Batch) -> Outputs:
+        """Return what the network itself gives for a batch, its own logits whatever their dtype."""
         device = batch.images.device.type
         with torch.autocast(device, self._autocast, enabled=self._autocast is not None):
             out: Outputs = self.network(batch.images)
         self.rows_computed += len(batch.images)
+        return out
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped."""
+        out = self.untouched(batch)
         if out.logits.dtype == torch.float32:
             return out
         if out.features is None or self.network.head is None:
