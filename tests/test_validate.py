@@ -55,6 +55,7 @@ def test_counts_equal_a_full_sort(classes: int) -> None:
     assert got["top5"] == (place < 5).sum().item() / 1001
     assert got["error_pct"] == pytest.approx(100 * (1 - got["top1"]), abs=1e-12)
     assert got["loss"] == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-6)
+    assert got["teacher_top1"] == (other.argmax(1) == labels).sum().item() / 1001
     same = (logits.argmax(1) == other.argmax(1)).sum().item()
     assert got["agreement_pct"] == pytest.approx(100 * same / 1001, abs=1e-12)
 
@@ -88,7 +89,7 @@ def test_a_process_without_batches_takes_part() -> None:
     network = Table(torch.randn(4, 4))
 
     def with_the_others(values: Tensor) -> Tensor:
-        return values + torch.tensor([4.0, 4, 2, 3, 0, 8], dtype=torch.float64)
+        return values + torch.tensor([4.0, 4, 2, 3, 0, 8, 0], dtype=torch.float64)
 
     got = evaluate(network, [], with_the_others, 4)
     assert got == {"top1": 0.5, "top5": 0.75, "error_pct": 50.0, "loss": 2.0}

@@ -357,3 +357,32 @@ def test_a_data_set_in_a_users_file_is_trained_on_by_name(tmp_path: Path) -> Non
     stores = [Store.at(path) for path in sorted((tmp_path / "cache").glob("lenet5-photos-*"))]
     assert [store.num_images for store in stores] == [32, 8]
     assert all(store.complete(0) for store in stores)
+
+
+def test_the_start_says_how_good_the_teacher_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some of the images at once, on all at the end, and never again; the training's bits do not depend on it."""
+    teacher = run(tmp_path, "supervised", **{"student.name": "lenet5"}) / "student.safetensors"
+    options = {"teacher.weights": str(teacher), "method.regulariser": "adversarial", "run.max_steps": "4"}
+    monkeypatch.setattr("fastanc.training.run._GREETED", 100)
+    folder = run(tmp_path, "anc", **options)
+    network, val = zoo.load_weights(teacher).eval(), open_dataset("digits", "val")
+    (batch,) = val.batches(evaluation_picks(val.num_images, val.num_images), CentreCrop(32, 32))
+    assert batch.labels is not None
+    with torch.no_grad():
+        right = (network(batch.images).logits.argmax(1) == batch.labels).double()
+    some = right[[k * val.num_images // 100 for k in range(100)]].mean()
+    said = [line["text"] for line in lines(folder, "note") if "own top-1" in line["text"]]
+    assert said == [
+        f"the teacher's own top-1 is {100 * some:.2f} % on 100 of {val.num_images} validation images"
+    ]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["val"]["teacher_top1"] == pytest.approx(right.mean().item())
+
+    halves = {**options, "run.name": "halves"}
+    run(tmp_path, "anc", **{**halves, "run.max_steps": "2"})
+    resumed = run(tmp_path, "anc", **halves, **{"run.resume": "latest"})
+    assert sum("own top-1" in line["text"] for line in lines(resumed, "note")) == 1
+    assert (resumed / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
+    monkeypatch.setattr("fastanc.training.run.Run._try_teacher", lambda self: [])
+    silent = run(tmp_path, "anc", **{**options, "run.name": "silent"})
+    assert (silent / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()

@@ -102,6 +102,7 @@ class Tapped(Wrapper):
         # Whoever builds it by name says where they are from, and what its library publishes.
         self.normalised_by, self.published_by = "the caller", ""
         self.weights_from = ""
+        self.new_head = False
         self.published: tuple[Sequence[float], Sequence[float]] = (), ()
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
         self.maps_channels_last: frozenset[str] = frozenset()

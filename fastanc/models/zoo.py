@@ -145,7 +145,10 @@ def build(
     checked(tapped, usual_px=bare.usual_px)
     if weights is not None:
         other = tapped.head_name if new_head else None
-        fit_weights(tapped.bare, state, weights, None if _same_shapes(tapped.bare, state, other) else other)
+        tapped.new_head = not _same_shapes(tapped.bare, state, other)
+        fit_weights(tapped.bare, state, weights, other if tapped.new_head else None)
+    else:
+        tapped.new_head = published_classes(name) not in (None, num_classes)
     return tapped
 
 

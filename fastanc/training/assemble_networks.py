@@ -143,9 +143,10 @@ def _described(network: Tapped) -> str:
     head = (
         f"features of {network.head_name}" if network.head is not None else f"logits only, {network.no_head}"
     )
+    classes = f"{network.num_classes} classes" + (" by a new head" if network.new_head else "")
     weights = f", weights {network.weights_from}" if network.weights_from else ""
     return (
-        f"{network.title}{weights}: {count:,} parameters, {network.num_classes} classes, {head},"
+        f"{network.title}{weights}: {count:,} parameters, {classes}, {head},"
         f" mean {mean} and std {std} from {network.normalised_by}"
     )
 

@@ -28,7 +28,10 @@ from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
 from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.step import Move
-from fastanc.training.validate import evaluate
+from fastanc.training.validate import evaluate, top1_of
+
+_GREETED = 1000
+"""Validation images on which the teacher is tried at the start; the end of the run counts them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ class Run:
         self._owner = self._own()
         try:
             self.start = self._resume()
+            self._notes += self._try_teacher()
             self.monitor = self._open_folder()
         except BaseException:
             self._disown()
@@ -202,6 +206,24 @@ class Run:
         self.game.load_state(state)
         self._notes.append(f"resumed from {path} at step {meta['step']}")
         return int(meta["step"])
+
+    def _try_teacher(self) -> list[str]:
+        """Say how good the teacher is where labels tell it: one that reads its images wrongly shows here.
+
+        Once, at the start of a run: one that goes on has it in its log. It draws from no generator of the training.
+        """
+        if self._val_answers is None or not self.game.labels_count or self.start:
+            return []
+        whole = self.source.val.num_images
+        tried = min(_GREETED, whole)
+        place = self.accelerator.device
+        with (
+            torch.random.fork_rng([place] if place.type == "cuda" else []),
+            closing(self._val_answers()) as teacher,
+        ):
+            top1 = top1_of(teacher, self.source.val_sample(tried), sum_over(self.accelerator), place)
+        of = f"{tried} of {whole}" if tried < whole else f"all {whole}"
+        return [f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"]
 
     def _refuse(self, wish: str, present: Sequence[Path]) -> None:
         """Raise ValueError where a wish would overwrite an earlier run, or mix it with another."""

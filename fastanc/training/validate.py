@@ -34,7 +34,7 @@ def evaluate(
 
     Returns:
         With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
-        nats); with a teacher `agreement_pct`, how often both have the same first guess.
+        nats); with a teacher `agreement_pct`, how often both have the same first guess; with both `teacher_top1`.
 
     Raises:
         ValueError: neither labels nor a teacher, so that nothing can be counted.
@@ -42,7 +42,7 @@ def evaluate(
     modes = {module: module.training for module in network.modules()}
     device = next(network.parameters()).device
     # Counts are exact in float64 up to 2**53, so that they travel with the loss in one reduction.
-    counts = torch.zeros(6, dtype=torch.float64, device=device)
+    counts = torch.zeros(7, dtype=torch.float64, device=device)
     network.eval()
     try:
         for batch in batches:
@@ -51,7 +51,7 @@ def evaluate(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    seen, labelled, top1, top5, agreed, loss = reduce_sum(counts).tolist()
+    seen, labelled, top1, top5, agreed, loss, taught = reduce_sum(counts).tolist()
     assert seen == num_images, f"{seen:.0f} images were counted in a set of {num_images}"
     if not labelled and teacher is None:
         raise ValueError("the set has neither labels nor a teacher to agree with: leave its evaluation out")
@@ -61,26 +61,49 @@ def evaluate(
         result |= {"error_pct": 100 * (labelled - top1) / labelled, "loss": loss / labelled}
     if teacher is not None:
         result["agreement_pct"] = 100 * agreed / seen
+        if labelled:
+            result["teacher_top1"] = taught / labelled
     return result
 
 
 def _count(
     logits: Tensor, labels: Tensor | None, batch: Batch, teacher: Callable[[Batch], Outputs] | None
 ) -> Tensor:
-    """Return [6] float64: images, labelled, right first, right among five, as the teacher, summed loss."""
+    """Return [7] float64: images, labelled, right first, among five, as the teacher, summed loss, teacher right."""
     size = len(logits)
     k = min(5, logits.shape[1])
     guesses = logits.topk(k, dim=1).indices
     zero = torch.zeros((), dtype=torch.float64, device=logits.device)
-    top1 = top5 = agreed = loss = zero
+    top1 = top5 = agreed = loss = taught = zero
     if labels is not None:
         hits = guesses == labels[:, None]
         top1, top5 = hits[:, 0].sum(), hits.sum()
         loss = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
     if teacher is not None:
-        agreed = (guesses[:, 0] == teacher(batch).logits.topk(k, dim=1).indices[:, 0]).sum()
+        theirs = teacher(batch).logits.topk(k, dim=1).indices[:, 0]
+        agreed = (guesses[:, 0] == theirs).sum()
+        taught = zero if labels is None else (theirs == labels).sum()
     labelled = size if labels is not None else 0
-    return torch.stack([zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss])
+    return torch.stack(
+        [zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss, zero + taught]
+    )
+
+
+@torch.no_grad()
+def top1_of(
+    teacher: Callable[[Batch], Outputs],
+    batches: Iterable[Batch],
+    reduce_sum: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> float:
+    """Return how often a teacher's first guess is the label, over all processes' batches, parts of 1."""
+    counts = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches:
+        assert batch.labels is not None
+        right = (teacher(batch).logits.argmax(1) == batch.labels).sum()
+        counts += torch.stack([right, torch.full_like(right, len(batch.index))])
+    right, seen = reduce_sum(counts).tolist()
+    return right / seen
 
 
 def statistics(module: nn.Module) -> list[Tensor]:
