@@ -126,15 +126,15 @@ def numbers_without_range(kind: Any) -> list[Any]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_what_was_typed_from_every_source_and_reads_back(tmp_path: Path, text: str) -> None:
-    typed = parse([f"--run.name={text}", "--data.root", text])
-    assert (typed.run.name, typed.data.root) == (text, text)
-    given = configure("digits_anc", {"run.name": text, "data.root": text})
-    assert (given.run.name, given.data.root) == (text, text)
+    typed = parse([f"--run.out={text}", "--data.root", text])
+    assert (typed.run.out, typed.data.root) == (text, text)
+    given = configure("digits_anc", {"run.out": text, "data.root": text})
+    assert (given.run.out, given.data.root) == (text, text)
     file = tmp_path / "config.yaml"
     file.write_text(dump(given))
     assert parse(["--config_path", str(file)]) == given
     independent = yaml.safe_load(file.read_text())  # any reader of YAML finds the same text
-    assert independent["run"]["name"] == text
+    assert independent["run"]["out"] == text
 
 
 @pytest.mark.parametrize("text", ["null", "None", "none", "NULL"])

@@ -104,6 +104,15 @@ class Column:
         """Return for which images [R] the bytes [R, row bytes] fit the checksum in memory, [R] bool."""
         return checksums(rows, index, self.seed) == self.sums[index]
 
+    def wrong(self, index: np.ndarray) -> np.ndarray:
+        """Return those of ascending images [R] whose row does not fit its checksum, read twice."""
+        for _ in range(2):
+            if len(index):
+                index = index[~self.fits(index, self.read(index))]
+                self.refresh(index)
+                index = index[self.has(index)]
+        return index
+
     def write_rows(self, index: np.ndarray, rows: np.ndarray) -> None:
         """Write bytes [R, row bytes] uint8 of images [R]; they are not there before `write_sums`.
 

@@ -265,7 +265,7 @@ class Store:
                 step = max(1, _AT_ONCE_BYTES // column.field.stride)
                 for first in range(0, self.num_images, step):
                     index = np.arange(first, min(first + step, self.num_images))
-                    bad = _wrong(column, index[column.has(index)])
+                    bad = column.wrong(index[column.has(index)])
                     found.append(bad)
                     bar.update(len(index))
             bad = np.concatenate(found)
@@ -302,19 +302,6 @@ def make_cache(path: Path, facts: Mapping[str, Any]) -> None:
         files.write_text(path / IDENTITY, json.dumps(facts, indent=1))
     except OSError as error:
         raise explain(path, error) from error
-
-
-def _wrong(column: Column, index: np.ndarray) -> np.ndarray:
-    """Return those of the images [R] whose row does not fit its checksum, both read twice where they differ."""
-    if not len(index):
-        return index
-    for _ in range(2):
-        index = index[~column.fits(index, column.read(index))]
-        if not len(index):
-            break
-        column.refresh(index)
-        index = index[column.has(index)]
-    return index
 
 
 def _not_finite(field: Field, view: int, images: np.ndarray) -> str:
