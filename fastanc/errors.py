@@ -121,6 +121,8 @@ def _advice(number: int) -> str | None:
         return "choose a file or folder that you have the right to, or ask for it"
     if number in _IN_THE_WAY:
         return "something else has that name, choose another"
+    if number == errno.ENAMETOOLONG:
+        return "choose a shorter name"
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files (ulimit -n)"
     if number in (errno.EIO, errno.ESTALE):
@@ -148,6 +150,10 @@ def _about(folder: Path, error: OSError) -> str:
         return (
             f"{folder} cannot be made, {error.filename} is in the way: choose another --run.out or --run.name"
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{folder} cannot be made ({error.strerror}): choose a shorter --run.name"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.filename} cannot be opened ({error.strerror}): {_advice(error.errno)}"
     return (
         f"{os.fspath(error.filename)} cannot be read or written ({error.strerror}): look at its disk, or choose"
         " another --run.out"

@@ -157,3 +157,14 @@ def test_a_given_network_is_checked_like_any_other() -> None:
     assert isinstance(checked(tapped), Tapped)
     with pytest.raises(ValueError, match=r"object:.*Linear does not take 3 x 16 x 16 images"):
         zoo.tap(torch.nn.Linear(3, 4), image_px=16)
+
+
+def test_an_ensemble_of_grey_images() -> None:
+    torch.manual_seed(0)
+    bare = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2 * 36, 5))
+    one = zoo.build("resnet8", num_classes=5, in_channels=1, image_px=8, mean=(0.1,), std=(0.3,)).eval()
+    both = zoo.tap(ensemble([one, bare]), image_px=8, in_channels=1).eval()
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = (one(images).logits + bare((images / 255 - 0.5) / 0.25)) / 2
+        torch.testing.assert_close(both(images).logits, expected, rtol=1e-4, atol=1e-4)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastanc.batch import Batch
+from fastanc.batch import Batch, Outputs
 from fastanc.methods.anc import Anc
-from fastanc.methods.base import Method
+from fastanc.methods.base import Method, Nets, Played
+from fastanc.methods.supervised import Supervised
 from fastanc.training.step import play
 from support.tiny_game import Game, make_game
 
@@ -75,3 +77,33 @@ def test_a_method_without_a_play_says_what_it_lacks() -> None:
 
     with pytest.raises(TypeError, match=r"Empty must define student_play\(\), or plays"):
         play(Empty(), make_game("anc").players, make_game("anc").batch(0))
+
+
+class Odd(Supervised):
+    """A user's method whose play returns whatever it is given."""
+
+    gives: Callable[[Tensor], object]
+
+    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+        assert out is not None
+        return self.gives(out.logits)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    "gives",
+    [
+        lambda z: z.mean(),
+        lambda z: {"data": z.mean()},
+        lambda z: None,
+        lambda z: Played({"data": z.mean(1)}),
+        lambda z: Played({"data": 1.0}),
+        lambda z: Played({}),
+        lambda z: Played({"data": z.detach().mean()}),
+    ],
+)
+def test_a_play_that_gives_no_loss_names_its_method(gives: Callable[[Tensor], object], parts: int) -> None:
+    game, odd = make_game("supervised"), Odd()
+    object.__setattr__(odd, "gives", gives)
+    with pytest.raises(ValueError, match="method Odd: the play of the student must return Played"):
+        play(odd, game.players, game.batch(0), parts)

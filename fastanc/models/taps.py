@@ -48,8 +48,11 @@ def logits_of(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else output[0]
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    # Whatever else it is, whoever probes the network says that it is no logits.
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 class Wrapper(nn.Module):

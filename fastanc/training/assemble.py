@@ -53,7 +53,7 @@ from fastanc.training.players import Average, Players, check_classes, frozen_of,
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Pace, Run, Settings
 from fastanc.training.schedule import factor
-from fastanc.training.trial import try_student
+from fastanc.training.trial import try_student, try_teacher
 
 _GAME_SEED = 1_000_003
 
@@ -326,6 +326,9 @@ def _open_game(config: Config, accelerator: Accelerator, source: Input, given: G
         # DeepSpeed views weights as bytes, which needs the contiguous layout.
         networks["student"].to(memory_format=torch.channels_last)
     share = config.data.batch // accelerator.num_processes // config.run.accumulate
+    if teacher is not None:
+        with torch.random.fork_rng():
+            try_teacher(teacher.online(source.device), share, images.channels, config.data.image_px)
     notes = (
         *said_of(student, teacher),
         *try_student(networks["student"], max(share, 1), images.channels, config.data.image_px),

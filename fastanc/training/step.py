@@ -55,7 +55,7 @@ def _whole(method: Method, players: Players, batch: Batch) -> Iterator[Move]:
         out = method.forward(nets, batch)
     for player, loss in method.plays:
         with players.turn(player) as nets:
-            played = loss(nets, batch, out)
+            played = _checked(method, player, loss(nets, batch, out))
             players.update(player, played.terms)
         yield Move(player, played)
 
@@ -80,8 +80,24 @@ def _part_through(
     ):
         out = method.forward(nets, part)
     with players.turn(made.player) as nets:
-        results.append(made.loss(nets, part, out))
+        results.append(_checked(method, made.player, made.loss(nets, part, out)))
     return results[-1].terms
+
+
+def _checked(method: Method, player: str, played: object) -> Played:
+    """Return what a play gave; ValueError naming the method where that is no loss that can be minimised."""
+    terms = played.terms if isinstance(played, Played) else None
+    if (
+        not isinstance(played, Played)
+        or not isinstance(terms, Mapping)
+        or not all(isinstance(term, Tensor) and term.dim() == 0 for term in terms.values())
+        or not any(term.requires_grad for term in terms.values())
+    ):
+        raise ValueError(
+            f"method {type(method).__name__}: the play of the {player} must return Played({{name: term}}), each"
+            f" term a scalar tensor, of which some depend on the {player}'s weights"
+        )
+    return played
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastanc.batch import Batch
 from fastanc.models.taps import Tapped, unwrapped
+from fastanc.teacher.online import Online
 
 _MOST = 2  # what goes through with two images goes through with more
 
@@ -50,6 +53,22 @@ def try_student(network: nn.Module, images: int, channels: int, image_px: int) -
         return ()
     some = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
     return (f"the student's logits do not depend on {some}: these weights stay as they are",)
+
+
+def try_teacher(teacher: Online, images: int, channels: int, image_px: int) -> None:
+    """Pass a batch through the teacher as it will be run; ValueError where its logits are not finite."""
+    network = unwrapped(teacher.network)
+    shape = (min(images, _MOST), channels, image_px, image_px)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(network.scale.device)
+    nobody = np.zeros(len(pixels), np.int64)
+    out = teacher.untouched(Batch(images=pixels, index=nobody, view=nobody, labels=None, step=0))
+    parts = [part for part in (out.logits, out.features, out.descriptors) if part is not None]
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise ValueError(
+            f"the teacher {network.title} gives numbers that are not finite: set teacher.precision to fp32 or bf16"
+            " where it is fp16, else name sound weights"
+        )
 
 
 def _gradients(
