@@ -216,4 +216,7 @@ def explain(folder: Path, error: OSError) -> ValueError:
             f"{folder} cannot be written ({error.strerror}): set --teacher.cache read, or choose another"
             " --teacher.cache_dir to fill"
         )
-    return ValueError(f"writing into {folder} failed ({error.strerror}): every row that was written is safe")
+    return ValueError(
+        f"writing into {folder} failed ({error.strerror}): look at its disk, or choose another --teacher.cache_dir;"
+        " every row that was written is safe"
+    )
