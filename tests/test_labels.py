@@ -148,3 +148,15 @@ def test_random_bytes_never_end_in_a_foreign_error(tmp_path: Path) -> None:
                 reader(tmp_path / "labels.csv")
             except ValueError as error:
                 assert str(error).startswith(str(tmp_path / "labels.csv"))  # noqa: PT017  (many may pass)
+
+
+@pytest.mark.parametrize("mark", ["|", ":"])
+def test_another_delimiter_is_refused_and_not_a_class(tmp_path: Path, mark: str) -> None:
+    with pytest.raises(ValueError, match="begin with an image's name: put a comma"):
+        read(tmp_path, "".join(f"{name}{mark}cat\n" for name in NAMES[:3]), NAMES[:3])
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "null", "N/A"])
+def test_a_missing_class_is_no_class(tmp_path: Path, word: str) -> None:
+    with pytest.raises(ValueError, match=r"line 2 has no class for 2\.jpg"):
+        read(tmp_path, f"1.jpg,cat\n2.jpg,{word}\n3.jpg,dog\n", NAMES[:3])

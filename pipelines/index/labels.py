@@ -172,6 +172,12 @@ def _in_order(path: Path, labels: list[str], names: Sequence[str], synsets: Path
             f"{path} has {len(labels)} labels for {len(names)} images: it belongs to another set, or give lines"
             " NAME,CLASS"
         )
+    files = tuple({_keys(name)[2] for name in names})
+    odd = next((label for label in labels[:2] if label.startswith(files)), None)
+    if odd is not None:
+        raise ValueError(
+            f"{path} has lines like {odd!r}, which begin with an image's name: put a comma between name and class"
+        )
     if not all(_NUMBER.fullmatch(label) for label in labels):
         return labels
     if synsets is None:
@@ -183,6 +189,10 @@ def _in_order(path: Path, labels: list[str], names: Sequence[str], synsets: Path
     if missing := {int(label) for label in labels} - set(wordnet):
         raise ValueError(f"{synsets} does not say which class {min(missing)} of {path} is")
     return [wordnet[int(label)] for label in labels]
+
+
+_NO_LABEL = frozenset({"nan", "null", "<na>", "n/a"})
+"""What tables write where there is no class."""
 
 
 def _plain(name: str) -> str:
@@ -208,7 +218,7 @@ def _by_name(path: Path, rows: list[_Row], names: Sequence[str]) -> tuple[list[s
     suffixes = {os.path.splitext(name)[1].lower() for name in names}
     labels, lines = dict[str, str](), dict[str, int]()
     for line, (name, label) in rows:
-        if not label:
+        if not label or label.lower() in _NO_LABEL:
             raise ValueError(f"{path}, line {line} has no class for {name}: fill it in, or remove the line")
         if labels.setdefault(_plain(name), label) != label:
             raise ValueError(
