@@ -553,6 +553,29 @@ def test_rows_of_a_tar_that_do_not_fit_are_left_out(tmp_path):
         import_cache(packed(tmp_path / "bare.tar", [members[0], members[2]]), tmp_path / "d")
 
 
+def test_verify_counts_what_is_missing_and_names_what_it_cannot_read(tmp_path, capsys):
+    store = make(tmp_path)
+    fill(store, 0)
+    words = {"path": store.path, "teacher": 0, "drop": False}
+    assert JOBS["verify"](Namespace(**words)) == 0
+    assert f"the {N} rows that are there fit their checksums\n" in capsys.readouterr().out
+    file_of(store, "sums").write_bytes(b"")
+    assert JOBS["verify"](Namespace(**words)) == 0
+    assert (
+        f"the 0 rows that are there fit their checksums, {N} are missing: `fastanc" in capsys.readouterr().out
+    )
+    fill(store, 1)
+    rows = file_of(store, "rows", 1)
+    rows.unlink()
+    rows.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"features\.rows"):
+        JOBS["verify"](Namespace(**words))
+    reader = Store.at(store.path).reader()
+    with pytest.raises(IsADirectoryError, match=r"features\.rows"):
+        reader.get(np.arange(3), np.ones(3, int))
+    reader.close()
+
+
 def test_one_bad_cache_does_not_hide_the_others(tmp_path, capsys):
     store = make(tmp_path)
     fill(store, 0)

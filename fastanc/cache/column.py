@@ -92,12 +92,13 @@ class Column:
             return self._reading
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        """Return the bytes [R, row bytes] uint8 of ascending images [R] zeros behind the end."""
+        """Return the bytes [R, row bytes] uint8 of ascending images [R], zeros behind the end."""
         first = int(index[0])
         data = np.zeros((int(index[-1]) + 1 - first, self.field.stride), np.uint8)
         left, offset, handle = data.data.cast("B"), first * self.field.stride, self.handle()
-        while left and handle is not None and (done := os.preadv(handle, [left], offset)):
-            left, offset = left[done:], offset + done
+        with files.named(self.rows_path):
+            while left and handle is not None and (done := os.preadv(handle, [left], offset)):
+                left, offset = left[done:], offset + done
         return data[index - first, : self.field.row_bytes]
 
     def fits(self, index: np.ndarray, rows: np.ndarray) -> np.ndarray:

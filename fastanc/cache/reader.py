@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastanc import files
 from fastanc.cache.column import Column
 from fastanc.cache.rows import Field, decode
 
@@ -109,10 +110,14 @@ class Reader:
             buffer, size = data.data.cast("B"), column.field.row_bytes
             reads = _runs(images * column.field.stride, at, size)
             # What lies in memory is copied fastest by one thread; waiting for storage wants many.
-            done = _read_from_memory(file, buffer, reads)
+            with files.named(column.rows_path):
+                done = _read_from_memory(file, buffer, reads)
             left = len(reads[0]) - done
             parts = min(left, max(1, min(_THREADS, left // _READS_A_THREAD)))
-            jobs += [(file, buffer, [part[done + k :: parts] for part in reads]) for k in range(parts)]
+            jobs += [
+                (column.rows_path, file, buffer, [part[done + k :: parts] for part in reads])
+                for k in range(parts)
+            ]
         if len(jobs) == 1:
             _pread(jobs[0])
         else:
@@ -180,15 +185,16 @@ def _read_from_memory(file: int, buffer: memoryview, reads: list[list[int]]) -> 
     return done
 
 
-def _pread(job: tuple[int, memoryview, list[list[int]]]) -> None:
+def _pread(job: tuple[Path, int, memoryview, list[list[int]]]) -> None:
     """Read one job's rows; where the file ends too early they are zeros, which fit no checksum."""
-    file, buffer, reads = job
+    path, file, buffer, reads = job
     preadv = os.preadv
-    for offset, place, size in zip(*reads):
-        done = preadv(file, [buffer[place : place + size]], offset)
-        while done != size:
-            more = preadv(file, [buffer[place + done : place + size]], offset + done)
-            if not more:
-                buffer[place + done : place + size] = bytes(size - done)
-                break
-            done += more
+    with files.named(path):
+        for offset, place, size in zip(*reads):
+            done = preadv(file, [buffer[place : place + size]], offset)
+            while done != size:
+                more = preadv(file, [buffer[place + done : place + size]], offset + done)
+                if not more:
+                    buffer[place + done : place + size] = bytes(size - done)
+                    break
+                done += more
