@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,41 @@ def test_two_processes_with_two_parts_equal_one_with_the_whole_batch(tmp_path: P
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_close(load_file(tmp_path / launch / "student.safetensors"), whole)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_an_error_between_two_parts_stops_nobody_who_trains_later(broken: int) -> None:
+    """Neither the same players nor others of the process: Accelerate keeps in one place whether a step is due."""
+
+    def players() -> Players:
+        torch.manual_seed(0)
+        return Players(
+            Accelerator(cpu=True), {"student": nn.Linear(3, 1)}, {"student": OptimizerConfig(lr=0.1)}
+        )
+
+    def parts_of(made: Players, breaks: int | None = None) -> list[Callable[[], dict[str, Tensor]]]:
+        def part(number: int) -> dict[str, Tensor]:
+            if number == breaks:
+                raise KeyError
+            return {"loss": made["student"].wrapped(torch.full((2, 3), 1.0 + number)).square().mean()}
+
+        return [partial(part, number) for number in range(3)]
+
+    def moved(made: Players) -> Tensor:
+        made.update_in_parts("student", parts_of(made))
+        return made["student"].module.weight.detach().clone()
+
+    untouched = players()
+    begin = untouched["student"].module.weight.detach().clone()
+    wanted = moved(untouched)
+    assert not torch.equal(wanted, begin)
+    disturbed = players()
+    with pytest.raises(KeyError):
+        disturbed.update_in_parts("student", parts_of(disturbed, broken))
+    other = players()  # another run in the same process, whole batches
+    other.update("student", {"loss": other["student"].wrapped(torch.ones(2, 3)).square().mean()})
+    assert not torch.equal(other["student"].module.weight, begin)
+    assert torch.equal(moved(disturbed), wanted)
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:

@@ -172,14 +172,20 @@ class Players(Mapping[str, Player]):
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
                 raise ValueError(f"give make_accelerator accumulate={len(parts)} for a step in so many parts")
             self.accelerator.gradient_accumulation_steps = len(parts)
-        for number, terms in enumerate(parts, 1):
-            # Accelerate counts the student's parts: no all-reduce before the last, and no step.
-            counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
-            with counting:
-                loss = _sum(terms())
-                self._backward(name, loss if name == "student" else loss / len(parts))
-                if number == len(parts):
-                    self._move(name)
+        try:
+            for number, terms in enumerate(parts, 1):
+                # Accelerate counts the student's parts: no all-reduce before the last, and no step.
+                counting = self.accelerator.accumulate(player.wrapped) if name == "student" else nullcontext()
+                with counting:
+                    loss = _sum(terms())
+                    self._backward(name, loss if name == "student" else loss / len(parts))
+                    if number == len(parts):
+                        self._move(name)
+        except BaseException:
+            # Left between two parts, Accelerate would take no step in this process any more, whoever asks for it.
+            self.accelerator.step, self.accelerator.sync_gradients = 0, True
+            player.optimizer.zero_grad()
+            raise
 
     def _skips(self, loss: Tensor) -> bool:
         if not self._skips_left:

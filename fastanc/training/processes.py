@@ -40,6 +40,9 @@ def make_accelerator(
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
             ],
         )
+    accelerator.sync_gradients = (
+        True  # the process's: a loop that ended between two parts may have left it off
+    )
     if accelerator.num_processes != world:
         raise RuntimeError(
             f"the launcher started {world} processes but Accelerate sees {accelerator.num_processes}:"
