@@ -134,7 +134,7 @@ def whole(home: Path) -> Path:
 
 def test_networks_of_a_script_on_unlabelled_photographs(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
-    assert set(summary["val"]) == {"agreement_pct"}
+    assert set(summary["val"]) == {"agreement_pct", "teacher_kl"}
     assert summary["student"] == "object:__main__.Small"
     assert summary["teacher"] == "object:__main__.Big"
     held_out = round(100 / 100 * summary["val"]["agreement_pct"], 6)
@@ -296,7 +296,7 @@ def test_a_teacher_of_other_classes(tmp_path: Path) -> None:
     """Without labels the student learns all of the teacher's; with labels the columns have to be said."""
     data = (noise(48, 16), np.arange(48) % 3)
     result = fastanc.compress(Tiny(8, 11), Tiny(4, 11), data, "l2", **quick(tmp_path))
-    assert set(result.metrics) == {"agreement_pct"}
+    assert set(result.metrics) == {"agreement_pct", "teacher_kl"}
     kd = fastanc.methods.Kd(alpha=0.5)
     with pytest.raises(
         ValueError, match=r"the teacher knows 11 classes and data\.name .* has 3.*teacher\.classes"

@@ -18,7 +18,7 @@ from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.stored import stored_for
 from fastanc.pipelines.torch_set import TorchSet
 from fastanc.pipelines.views import PadCrop, RandomResizedCrop
-from fastanc.training.assemble import open_input
+from fastanc.training.assemble_input import open_input
 from fastanc.training.assemble_networks import Given
 from support.images import encoded, jpeg, put
 

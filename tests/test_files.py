@@ -372,3 +372,13 @@ def test_equal_weights_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
     assert len(state) == 12
     for k in range(12):
         assert torch.equal(state[f"layer{k}.w"], torch.arange(k + 1).to(kinds[k % 5]))
+
+
+def test_a_folder_made_for_a_run_that_wrote_nothing_goes_with_it(tmp_path: Path) -> None:
+    with owned(tmp_path / "runs" / "x"):
+        assert names(tmp_path / "runs" / "x") == [".owner"]
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with owned(tmp_path / "runs" / "mine"), owned(tmp_path / "runs" / "written"):
+        (tmp_path / "runs" / "written" / "config.yaml").touch()
+    assert names(tmp_path / "runs") == ["mine", "written"]

@@ -23,7 +23,7 @@ from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
-from fastanc.training.assemble import open_input
+from fastanc.training.assemble_input import open_input
 from support.images import class_folders
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -58,6 +58,8 @@ def test_counts_equal_a_full_sort(classes: int) -> None:
     assert got["teacher_top1"] == (other.argmax(1) == labels).sum().item() / 1001
     same = (logits.argmax(1) == other.argmax(1)).sum().item()
     assert got["agreement_pct"] == pytest.approx(100 * same / 1001, abs=1e-12)
+    p, q = other.double().softmax(1), logits.double().softmax(1)
+    assert got["teacher_kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
 
 
 def test_three_processes_count_1001_images_once() -> None:
@@ -89,7 +91,7 @@ def test_a_process_without_batches_takes_part() -> None:
     network = Table(torch.randn(4, 4))
 
     def with_the_others(values: Tensor) -> Tensor:
-        return values + torch.tensor([4.0, 4, 2, 3, 0, 8, 0], dtype=torch.float64)
+        return values + torch.tensor([4.0, 4, 2, 3, 0, 0, 8, 0], dtype=torch.float64)
 
     got = evaluate(network, [], with_the_others, 4)
     assert got == {"top1": 0.5, "top5": 0.75, "error_pct": 50.0, "loss": 2.0}
@@ -118,7 +120,7 @@ def test_a_set_without_labels_gives_agreement_only() -> None:
     network = Table(torch.randn(10, 4))
     unlabelled = batches(None, np.arange(10))
     got = evaluate(network, unlabelled, alone, 10, teacher=lambda batch: network(batch.images))
-    assert got == {"agreement_pct": 100.0}
+    assert got == {"agreement_pct": 100.0, "teacher_kl": 0.0}
     with pytest.raises(ValueError, match="neither labels nor a teacher"):
         evaluate(network, unlabelled, alone, 10)
 

@@ -124,17 +124,43 @@ def test_later_students_are_compared_with_kept_rows(tmp_path: Path, monkeypatch:
     assert summary["val"]["agreement_pct"] == pytest.approx(100 * same / val.num_images)
 
 
-def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wish_that_would_mix_two_runs_is_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastanc.training import assemble
 
+    folder = run(tmp_path, "supervised")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a set was opened")
+
+    monkeypatch.setattr(assemble, "open_input", refused)
+    for options, said in (
+        ({}, "holds checkpoints of an earlier run"),
+        ({"run.resume": "latest", "data.batch": "48"}, "was written with data.batch"),
+        (
+            {"run.resume": "never", "run.accumulate": "7", "run.name": "new"},
+            "run.accumulate 7 does not divide",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path, "supervised", **options)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_data_free_run_sees_no_training_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastanc.training import assemble_input
+
     asked = []
-    real = assemble.open_dataset
+    real = assemble_input.open_dataset
 
     def watched(name: str, split: str, *others: object, **options: object) -> object:
         asked.append(split)
         return real(name, split, *others, **options)
 
-    monkeypatch.setattr(assemble, "open_dataset", watched)
+    monkeypatch.setattr(assemble_input, "open_dataset", watched)
     folder = run(tmp_path, "datafree", **OWN["datafree"], **{"teacher.cache": "fill"})
     assert asked == ["val"]
     assert not (tmp_path / "cache").exists()

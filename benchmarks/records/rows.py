@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.harness import RECORDS, record, table
 from fastanc.cache.rows import Field, decode, encode, head_logits
 from fastanc.parsing import parse
-from fastanc.training.assemble import open_input
+from fastanc.training.assemble_input import open_input
 from fastanc.training.assemble_networks import open_teacher
 from fastanc.training.processes import make_accelerator
 

@@ -120,6 +120,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "MACs": lambda s: _size(s["macs"]),
     "error": lambda s: f"{s['val']['error_pct']:.2f} %",
     "agreement": lambda s: f"{s['val']['agreement_pct']:.2f} %",
+    "KL": lambda s: f"{s['val']['teacher_kl']:.4g}",
     "images/s": lambda s: f"{s['images_per_s']:,.0f}",
     "data wait": lambda s: f"{s['data_share']:.1%}",
     "teacher wait": lambda s: f"{s['teacher_share']:.1%}",

@@ -22,7 +22,7 @@ _SHARES = {"compute": "#2563eb", "waiting for data": "#f5a524", "waiting for the
 # fmt: off
 _IN_TABLE = {
     "name", "method", "student", "teacher", "teacher_source", "params", "macs", "error_pct", "agreement_pct",
-    "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
+    "teacher_kl", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
 }
 # fmt: on
 _INK, _MUTED, _LINE = "#1d2939", "#667085", "#e4e7ec"

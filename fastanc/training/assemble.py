@@ -1,7 +1,7 @@
 """From a configuration, and what a caller gives as objects, to the parts of a run.
 
-Beside parsing, this file and `assemble_networks` alone read a configuration: they unpack every group and hand plain
-values down, so that each part works and is tested without one.
+Beside parsing, the files of this name alone read a configuration: they unpack every group and hand plain values down,
+so that each part works and is tested without one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import draccus
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
@@ -22,22 +20,13 @@ from accelerate.utils import set_seed
 from fastanc.batch import Batch
 from fastanc.cache.rows import PAGE
 from fastanc.cache.store import Store
-from fastanc.config import Config, DataConfig, default_fields, free_fields
+from fastanc.config import Config
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
-from fastanc.parsing import dump
-from fastanc.pipelines.arrays import ArraySet
-from fastanc.pipelines.catalogue import open_dataset, open_splits
-from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.jpeg.options import JpegOptions
-from fastanc.pipelines.latents import LatentSet
-from fastanc.pipelines.order import share_of
-from fastanc.pipelines.stored import stored_for
-from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.frozen import FrozenTeacher
-from fastanc.training import inputs
+from fastanc.training.assemble_input import open_input
 from fastanc.training.assemble_networks import (
     NOTHING,
     Given,
@@ -47,12 +36,13 @@ from fastanc.training.assemble_networks import (
     open_teacher,
     said_of,
 )
+from fastanc.training.assemble_settings import beyond, open_claim, pace_of, settings_of
+from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input, data_notes, input_note
 from fastanc.training.players import Average, Players, check_classes, frozen_of, same_everywhere
 from fastanc.training.processes import make_accelerator
-from fastanc.training.run import Pace, Run, Settings
-from fastanc.training.schedule import factor
+from fastanc.training.run import Run
 from fastanc.training.trial import try_student, try_teacher
 
 _GAME_SEED = 1_000_003
@@ -62,10 +52,19 @@ def open_run(config: Config, given: Given | None = None) -> Run:
     """Build the run of a configuration: ValueError or FileNotFoundError in one sentence where that cannot be."""
     began, given = time.perf_counter(), given or NOTHING
     accelerator = _accelerator(config)
+    claim = open_claim(config, accelerator)
+    try:
+        return _open_run(config, accelerator, claim, given, began)
+    except BaseException:
+        claim.release()
+        raise
+
+
+def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Given, began: float) -> Run:
     source = open_input(config, accelerator, given)
-    pace = _pace(config, source.order.steps_per_epoch)
+    pace = pace_of(config, source.order.steps_per_epoch)
     game = _open_game(config, accelerator, source, given)
-    notes = [*data_notes(source), *(note for note in (input_note(source), _beyond(config, pace)) if note)]
+    notes = [*data_notes(source), *(note for note in (input_note(source), beyond(config, pace)) if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
         cache = _cache_choice(config)
@@ -77,7 +76,8 @@ def open_run(config: Config, given: Given | None = None) -> Run:
     return Run(
         source,
         game,
-        _settings(config, source, game, pace),
+        settings_of(config, source, game, pace),
+        claim,
         began=began,
         val_answers=val_answers,
         complete_cache=_completion(config, source, accelerator),
@@ -132,157 +132,6 @@ def _accelerator(config: Config) -> Accelerator:
         clip=config.optimizer.clip,
         accumulate=config.run.accumulate,
     )
-
-
-def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING) -> Input:
-    """Open the data sets of a configuration for one process.
-
-    Of a method that trains on latent vectors only the validation set is opened.
-    """
-    data, seed = config.data, config.run.seed
-    views, views_per_image = data.views or None, data.views_per_image
-    train, val = _open_sets(config, given)
-    _check_idle(config, train)
-    if "latents" in config.method.needs:
-        size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
-        latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
-        train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
-    return inputs.open_input(
-        train=train,
-        val=val,
-        rule=_training_rule(data, train),
-        eval_rule=CentreCrop(data.image_px, data.resize_px),
-        batch=data.batch,
-        eval_batch=data.eval_batch,
-        seed=seed,
-        views=views,
-        views_per_image=views_per_image,
-        accelerator=accelerator,
-        options=JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode),
-    )
-
-
-def _open_sets(config: Config, given: Given) -> tuple[DataSet, DataSet]:
-    """Return train and val, stored as the crops want them; of a method that trains on latent vectors val twice."""
-    data = config.data
-    whole: Any = data.name if given.train is None else given.train
-    if "latents" in config.method.needs:
-        val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
-        return val, val
-    if given.val is None:
-        train, val = open_splits(whole, data.root, data.share, data.val_share)
-    elif given.train is not None:  # nothing has to be held out
-        train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
-        val = given.val
-    else:
-        train, val = open_dataset(whole, "train", data.root, data.share, data.val_share), given.val
-    train = stored_for(train, data.crop, data.image_px)
-    return train, stored_for(val, "resized", data.image_px) if data.crop == "resized" else val
-
-
-def _check_idle(config: Config, train: DataSet) -> None:
-    """Raise ValueError for a field of the user's own words that does nothing in this run."""
-    if "latents" in config.method.needs:
-        return
-    padded = isinstance(train, ArraySet)
-    idle = {
-        "data.min_scale": ("padded crops (data.crop resized draws others)", padded),
-        "data.pad": ("resized crops (data.crop padded draws others)", not padded),
-        "data.decode": (f"{train.name}, whose images are not decoded here", train.options is None),
-        "data.steps_per_epoch": ("a method that trains on images", True),
-    }
-    for name, (what, does_nothing) in idle.items():
-        if does_nothing and name in config.said:
-            raise ValueError(f"{name} does nothing with {what}: leave it out")
-
-
-def _training_rule(data: DataConfig, dataset: DataSet) -> ViewRule:
-    """The rule of the training views, which follows from how the set is stored (`stored_for`)."""
-    if isinstance(dataset, ArraySet):
-        return PadCrop(data.image_px, data.view_seed, data.pad, data.flip)
-    return RandomResizedCrop(data.image_px, data.view_seed, scale=(data.min_scale, 1.0), flip=data.flip)
-
-
-def _pace(config: Config, steps_per_epoch: int) -> Pace:
-    schedule_steps = config.schedule.epochs * steps_per_epoch
-    return Pace(
-        steps_per_epoch=steps_per_epoch,
-        schedule_steps=schedule_steps,
-        total_steps=min(schedule_steps, config.run.max_steps or schedule_steps),
-        eval_every=config.run.eval_every,
-        checkpoint_every=config.run.checkpoint_every,
-    )
-
-
-def _beyond(config: Config, pace: Pace) -> str | None:
-    asked, schedule = config.run.max_steps, pace.schedule_steps
-    if not asked or asked <= schedule:
-        return None
-    return (
-        f"run.max_steps {asked} is beyond the schedule: the run ends after {schedule} steps, schedule.epochs makes it"
-        " longer"
-    )
-
-
-def _settings(config: Config, source: Input, game: Game, pace: Pace) -> Settings:
-    share, parts = config.data.batch // source.world, config.run.accumulate
-    if share % parts:
-        raise ValueError(
-            f"run.accumulate {parts} does not divide the {share} images of a process: change one"
-        )
-    schedule = config.schedule
-    return Settings(
-        folder=config.run.folder,
-        seed=config.run.seed,
-        pace=pace,
-        lr=config.optimizer.lr,
-        lr_factor=partial(
-            factor,
-            total_steps=pace.schedule_steps,
-            name=schedule.name,
-            warmup_steps=round(schedule.warmup_epochs * pace.steps_per_epoch),
-            milestones=schedule.milestones,
-            gamma=schedule.gamma,
-        ),
-        parts=parts,
-        log_every=config.run.log_every,
-        skip_nonfinite=config.run.skip_nonfinite,
-        keep=config.run.keep,
-        resume=config.run.resume,
-        cuda_graphs=config.run.compile_mode != "default",  # the other two use them
-        teacher_cache=config.teacher.cache,
-        text=dump(config),
-        fields=draccus.encode(config),
-        defaults=default_fields(config),
-        origins=_origins(source, game),
-        free=free_fields(config),
-        facts={
-            "name": config.run.name,
-            "method": config.method.kind,
-            "student": config.student.name,
-            "teacher": config.teacher.name if game.teacher is not None else None,
-            "dataset": config.data.name,
-            "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
-            "batch": config.data.batch,
-            "seed": config.run.seed,
-            "teacher_source": config.teacher.cache if game.answers is not None else None,
-        },
-    )
-
-
-def _origins(source: Input, game: Game) -> dict[str, str]:
-    """What a run learns from: a path or a class of the same name may hold another."""
-    origins = {} if game.teacher is None else {"teacher": game.teacher.digest}
-    if not isinstance(source.train, LatentSet):
-        origins["training set"] = str(source.train.describe()["fingerprint"])[:16]
-    # Its numbers would not be comparable with those before.
-    origins["validation set"] = str(source.val.describe()["fingerprint"])[:16]
-    origins["number of steps per epoch"] = str(source.order.steps_per_epoch)
-    return origins
-
-
-def _trained_on(data: DataConfig) -> str:
-    return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"
 
 
 def _cache_choice(config: Config) -> CacheChoice:

@@ -99,20 +99,32 @@ class Checkpoints:
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (state, meta) of one checkpoint; ValueError names what is damaged."""
+    meta = read_meta(path)
+    try:
+        return dict(torch.load(path / _STATE, map_location="cpu", weights_only=True)), meta
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a file that is not ours there may come any
+        raise _foreign(path, error) from error
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return what was written beside a checkpoint's state, its step first; ValueError names what is damaged."""
     reason = damage(path)
     if reason is not None:
         raise ValueError(f"checkpoint {path} is refused: {reason}")
     try:
-        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
         meta = json.loads((path / _META).read_text())
-        return dict(state), {**meta, "step": int(meta["step"])}
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of a file that is not ours there may come any
-        raise ValueError(
-            f"checkpoint {path} is refused: it holds something else than a run's state"
-            f" ({type(error).__name__}), and nothing in it is executed"
-        ) from error
+        return {**meta, "step": int(meta["step"]), "config": dict(meta.get("config", {}))}
+    except (ValueError, TypeError, LookupError) as error:
+        raise _foreign(path, error) from error
+
+
+def _foreign(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"checkpoint {path} is refused: it holds something else than a run's state"
+        f" ({type(error).__name__}), and nothing in it is executed"
+    )
 
 
 def damage(path: Path) -> str | None:

@@ -35,7 +35,7 @@ class Owner:
     """
 
     def __init__(self, folder: Path):
-        make_folder(folder)
+        self._made = [above for above in (folder, *folder.parents) if not above.exists()]
         self._place = folder.resolve()
         self._path = self._place / ".owner"
         if self._place in _mine:
@@ -49,7 +49,11 @@ class Owner:
 
     def _locked(self, folder: Path) -> TextIO:
         while True:
-            file = self._path.open("a+")
+            try:
+                make_folder(folder)
+                file = self._path.open("a+")
+            except FileNotFoundError:  # an owner that wrote nothing took the folder away in between
+                continue
             file.seek(0)
             said = file.read().strip()
             try:
@@ -67,11 +71,14 @@ class Owner:
             file.close()  # its owner ended, and took the file away, after it was opened here
 
     def release(self) -> None:
-        """Give the folder free; what it named is gone."""
+        """Give the folder free; it goes where it was made for a run that then wrote nothing."""
         if not self._file.closed:
             self._path.unlink(missing_ok=True)
             self._file.close()
             _mine.discard(self._place)
+            with suppress(OSError):  # as soon as one holds something
+                for folder in self._made:
+                    folder.rmdir()
 
 
 def _taken(folder: Path, owner: str) -> ValueError:

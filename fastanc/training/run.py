@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
@@ -19,78 +17,19 @@ from fastanc.models import zoo
 from fastanc.models.counting import count
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
-from fastanc.training import checkpoint
-from fastanc.training.checkpoint import Checkpoints
-from fastanc.training.folder import Owner, finish_folder, open_folder, read_summary
+from fastanc.training.claim import Claim
+from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
 from fastanc.training.processes import mean_over, sum_over
+from fastanc.training.settings import Settings
 from fastanc.training.step import Move
 from fastanc.training.validate import evaluate, top1_of
 
 _GREETED = 1000
 """Validation images on which the teacher is tried at the start; the end of the run counts them all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How long a run is, and when what is due; counted in steps that are done."""
-
-    steps_per_epoch: int
-    schedule_steps: int
-    """Of the whole schedule."""
-    total_steps: int
-    """After which this run ends."""
-    eval_every: int
-    """Epochs; 0 is at the end only."""
-    checkpoint_every: int
-    """Steps; 0 is at the end of every epoch."""
-
-    def saves(self, done: int) -> bool:
-        """Whether a checkpoint is due: at its time, and at the end, which may come before."""
-        return done == self.total_steps or done % (self.checkpoint_every or self.steps_per_epoch) == 0
-
-    def evaluates(self, done: int) -> bool:
-        """Whether an evaluation is due; the one at the very end is not meant."""
-        epoch, rest = divmod(done, self.steps_per_epoch)
-        return rest == 0 and done < self.total_steps and self.eval_every > 0 and epoch % self.eval_every == 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run is told, in plain values."""
-
-    folder: Path
-    seed: int
-    pace: Pace
-    lr: float
-    """The student's base learning rate."""
-    lr_factor: Callable[[int], float]
-    """Step -> what every base learning rate is multiplied with."""
-    parts: int
-    """Into which a process cuts its batch."""
-    log_every: int
-    skip_nonfinite: int
-    keep: int
-    """Checkpoints."""
-    resume: str
-    """never, latest, anew, or a checkpoint's path."""
-    cuda_graphs: bool
-    teacher_cache: str
-    text: str
-    """The configuration as a file."""
-    fields: Mapping[str, Any]
-    """The same as nested dictionaries, which a checkpoint keeps and a resumed run is compared with."""
-    defaults: Mapping[str, Mapping[str, Any]]
-    """Group -> the default of every field."""
-    origins: Mapping[str, str]
-    """Digests of what is learnt from: a run that goes on must learn from the same."""
-    free: Mapping[str, frozenset[str]]
-    """Group -> the fields in which it may differ then."""
-    facts: Mapping[str, Any]
-    """What summary.json says beside what was measured."""
 
 
 class Run:
@@ -101,18 +40,20 @@ class Run:
         source: Input,
         game: Game,
         settings: Settings,
+        claim: Claim,
         *,
         began: float,
         val_answers: Callable[[], Answers] | None = None,
         complete_cache: Callable[[Filling], None] | None = None,
         notes: Sequence[str] = (),
     ):
-        """Open the folder and, where that is wanted, go on from a checkpoint.
+        """Make the folder ready and, where the claim says so, go on from its checkpoint.
 
         Args:
             source: of the batches.
             game: what is trained.
-            settings: how, and where.
+            settings: how.
+            claim: to the folder, and where to go on; released at the end.
             began: `time.perf_counter()` at the start of everything.
             val_answers: opens who answers for the teacher on the validation set; None without a teacher.
             complete_cache: adds what the epochs' dropped remainders left out of a cache that was filled.
@@ -125,38 +66,13 @@ class Run:
         self.source, self.game = source, game
         self.players, self.method, self.answers = game.players, game.method, game.answers
         self._val_answers, self._complete_cache = val_answers, complete_cache
-        self.folder, self.seed, self.parts = settings.folder, settings.seed, settings.parts
-        self.lr_factor = settings.lr_factor
+        self._claim, self.folder, self.checkpoints = claim, claim.folder, claim.checkpoints
+        self.seed, self.parts, self.lr_factor = settings.seed, settings.parts, settings.lr_factor
         self.interruption = Interruption(self.accelerator)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", settings.keep)
-        self._notes = [*notes, *game.notes]
-        self._owner = self._own()
-        try:
-            self.start = self._resume()
-            self._notes += self._try_teacher()
-            self.monitor = self._open_folder()
-        except BaseException:
-            self._disown()
-            raise
+        self.start = self._resume()
+        self._notes = [*notes, *game.notes, *claim.notes, *self._try_teacher()]
+        self.monitor = self._open_folder()
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
-
-    def _own(self) -> Owner | None:
-        """Make the folder this run's; every process raises what process 0 was refused with."""
-        owner: Owner | None = None
-        refused: list[Exception | None] = [None]
-        if self.is_main:
-            try:
-                owner = Owner(self.folder)
-            except (ValueError, OSError) as error:
-                refused = [error]
-        broadcast_object_list(refused)
-        if refused[0] is not None:
-            raise refused[0]
-        return owner
-
-    def _disown(self) -> None:
-        if self._owner is not None:
-            self._owner.release()
 
     def _open_folder(self) -> Monitor:
         settings = self._settings
@@ -182,30 +98,11 @@ class Run:
         return monitor
 
     def _resume(self) -> int:
-        wish = self._settings.resume
-        present = self.checkpoints.complete()
-        self._refuse(wish, present)
-        if wish == "anew" or (wish in ("never", "latest") and not present):
+        if self._claim.path is None:
             return 0
-        if wish == "latest":
-            path, refused = self.checkpoints.latest()
-            self._notes += refused
-        else:
-            path = Path(wish)
-        state, meta = checkpoint.load(path)
-        # A field that did not exist yet had the value that is now its default.
-        old = {group: {**self._settings.defaults[group], **kept} for group, kept in meta["config"].items()}
-        plugin = old.get("run", {}).get("plugin")
-        if (
-            plugin is not None and not Path(plugin).is_absolute()
-        ):  # as it was typed, once: from where is not known
-            now = self._settings.fields["run"]["plugin"]
-            old["run"]["plugin"] = now if now and Path(now).name == Path(plugin).name else plugin
-        checkpoint.check_same(path, old, self._settings.fields, self._settings.free)
-        checkpoint.check_origins(path, meta.get("origins", {}), self._settings.origins)
+        state, step = self._claim.load(self._settings.origins)
         self.game.load_state(state)
-        self._notes.append(f"resumed from {path} at step {meta['step']}")
-        return int(meta["step"])
+        return step
 
     def _try_teacher(self) -> list[str]:
         """Say how good the teacher is where labels tell it: one that reads its images wrongly shows here.
@@ -224,23 +121,6 @@ class Run:
             top1 = top1_of(teacher, self.source.val_sample(tried), sum_over(self.accelerator), place)
         of = f"{tried} of {whole}" if tried < whole else f"all {whole}"
         return [f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"]
-
-    def _refuse(self, wish: str, present: Sequence[Path]) -> None:
-        """Raise ValueError where a wish would overwrite an earlier run, or mix it with another."""
-        if not present and read_summary(self.folder) is None:
-            return
-        earlier = "checkpoints of an earlier run" if present else "a finished run without its checkpoints"
-        leave = "--run.resume anew starts over, another --run.name leaves it alone"
-        if wish == "never" and present:
-            raise ValueError(f"{self.folder} holds {earlier}: --run.resume latest continues it, {leave}")
-        if wish in ("never", "latest") and not present:
-            raise ValueError(f"{self.folder} holds {earlier}: {leave}")
-        own = self.checkpoints.folder.resolve()
-        if wish not in ("never", "latest", "anew") and Path(wish).resolve().parent != own:
-            raise ValueError(
-                f"{self.folder} holds {earlier}, which going on from {wish} would overwrite: choose another"
-                " --run.name"
-            )
 
     @property
     def is_finished(self) -> bool:
@@ -325,7 +205,7 @@ class Run:
         state = self.game.state()
         if self.is_main:
             meta = {
-                "config": self._settings.fields,
+                "config": self._claim.fields,
                 "origins": self._settings.origins,
                 "world": self.world,
             }
@@ -389,7 +269,7 @@ class Run:
         try:
             self._close(at_once=kind is KeyboardInterrupt)
         finally:
-            self._disown()
+            self._claim.release()
 
     def _close(self, *, at_once: bool) -> None:
         # At once: nothing waits for a disk: what is half written does not count

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastanc.batch import Batch, Outputs
+from fastanc.losses import soft_kl
 
 
 @torch.no_grad()
@@ -34,7 +35,8 @@ def evaluate(
 
     Returns:
         With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
-        nats); with a teacher `agreement_pct`, how often both have the same first guess; with both `teacher_top1`.
+        nats); with a teacher `agreement_pct`, how often both have the same first guess, and `teacher_kl`, the mean
+        of KL(teacher || student) (nats, temperature 1); with both `teacher_top1`.
 
     Raises:
         ValueError: neither labels nor a teacher, so that nothing can be counted.
@@ -42,7 +44,7 @@ def evaluate(
     modes = {module: module.training for module in network.modules()}
     device = next(network.parameters()).device
     # Counts are exact in float64 up to 2**53, so that they travel with the loss in one reduction.
-    counts = torch.zeros(7, dtype=torch.float64, device=device)
+    counts = torch.zeros(8, dtype=torch.float64, device=device)
     network.eval()
     try:
         for batch in batches:
@@ -51,7 +53,7 @@ def evaluate(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    seen, labelled, top1, top5, agreed, loss, taught = reduce_sum(counts).tolist()
+    seen, labelled, top1, top5, agreed, divergence, loss, taught = reduce_sum(counts).tolist()
     assert seen == num_images, f"{seen:.0f} images were counted in a set of {num_images}"
     if not labelled and teacher is None:
         raise ValueError("the set has neither labels nor a teacher to agree with: leave its evaluation out")
@@ -60,7 +62,7 @@ def evaluate(
         result = {"top1": top1 / labelled, "top5": top5 / labelled}
         result |= {"error_pct": 100 * (labelled - top1) / labelled, "loss": loss / labelled}
     if teacher is not None:
-        result["agreement_pct"] = 100 * agreed / seen
+        result |= {"agreement_pct": 100 * agreed / seen, "teacher_kl": divergence / seen}
         if labelled:
             result["teacher_top1"] = taught / labelled
     return result
@@ -69,23 +71,32 @@ def evaluate(
 def _count(
     logits: Tensor, labels: Tensor | None, batch: Batch, teacher: Callable[[Batch], Outputs] | None
 ) -> Tensor:
-    """Return [7] float64: images, labelled, right first, among five, as the teacher, summed loss, teacher right."""
+    """Return [8] float64: images, labelled, right first, among five, as the teacher, KL, loss, teacher right."""
     size = len(logits)
     k = min(5, logits.shape[1])
     guesses = logits.topk(k, dim=1).indices
     zero = torch.zeros((), dtype=torch.float64, device=logits.device)
-    top1 = top5 = agreed = loss = taught = zero
+    top1 = top5 = agreed = divergence = loss = taught = zero
     if labels is not None:
         hits = guesses == labels[:, None]
         top1, top5 = hits[:, 0].sum(), hits.sum()
         loss = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
     if teacher is not None:
-        theirs = teacher(batch).logits.topk(k, dim=1).indices[:, 0]
+        answer = teacher(batch).logits
+        theirs = answer.topk(k, dim=1).indices[:, 0]
+        divergence = soft_kl(logits, answer).double() * size
         agreed = (guesses[:, 0] == theirs).sum()
         taught = zero if labels is None else (theirs == labels).sum()
     labelled = size if labels is not None else 0
     return torch.stack(
-        [zero + size, zero + labelled, *(zero + n for n in (top1, top5, agreed)), loss, zero + taught]
+        [
+            zero + size,
+            zero + labelled,
+            *(zero + n for n in (top1, top5, agreed)),
+            divergence,
+            loss,
+            zero + taught,
+        ]
     )
 
 

@@ -1,0 +1,89 @@
+"""From a configuration to the images of a run: which sets, how they are stored, which views are drawn of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from fastanc.config import Config, DataConfig
+from fastanc.pipelines.arrays import ArraySet
+from fastanc.pipelines.catalogue import open_dataset, open_splits
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.order import share_of
+from fastanc.pipelines.stored import stored_for
+from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from fastanc.training import inputs
+from fastanc.training.assemble_networks import NOTHING, Given
+from fastanc.training.inputs import Input
+
+
+def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING) -> Input:
+    """Open the data sets of a configuration for one process.
+
+    Of a method that trains on latent vectors only the validation set is opened.
+    """
+    data, seed = config.data, config.run.seed
+    views, views_per_image = data.views or None, data.views_per_image
+    train, val = _open_sets(config, given)
+    _check_idle(config, train)
+    if "latents" in config.method.needs:
+        size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
+        latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
+        train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
+    return inputs.open_input(
+        train=train,
+        val=val,
+        rule=_training_rule(data, train),
+        eval_rule=CentreCrop(data.image_px, data.resize_px),
+        batch=data.batch,
+        eval_batch=data.eval_batch,
+        seed=seed,
+        views=views,
+        views_per_image=views_per_image,
+        accelerator=accelerator,
+        options=JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode),
+    )
+
+
+def _open_sets(config: Config, given: Given) -> tuple[DataSet, DataSet]:
+    """Return train and val, stored as the crops want them; of a method that trains on latent vectors val twice."""
+    data = config.data
+    whole: Any = data.name if given.train is None else given.train
+    if "latents" in config.method.needs:
+        val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
+        return val, val
+    if given.val is None:
+        train, val = open_splits(whole, data.root, data.share, data.val_share)
+    elif given.train is not None:  # nothing has to be held out
+        train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
+        val = given.val
+    else:
+        train, val = open_dataset(whole, "train", data.root, data.share, data.val_share), given.val
+    train = stored_for(train, data.crop, data.image_px)
+    return train, stored_for(val, "resized", data.image_px) if data.crop == "resized" else val
+
+
+def _check_idle(config: Config, train: DataSet) -> None:
+    """Raise ValueError for a field of the user's own words that does nothing in this run."""
+    if "latents" in config.method.needs:
+        return
+    padded = isinstance(train, ArraySet)
+    idle = {
+        "data.min_scale": ("padded crops (data.crop resized draws others)", padded),
+        "data.pad": ("resized crops (data.crop padded draws others)", not padded),
+        "data.decode": (f"{train.name}, whose images are not decoded here", train.options is None),
+        "data.steps_per_epoch": ("a method that trains on images", True),
+    }
+    for name, (what, does_nothing) in idle.items():
+        if does_nothing and name in config.said:
+            raise ValueError(f"{name} does nothing with {what}: leave it out")
+
+
+def _training_rule(data: DataConfig, dataset: DataSet) -> ViewRule:
+    """The rule of the training views, which follows from how the set is stored (`stored_for`)."""
+    if isinstance(dataset, ArraySet):
+        return PadCrop(data.image_px, data.view_seed, data.pad, data.flip)
+    return RandomResizedCrop(data.image_px, data.view_seed, scale=(data.min_scale, 1.0), flip=data.flip)

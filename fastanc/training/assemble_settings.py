@@ -1,0 +1,109 @@
+"""From a configuration to what a run is told: its length, its folder, what its files say of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import draccus
+from accelerate import Accelerator
+
+from fastanc.config import Config, DataConfig, default_fields, free_fields
+from fastanc.parsing import dump
+from fastanc.pipelines.latents import LatentSet
+from fastanc.training.claim import Claim
+from fastanc.training.game import Game
+from fastanc.training.inputs import Input
+from fastanc.training.schedule import factor
+from fastanc.training.settings import Pace, Settings
+
+
+def open_claim(config: Config, accelerator: Accelerator) -> Claim:
+    """Claim the run's folder; ValueError also where a process's share does not fall into the parts."""
+    share, parts = config.data.batch // accelerator.num_processes, config.run.accumulate
+    if share % parts:
+        raise ValueError(
+            f"run.accumulate {parts} does not divide the {share} images of a process: change one"
+        )
+    return Claim(
+        config.run.folder,
+        config.run.resume,
+        config.run.keep,
+        accelerator,
+        fields=draccus.encode(config),
+        defaults=default_fields(config),
+        free=free_fields(config),
+    )
+
+
+def pace_of(config: Config, steps_per_epoch: int) -> Pace:
+    """How long the run is, and when what is due."""
+    schedule_steps = config.schedule.epochs * steps_per_epoch
+    return Pace(
+        steps_per_epoch=steps_per_epoch,
+        schedule_steps=schedule_steps,
+        total_steps=min(schedule_steps, config.run.max_steps or schedule_steps),
+        eval_every=config.run.eval_every,
+        checkpoint_every=config.run.checkpoint_every,
+    )
+
+
+def beyond(config: Config, pace: Pace) -> str | None:
+    """A sentence for the log where run.max_steps does nothing."""
+    asked, schedule = config.run.max_steps, pace.schedule_steps
+    if not asked or asked <= schedule:
+        return None
+    return (
+        f"run.max_steps {asked} is beyond the schedule: the run ends after {schedule} steps, schedule.epochs makes it"
+        " longer"
+    )
+
+
+def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settings:
+    """What the run is told."""
+    schedule = config.schedule
+    return Settings(
+        seed=config.run.seed,
+        pace=pace,
+        lr=config.optimizer.lr,
+        lr_factor=partial(
+            factor,
+            total_steps=pace.schedule_steps,
+            name=schedule.name,
+            warmup_steps=round(schedule.warmup_epochs * pace.steps_per_epoch),
+            milestones=schedule.milestones,
+            gamma=schedule.gamma,
+        ),
+        parts=config.run.accumulate,
+        log_every=config.run.log_every,
+        skip_nonfinite=config.run.skip_nonfinite,
+        cuda_graphs=config.run.compile_mode != "default",  # the other two use them
+        teacher_cache=config.teacher.cache,
+        text=dump(config),
+        origins=_origins(source, game),
+        facts={
+            "name": config.run.name,
+            "method": config.method.kind,
+            "student": config.student.name,
+            "teacher": config.teacher.name if game.teacher is not None else None,
+            "dataset": config.data.name,
+            "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
+            "batch": config.data.batch,
+            "seed": config.run.seed,
+            "teacher_source": config.teacher.cache if game.answers is not None else None,
+        },
+    )
+
+
+def _origins(source: Input, game: Game) -> dict[str, str]:
+    """What a run learns from: a path or a class of the same name may hold another."""
+    origins = {} if game.teacher is None else {"teacher": game.teacher.digest}
+    if not isinstance(source.train, LatentSet):
+        origins["training set"] = str(source.train.describe()["fingerprint"])[:16]
+    # Its numbers would not be comparable with those before.
+    origins["validation set"] = str(source.val.describe()["fingerprint"])[:16]
+    origins["number of steps per epoch"] = str(source.order.steps_per_epoch)
+    return origins
+
+
+def _trained_on(data: DataConfig) -> str:
+    return data.name if data.share == 1 else f"{100 * data.share:.3g} % of {data.name}"
