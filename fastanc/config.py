@@ -193,6 +193,9 @@ class RunConfig(Fields):
     compile_mode: Annotated[str, OneOf(("default", "reduce-overhead", "max-autotune"))] = "default"
     """How the student is compiled: default, reduce-overhead (CUDA graphs, where launching kernels takes longer than
     running them: small images, small batches) or max-autotune."""
+    kernels: Annotated[str, OneOf(("auto", "plain", "compiled", "captured", "triton"))] = "auto"
+    """How the plays are executed: plain, as a method writes them; compiled; captured as CUDA graphs; by Triton's
+    kernels; auto takes the fastest that is right, measured once where they cost a minute or more of the run."""
     accumulate: Positive = free(1)
     """Parts into which a process cuts its batch for less memory; each play sums their gradients before it moves."""
     skip_nonfinite: Count = free(0)

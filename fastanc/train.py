@@ -54,7 +54,7 @@ def train(config: Config, given: Given | None = None) -> Path:
             seed_step(run.seed, step, run.rank)
             run.players.set_lr(run.lr_factor(step))
             batch.target = run.ask_teacher(batch)
-            run.after(step, play(run.method, run.players, batch, run.parts))
+            run.after(step, play(run.method, run.players, batch, run.parts, run.plays(batch)))
         return run.finish()
 
 

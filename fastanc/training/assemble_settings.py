@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import draccus
 from accelerate import Accelerator
@@ -10,6 +11,8 @@ from accelerate import Accelerator
 from fastanc.config import Config, DataConfig, default_fields, free_fields
 from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.places import make_cache_folder
+from fastanc.training.choices import available
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
@@ -23,6 +26,10 @@ def open_claim(config: Config, accelerator: Accelerator) -> Claim:
     if share % parts:
         raise ValueError(
             f"run.accumulate {parts} does not divide the {share} images of a process: change one"
+        )
+    if not available(config.run.kernels, accelerator.device):
+        raise ValueError(
+            f"run.kernels {config.run.kernels} needs a GPU, and there is none here: set it to auto"
         )
     return Claim(
         config.run.folder,
@@ -77,6 +84,9 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
         log_every=config.run.log_every,
         skip_nonfinite=config.run.skip_nonfinite,
         cuda_graphs=config.run.compile_mode != "default",  # the other two use them
+        kernels=config.run.kernels,
+        memory=_memory(),
+        precision=config.run.precision,
         teacher_cache=config.teacher.cache,
         text=dump(config),
         origins=_origins(source, game),
@@ -103,6 +113,13 @@ def _origins(source: Input, game: Game) -> dict[str, str]:
     origins["validation set"] = str(source.val.describe()["fingerprint"])[:16]
     origins["number of steps per epoch"] = str(source.order.steps_per_epoch)
     return origins
+
+
+def _memory() -> Path | None:
+    try:
+        return make_cache_folder("kernels")
+    except ValueError:  # measured anew at every start
+        return None
 
 
 def _trained_on(data: DataConfig) -> str:

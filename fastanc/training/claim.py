@@ -47,6 +47,8 @@ class Claim:
         self.folder, self.fields = folder, fields
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
         self.notes: list[str] = []
+        self.meta: dict[str, Any] = {}
+        """What was written beside the checkpoint; empty for a run that begins."""
         self._owner = self._own(accelerator)
         try:
             self.path = self._chosen(resume)
@@ -101,7 +103,7 @@ class Claim:
     def _check(
         self, path: Path, defaults: Mapping[str, Mapping[str, Any]], free: Mapping[str, Set[str]]
     ) -> None:
-        meta = checkpoint.read_meta(path)
+        meta = self.meta = checkpoint.read_meta(path)
         # A field that did not exist yet had the value that is now its default.
         old = {group: {**defaults[group], **kept} for group, kept in meta["config"].items()}
         plugin = old.get("run", {}).get("plugin")

@@ -10,13 +10,16 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
+from fastanc.methods.base import Play
 from fastanc.models import zoo
 from fastanc.models.counting import count
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
+from fastanc.training.choices import Choice, available, choose, plain
 from fastanc.training.claim import Claim
 from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
@@ -72,6 +75,8 @@ class Run:
         self.start = self._resume()
         self._notes = [*notes, *game.notes, *claim.notes, *self._try_teacher()]
         self.monitor = self._open_folder()
+        self._choice: Choice | None = None
+        self._plays: tuple[Play, ...] = ()
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
 
     def _open_folder(self) -> Monitor:
@@ -123,6 +128,10 @@ class Run:
         return [f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"]
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        return () if self._choice is None else self._choice.names
+
+    @property
     def is_finished(self) -> bool:
         """Whether an earlier call did all of it, so that nothing is left to do."""
         done = self.start >= self.pace.total_steps and read_summary(self.folder) is not None
@@ -136,7 +145,7 @@ class Run:
             batch = next(batches)
             self._step_s["data_s"] = time.perf_counter() - began
             assert batch.step == step, (batch.step, step)
-            if self._settings.cuda_graphs:
+            if self._settings.cuda_graphs or "captured" in self._names:
                 torch.compiler.cudagraph_mark_step_begin()
             yield step, batch
 
@@ -148,6 +157,46 @@ class Run:
         target = self.answers(batch)
         self._step_s["teacher_s"] = time.perf_counter() - began
         return target
+
+    def plays(self, batch: Batch) -> tuple[Play, ...]:
+        """Return the plays as they are executed; how is chosen on the first batch, or was by a checkpoint."""
+        if self._choice is None:
+            with self.monitor.pause():
+                self._choice = self._chosen(batch.parts(self.parts)[0])
+            with self.players.turn("student") as nets:
+                self._plays = self._choice.plays(self.method, nets)
+            for note in self._choice.notes:
+                self.monitor.note(note)
+        return self._plays
+
+    def _chosen(self, batch: Batch) -> Choice:
+        settings, kept = self._settings, self._claim.meta.get("kernels")
+        if self._claim.path is not None:
+            # As before, to the last bit; before there was a choice, plays were plain.
+            names = tuple(kept or plain(self.method).names)
+            if all(available(name, self.accelerator.device) for name in names):
+                return Choice(names=names)
+        made: list[Choice | Exception | None] = [None]
+        if self.is_main:
+            try:
+                made = [
+                    choose(
+                        self.method,
+                        self.players,
+                        batch,
+                        wanted=settings.kernels,
+                        precision=settings.precision,
+                        steps_left=self.pace.total_steps - self.start,
+                        memory=settings.memory,
+                    )
+                ]
+            except (ValueError, OSError) as error:
+                made = [error]
+        broadcast_object_list(made)  # the others wait: what is fastest here is so for all
+        if isinstance(made[0], Exception):
+            raise made[0]
+        assert made[0] is not None
+        return made[0]
 
     def after(self, step: int, made: Sequence[Move]) -> None:
         """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop.
@@ -205,6 +254,7 @@ class Run:
         state = self.game.state()
         if self.is_main:
             meta = {
+                "kernels": self._names,
                 "config": self._claim.fields,
                 "origins": self._settings.origins,
                 "world": self.world,
@@ -250,6 +300,7 @@ class Run:
         size = count(self.game.student)
         return {
             **self._settings.facts,
+            "kernels": list(self._names),
             "params": size.parameters,
             "macs": size.macs,
             "epochs": self.pace.total_steps / self.pace.steps_per_epoch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -46,6 +47,11 @@ class Settings:
     log_every: int
     skip_nonfinite: int
     cuda_graphs: bool
+    kernels: str
+    """auto, plain, compiled, captured or triton: how the plays are executed."""
+    precision: str
+    memory: Path | None
+    """Folder of what was measured at earlier starts."""
     teacher_cache: str
     text: str
     """The configuration as a file."""

@@ -33,7 +33,9 @@ class Move(NamedTuple):
     played: Played
 
 
-def play(method: Method, players: Players, batch: Batch, parts: int = 1) -> list[Move]:
+def play(
+    method: Method, players: Players, batch: Batch, parts: int = 1, plays: Sequence[Play] | None = None
+) -> list[Move]:
     """Make one training step and return its moves, in order.
 
     Args:
@@ -41,27 +43,35 @@ def play(method: Method, players: Players, batch: Batch, parts: int = 1) -> list
         players: of `method.networks`; they are moved.
         batch: the step's input; `batch.target` holds the teacher's outputs where the method reads them.
         parts: into which the batch is cut, for less memory; terms and measures are then means over the parts.
+        plays: the method's own, spelled otherwise (`choices.Choice.plays`).
     """
-    return list(moves(method, players, batch, parts))
+    return list(moves(method, players, batch, parts, plays))
 
 
-def moves(method: Method, players: Players, batch: Batch, parts: int = 1) -> Iterator[Move]:
+def moves(
+    method: Method, players: Players, batch: Batch, parts: int = 1, plays: Sequence[Play] | None = None
+) -> Iterator[Move]:
     """Make a step move by move: `play` for whoever wants to look between two moves."""
-    return _in_parts(method, players, batch.parts(parts)) if parts > 1 else _whole(method, players, batch)
+    plays = method.plays if plays is None else plays
+    if parts > 1:
+        return _in_parts(method, players, batch.parts(parts), plays)
+    return _whole(method, players, batch, plays)
 
 
-def _whole(method: Method, players: Players, batch: Batch) -> Iterator[Move]:
+def _whole(method: Method, players: Players, batch: Batch, plays: Sequence[Play]) -> Iterator[Move]:
     with players.turn("student") as nets:
         out = method.forward(nets, batch)
-    for player, loss in method.plays:
+    for player, loss in plays:
         with players.turn(player) as nets:
             played = _checked(method, player, loss(nets, batch, out))
             players.update(player, played.terms)
         yield Move(player, played)
 
 
-def _in_parts(method: Method, players: Players, parts: Sequence[Batch]) -> Iterator[Move]:
-    for number, made in enumerate(method.plays):
+def _in_parts(
+    method: Method, players: Players, parts: Sequence[Batch], plays: Sequence[Play]
+) -> Iterator[Move]:
+    for number, made in enumerate(plays):
         results: list[Played] = []
         through = partial(_part_through, method, players, made, results, number == 0)
         players.update_in_parts(made.player, [partial(through, part) for part in parts])
