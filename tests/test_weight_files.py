@@ -204,6 +204,48 @@ def test_damage_anywhere_ends_in_a_sentence(tmp_path: Path, kind: str) -> None:
     assert refused > 100
 
 
+def deflated(path: Path) -> None:
+    """Write a zip again with its members compressed, as an archiver does."""
+    with zipfile.ZipFile(path) as old:
+        members = [(info.filename, old.read(info)) for info in old.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in members:
+            new.writestr(name, data)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_flipped_byte_in_any_member_of_a_zip_is_refused(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": RAW, "epoch": 1}, path)
+    if packed:
+        deflated(path)
+    assert same(read_weights(path).state, RAW)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if info.file_size > 1000]
+    assert len(members) > 5
+    for info in members:
+        # of the header in front of the data, which has another length than the directory's
+        lengths = (int.from_bytes(whole[info.header_offset + k :][:2], "little") for k in (26, 28))
+        begin = info.header_offset + 30 + sum(lengths)
+        data = bytearray(whole)
+        data[begin + info.compress_size // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"w\.pth is damaged in "):
+            read_weights(path)
+
+
+def test_a_zip_that_was_written_without_crcs_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(RAW, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive, pytest.raises(zipfile.BadZipFile):
+        archive.read("w/data.pkl")
+    assert same(read_weights(tmp_path / "w.pth").state, RAW)
+
+
 def test_nothing_is_executed(tmp_path: Path) -> None:
     class Trap:
         def __init__(self, call: object, *args: object) -> None:
