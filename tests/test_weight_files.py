@@ -6,8 +6,11 @@ import argparse
 import collections
 import io
 import os
+import pickle
 import random
+import re
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -153,6 +156,10 @@ def strange(folder: Path) -> dict[str, str]:
     (folder / "gz.pth").write_bytes(b"\x1f\x8b\x08\x00rest")
     (folder / "net.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
     torch.save({"epoch": 3, "optimizer": {"a": torch.ones(1)}}, folder / "none.pth")
+    torch.save({"epoch": 3, "net": network}, folder / "module.pth")
+    torch.save({"best": np.float64(1), "model": {"a": np.ones(2), "b": np.ones(3)}}, folder / "arrays.pth")
+    torch.save({"a": np.ones(2)}, folder / "array.pth")
+    torch.save([torch.ones(2)], folder / "list.pth")
     return {
         "whole.pth": r"state_dict\(\), 'weights.pth'\)",
         "script.pth": r"TorchScript program: .*torch\.jit\.load",
@@ -164,7 +171,11 @@ def strange(folder: Path) -> dict[str, str]:
         "empty.pth": "is empty",
         "gz.pth": "gzip",
         "net.onnx": "ONNX",
-        "none.pth": "no state dict",
+        "none.pth": r"no state dict but epoch \(int\), optimizer \(dict of Tensor\): save",
+        "module.pth": r"no state dict but .*net \(torch.nn.modules.container.Sequential\)",
+        "arrays.pth": r"no state dict but best .*model \(dict of numpy array\): .*torch\.as_tensor",
+        "array.pth": r"no state dict but a \(numpy array\): .*torch\.as_tensor",
+        "list.pth": "holds list and no state dict",
     }
 
 
@@ -202,6 +213,45 @@ def test_damage_anywhere_ends_in_a_sentence(tmp_path: Path, kind: str) -> None:
         except ValueError as error:
             refused += str(path) in str(error)
     assert refused > 100
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_bare_pickle_is_refused_with_what_reads_it(tmp_path: Path, protocol: int, arrays: bool) -> None:
+    path = tmp_path / "bare.pth"
+    path.write_bytes(pickle.dumps({k: v.numpy() if arrays else v for k, v in RAW.items()}, protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="bare.pth is a bare pickle") as refused:
+            read_weights(path)
+    exec(
+        re.search(r"torch\.save\(.*", str(refused.value))[0].replace("'weights.pth'", "again"),
+        {  # type: ignore[index]
+            "torch": torch,
+            "pickle": pickle,
+            "again": tmp_path / "again.pth",
+        },
+    )
+    if not arrays:
+        assert same(read_weights(tmp_path / "again.pth").state, RAW)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_other_protocols_of_torch_save_are_read_or_refused_quietly(
+    tmp_path: Path, protocol: int, zipped: bool
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(RAW, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if protocol == 3:
+            assert same(read_weights(path).state, RAW)
+            return
+        with pytest.raises(
+            ValueError, match=rf"w\.pth was saved with pickle_protocol {protocol}, .* write it again"
+        ):
+            read_weights(path)
 
 
 def deflated(path: Path) -> None:

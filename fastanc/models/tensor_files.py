@@ -9,7 +9,10 @@ from __future__ import annotations
 import collections
 import errno
 import os
+import pickle
+import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _CONTAINER = re.compile(
     rf"(SETITEM|APPEND|EXTEND).* but got <class '{re.escape(__name__)}\.([\w.]+)'>", re.DOTALL
 )
+_OPCODE = re.compile(r"Unsupported operand|Unsupported opcode")
+_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)[2:-1]  # what torch.save put first before it wrote zips
+_LATEST = 32  # further on it belongs to a tensor in a bare pickle
+_FIRST = (pickle.MARK, pickle.GLOBAL, pickle.EMPTY_DICT)  # of dictionaries in protocol 0 and 1
 _ZIP = b"PK\x03\x04"
 _MOST_CLASSES, _CHUNK = 200, 1 << 20
 
@@ -75,28 +82,65 @@ def unpickled(path: Path) -> object:
         try:
             known: list[Any] = [(kind, name) for name, kind in inert.items()]
             # Opened here, since torch.load tells a file's format by its name.
-            with torch.serialization.safe_globals(known), path.open("rb") as file:
+            with torch.serialization.safe_globals(known), warnings.catch_warnings(), path.open("rb") as file:
+                warnings.simplefilter("ignore")  # of the pickle's protocol, of sparse tensors
                 return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # a damaged pickle may end in any: KeyError, IndexError, AttributeError ...
-            name = _GLOBAL.search(str(error))
-            if name is not None and name[1] not in inert and "blocked" not in str(error):
-                inert[name[1]] = type(name[1], (Inert,), {})
-                continue
-            if (container := _CONTAINER.search(str(error))) and issubclass(
-                inert.get(container[2], int), Inert
-            ):
-                inert[container[2]] = collections.OrderedDict if container[1] == "SETITEM" else list
-                continue
-            what = f"holds {name[1]}" if name else "is damaged or holds more than tensors"
-            raise ValueError(
-                f"weights file {path} {what}, which fastanc does not execute: fetch it again, or save its state dict"
-                " alone with torch.save(network.state_dict(), 'weights.pth')"
-            ) from error
+        except Exception as error:  # a damaged pickle may end in any: KeyError, IndexError, AttributeError
+            if not _learnt(str(error), inert):
+                raise ValueError(f"weights file {path} {_refusal(str(error), path)}") from error
     raise ValueError(f"weights file {path} holds too many classes: save its state dict alone")
+
+
+def _learnt(error: str, inert: dict[str, type]) -> bool:
+    """Add the class that torch.load stumbled over, or make a container of it; False where that is no help."""
+    name = _GLOBAL.search(error)
+    if name is not None and name[1] not in inert and "blocked" not in error:
+        inert[name[1]] = type(name[1], (Inert,), {})
+        return True
+    if (container := _CONTAINER.search(error)) and issubclass(inert.get(container[2], int), Inert):
+        inert[container[2]] = collections.OrderedDict if container[1] == "SETITEM" else list
+        return True
+    return False
+
+
+def _refusal(error: str, path: Path) -> str:
+    name, opcode = _GLOBAL.search(error), _OPCODE.search(error)
+    line = f"torch.save(torch.load({os.fspath(path)!r}, weights_only=False), 'weights.pth')"
+    if opcode is not None and _protocol(path) > 3:
+        return (
+            f"was saved with pickle_protocol {_protocol(path)}, which is not read without executing it: where you"
+            f" trust the file, write it again with {line}"
+        )
+    what = f"holds {name[1]}" if name else "is damaged or holds more than tensors"
+    return (
+        f"{what}, which fastanc does not execute: fetch it again, or save its state dict"
+        " alone with torch.save(network.state_dict(), 'weights.pth')"
+    )
+
+
+def _protocol(path: Path) -> int:
+    """Return the pickle protocol that a file of torch.save names, 0 where it names none."""
+    with path.open("rb") as file:
+        head = file.read(len(_ZIP))
+    if head == _ZIP:
+        with zipfile.ZipFile(path) as archive:
+            head = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    return head[1] if head.startswith(pickle.PROTO) and len(head) > 1 else 0
+
+
+def _is_bare(path: Path, head: bytes) -> bool:
+    """Tell whether a file is one whole pickle, which torch.save has never written: its own begin with a number."""
+    if _MAGIC in head[:_LATEST] or not head.startswith((pickle.PROTO, *_FIRST)):
+        return False
+    try:
+        with path.open("rb") as file:
+            for _ in pickletools.genops(file):  # reads, and executes nothing
+                pass
+            return not file.read(1)
+    except Exception:  # no pickle, in whatever way
+        return False
 
 
 def _foreign(path: Path) -> str | None:
@@ -118,6 +162,9 @@ def _foreign(path: Path) -> str | None:
         return f"is an ONNX program: name the weights of the network that it was made of, saved by {line}"
     if head[257:262] == b"ustar":
         return "is a tar: unpack it and name the file of weights in it"
+    if _is_bare(path, head):
+        line = f"torch.save(pickle.load(open({os.fspath(path)!r}, 'rb')), 'weights.pth')"
+        return f"is a bare pickle, which fastanc does not execute: where you trust it, write it again with {line}"
     return _foreign_zip(path) if head.startswith(_ZIP) else None
 
 

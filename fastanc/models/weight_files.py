@@ -17,7 +17,8 @@ _PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.", "model.",
 _USUAL = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "module")
 _AVERAGE = re.compile(r"(^|[._])(ema|averaged?)($|[._])")
 _NOT_WEIGHTS = re.compile(r"optim|sched|scaler|criterion|loss|hyper|callback|config|args", re.IGNORECASE)
-_DEEPEST = 4
+_ARRAY = "numpy array"
+_DEEPEST, _FEW = 4, 6
 
 
 class Weights(NamedTuple):
@@ -84,12 +85,7 @@ def _common_prefix(state: Mapping[str, Tensor]) -> str | None:
 def _chosen(path: Path, content: object, key: str | None) -> Weights:
     found = dict(_state_dicts(content))
     if not found:
-        kind = f"holds a {type(content).__name__} and " if isinstance(content, Inert) else "holds "
-        line = f"torch.save(torch.load({os.fspath(path)!r}, weights_only=False).state_dict(), 'weights.pth')"
-        advice = f", where you trust the file with {line}" if isinstance(content, Inert) else ""
-        raise ValueError(
-            f"weights file {path} {kind}no state dict: save the network's state_dict() alone{advice}"
-        )
+        raise ValueError(f"weights file {path} {_without_state_dict(path, content)}")
     named = ", ".join(sorted(name or "(the whole file)" for name in found))
     if key and key not in found:
         raise ValueError(f"weights file {path} has no state dict at weights_key {key}: take one of {named}")
@@ -100,6 +96,34 @@ def _chosen(path: Path, content: object, key: str | None) -> Weights:
             " (--teacher.weights_key, --student.weights_key)"
         )
     return Weights(found[taken], {}, taken, tuple(name for name in found if name != taken))
+
+
+def _without_state_dict(path: Path, content: object) -> str:
+    """Return what a file holds instead, and how to save its weights."""
+    if isinstance(content, Inert):
+        line = f"torch.save(torch.load({os.fspath(path)!r}, weights_only=False).state_dict(), 'weights.pth')"
+        return (
+            f"holds a {type(content).__name__} and no state dict: save the network's state_dict() alone,"
+            f" where you trust the file with {line}"
+        )
+    if not isinstance(content, Mapping):
+        return f"holds {_kind(content)} and no state dict: save the network's state_dict() alone"
+    what = [f"{key} ({_kind(value)})" for key, value in list(content.items())[:_FEW]]
+    more = f" and {len(content) - _FEW} more" if len(content) > _FEW else ""
+    advice = "the network's state_dict() alone"
+    if any(_ARRAY in said for said in what):
+        advice = "the arrays as tensors, {key: torch.as_tensor(value), ...}, with torch.save"
+    return f"holds no state dict but {', '.join(what) or 'nothing'}{more}: save {advice}"
+
+
+def _kind(value: object) -> str:
+    """Return in words what a value of a checkpoint is."""
+    if isinstance(value, Inert):
+        name = type(value).__name__
+        return _ARRAY if re.fullmatch(r"numpy\..*\._(reconstruct|frombuffer)", name) else name
+    if isinstance(value, Mapping) and len(kinds := {_kind(inner) for inner in value.values()}) == 1:
+        return f"dict of {kinds.pop()}"
+    return type(value).__name__
 
 
 def _state_dicts(content: object, at: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
