@@ -12,6 +12,7 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,46 @@ def test_other_precisions_fit(tmp_path: Path, dtype: torch.dtype) -> None:
     )
     network = build("resnet8", num_classes=4, weights=p)
     assert torch.equal(network.bare.conv1.weight, RAW["conv1.weight"].to(dtype).float())
+
+
+def quantised(weight: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, when it makes them
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        (
+            lambda w: (w * 100).to(torch.int8),
+            "is int8 in the file and float32 in the network: save it as float32",
+        ),
+        (lambda w: w.long(), "is int64 in the file and float32"),
+        (lambda w: w > 0, "is bool in the file and float32"),
+        (lambda w: w.to(torch.complex64), "is complex64 in the file and float32"),
+        (lambda w: w.to(torch.float8_e4m3fn), "is float8_e4m3fn in the file and float32"),
+        (lambda w: w.to_sparse(), "is sparse_coo and no plain tensor: save it dense"),
+        (lambda w: w.reshape(len(w), -1).to_sparse_csr(), "is sparse_csr and no plain tensor"),
+        (quantised, "is quantised and no plain tensor"),
+        (lambda w: w.to("meta"), "is without values and no plain tensor"),
+    ],
+)
+@pytest.mark.parametrize("key", ["layer2.0.conv1.weight", "layer1.0.bn1.running_var"])
+def test_a_tensor_that_is_no_plain_float_is_named(
+    tmp_path: Path, turn: Callable[[torch.Tensor], torch.Tensor], said: str, key: str
+) -> None:
+    torch.save({**RAW, key: turn(RAW[key])}, path := tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w\.pth: {key} {said}") as refused:
+        build("resnet8", num_classes=4, weights=path)
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_numbers_stay_whole_and_halved_ones_are_read(tmp_path: Path) -> None:
+    key = "layer1.0.bn1.num_batches_tracked"
+    for value in (torch.tensor(7), torch.tensor(7, dtype=torch.int32), torch.tensor(7).half()):
+        torch.save({**RAW, key: value}, tmp_path / "w.pth")
+        network = build("resnet8", num_classes=4, weights=tmp_path / "w.pth")
+        assert network.bare.state_dict()[key] == 7
 
 
 def test_a_file_is_known_by_its_content_not_by_its_name(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "write_safetensors",
 ]
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FIELDS = ("name", "num_classes", "in_channels", "image_px", "mean", "std", "head_name")
 """What a file of ours says of its network, each as JSON in the safetensors metadata."""
 
@@ -46,7 +47,7 @@ def fit_weights(
 ) -> None:
     """Load a state dict into a bare network, in place; `without` names a module that keeps its own weights.
 
-    Raises ValueError with the first differing keys and shapes.
+    Raises ValueError with the first differing keys and shapes, or the first tensor that is no plain float.
     """
     own = network.state_dict()
     state = aligned(dict(state), own)
@@ -62,6 +63,8 @@ def fit_weights(
     if surplus:
         problems.append(f"the network lacks {_first(surplus)}")
     for key in own:
+        if key in state and (unlike := _unlike(state[key], own[key])):
+            raise ValueError(f"weights file {os.fspath(path)}: {key} {unlike}")
         if key in state and own[key].shape != state[key].shape:
             there, here = list(state[key].shape), list(own[key].shape)
             problems.append(f"{key} is {there} in the file and {here} in the network")
@@ -71,6 +74,20 @@ def fit_weights(
             "name the network that it was made with"
         )
     network.load_state_dict(state, strict=False)
+
+
+def _unlike(value: Tensor, own: Tensor) -> str | None:
+    """Return what is said of a tensor that torch would copy into the network's as other numbers, or not at all."""
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+        kind = "quantised" if value.is_quantized else "without values" if value.is_meta else str(value.layout)
+        return f"is {kind.removeprefix('torch.')} and no plain tensor: save it dense, as float32"
+    # Counters of steps come as floats where a whole state dict was halved.
+    whole = not (own.is_floating_point() or own.is_complex())
+    fits = value.dtype in _FLOATS or (whole and not value.is_complex() and not value.is_floating_point())
+    if fits or value.dtype == own.dtype:
+        return None
+    there, here = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, own.dtype))
+    return f"is {there} in the file and {here} in the network: save it as float32, as it was before"
 
 
 def _first(keys: list[str]) -> str:
