@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastanc.models.weight_files import read_weights
-from fastanc.models.zoo import build, register_network, save_weights
+from fastanc.models.zoo import build, own_classes, register_network, save_weights
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:
@@ -79,6 +79,76 @@ def test_wrapped_and_prefixed_ones_are_found(tmp_path: Path, key: str, prefix: s
         {"args": argparse.Namespace(lr=1), "outer": {key: under(prefix, RAW)}, "best": np.float64(3)}, path
     )
     assert same(read_weights(path).state, RAW)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["backbone.", "module.net.backbone.", "net.backbone.", "shadow.", "encoder.0."]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_any_prefix_before_all_of_a_networks_names_is_cut_off(
+    tmp_path: Path, prefix: str, suffix: str
+) -> None:
+    path = tmp_path / f"w{suffix}"
+    stored = {**under(prefix, RAW), "criterion.centers": torch.zeros(3)}
+    (save_file if suffix == ".safetensors" else torch.save)(stored, path)
+    network = build("resnet8", num_classes=4, weights=path)
+    assert same(network.bare.state_dict(), RAW)
+    assert network.weights_from == f"{path}: {prefix.rstrip('.')}"  # that there is more in it
+    assert own_classes("resnet8", path) == 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "average"),
+    [("model.", "model_ema."), ("net.", "ema_net.module."), ("model.", "shadow."), ("", "ema.")],
+)
+def test_of_two_under_prefixes_the_average_is_taken_and_the_key_chooses(
+    tmp_path: Path, raw: str, average: str
+) -> None:
+    path = tmp_path / "w.ckpt"
+    counters = {average.split(".")[0] + ".n_averaged": torch.tensor(3)}
+    torch.save({"state_dict": {**under(raw, RAW), **under(average, AVERAGE), **counters}}, path)
+    if not raw:  # nothing says that what the network's names lead to is not all of them
+        with pytest.raises(ValueError, match=r"the network lacks ema\.conv1\.weight"):
+            build("resnet8", num_classes=4, weights=path)
+        return
+    first, second = (f"state_dict.{prefix.rstrip('.')}" for prefix in (average, raw))
+    network = build("resnet8", num_classes=4, weights=path)
+    assert same(network.bare.state_dict(), AVERAGE)
+    assert network.weights_from == f"{path}: {first}, not {second} (weights_key chooses)"
+    other = build("resnet8", num_classes=4, weights=path, weights_key=second)
+    assert same(other.bare.state_dict(), RAW)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_teacher_and_a_student_are_told_apart_by_what_fits_or_by_the_key(
+    tmp_path: Path, nested: bool
+) -> None:
+    def put(**networks: dict[str, torch.Tensor]) -> Path:
+        flat = {k: v for name, state in networks.items() for k, v in under(f"{name}.", state).items()}
+        torch.save(networks if nested else flat, tmp_path / "w.pth")
+        return tmp_path / "w.pth"
+
+    path = put(teacher=AVERAGE, student=RAW)
+    with pytest.raises(ValueError, match="several state dicts, student, teacher: say which with weights_key"):
+        build("resnet8", num_classes=4, weights=path)
+    with pytest.raises(ValueError, match=r"at weights_key best: take one of .*student, teacher"):
+        build("resnet8", num_classes=4, weights=path, weights_key="best")
+    chosen = build("resnet8", num_classes=4, weights=path, weights_key="student")
+    assert same(chosen.bare.state_dict(), RAW)
+    for other in (build("resnet14", num_classes=4), build("resnet8", num_classes=9)):
+        path = put(teacher=other.bare.state_dict(), student=RAW)
+        found = build("resnet8", num_classes=4, weights=path)
+        assert same(found.bare.state_dict(), RAW)
+        assert found.weights_from.startswith(f"{path}: student")
+
+
+def test_a_backbone_under_a_prefix_gets_a_new_head(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(under("encoder.", {k: v for k, v in RAW.items() if not k.startswith("fc.")}), path)
+    network = build("resnet8", num_classes=9, weights=path, new_head=True)
+    assert torch.equal(network.bare.conv1.weight, RAW["conv1.weight"])
+    with pytest.raises(ValueError, match=r"does not fit: it lacks conv1\.weight"):
+        build("resnet8", num_classes=9, weights=path)
 
 
 def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from fastanc.files import written
 from fastanc.models.taps import Adapted, Tapped, Wrapper, unwrapped
-from fastanc.models.weight_files import aligned, read_weights
+from fastanc.models.weight_files import read_metadata, read_weights
 
 __all__ = [
     "FIELDS",
+    "check_fit",
     "fit_weights",
     "head_digest",
     "read_fields",
+    "read_metadata",
     "read_weights",
     "save_weights",
     "weights_digest",
@@ -50,10 +52,23 @@ def fit_weights(
     Raises ValueError with the first differing keys and shapes, or the first tensor that is no plain float.
     """
     own = network.state_dict()
-    state = aligned(dict(state), own)
     if without:
         own = {key: value for key, value in own.items() if not key.startswith(f"{without}.")}
         state = {key: value for key, value in state.items() if not key.startswith(f"{without}.")}
+    for key in own:
+        if key in state and (unlike := _unlike(state[key], own[key])):
+            raise ValueError(f"weights file {os.fspath(path)}: {key} {unlike}")
+    check_fit(state, own, path, list(own))
+    network.load_state_dict(state, strict=False)
+
+
+def check_fit(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    shaped: Sequence[str],
+) -> None:
+    """Raise ValueError with the first keys that differ from a network's own, and the first shapes of some."""
     problems = []
     # BatchNorm's step counters were not always part of a state dict.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -62,9 +77,7 @@ def fit_weights(
         problems.append(f"it lacks {_first(missing)}")
     if surplus:
         problems.append(f"the network lacks {_first(surplus)}")
-    for key in own:
-        if key in state and (unlike := _unlike(state[key], own[key])):
-            raise ValueError(f"weights file {os.fspath(path)}: {key} {unlike}")
+    for key in shaped:
         if key in state and own[key].shape != state[key].shape:
             there, here = list(state[key].shape), list(own[key].shape)
             problems.append(f"{key} is {there} in the file and {here} in the network")
@@ -73,7 +86,6 @@ def fit_weights(
             f"weights file {os.fspath(path)} does not fit: {'; '.join(problems[:3])}; "
             "name the network that it was made with"
         )
-    network.load_state_dict(state, strict=False)
 
 
 def _unlike(value: Tensor, own: Tensor) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastanc.models.heads import last_linear
 from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
 from fastanc.models.names import FAMILIES, family_of, unknown
@@ -25,12 +26,14 @@ from fastanc.models.registered import (
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
 from fastanc.models.taps import Tapped
-from fastanc.models.weight_files import Weights, aligned
+from fastanc.models.weight_files import Weights
 from fastanc.models.weights import (
     FIELDS,
+    check_fit,
     fit_weights,
     head_digest,
     read_fields,
+    read_metadata,
     read_weights,
     save_weights,
     weights_digest,
@@ -116,7 +119,10 @@ def build(
         bare = from_timm(rest, shape, new_head=new_head)
     else:
         bare = _own(name, shape)
-    found = Weights({}, {}, "", ()) if weights is None else read_weights(weights, weights_key)
+    found = Weights({}, {}, "", ())
+    if weights is not None:
+        replaced = head or last_linear(bare.network) if new_head else None
+        found = read_weights(weights, weights_key, _without(bare.network.state_dict(), replaced))
     state, metadata = found.state, found.metadata
     published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
     source = ""
@@ -160,9 +166,12 @@ def _told(path: str | os.PathLike[str] | None, found: Weights) -> str:
     return os.fspath(path) + (f": {found.key}{others}" if found.key else "")
 
 
+def _without(state: Mapping[str, Tensor], part: str | None) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if part is None or not key.startswith(f"{part}.")}
+
+
 def _same_shapes(network: nn.Module, state: Mapping[str, Tensor], part: str | None) -> bool:
     """Tell whether a file's head, the module `part`, has as many classes as the network's."""
-    state = aligned(dict(state), network.state_dict())
     own = {k: v for k, v in network.state_dict().items() if part is not None and k.startswith(f"{part}.")}
     return all(key in state and state[key].shape == value.shape for key, value in own.items())
 
@@ -172,7 +181,7 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
 
     Raises ValueError when the file does not say which network it belongs to.
     """
-    metadata = read_weights(path).metadata
+    metadata = read_metadata(path)
     if "name" not in metadata:
         raise ValueError(f"weights file {os.fspath(path)} does not name its network: give the name beside it")
     said = read_fields(path, metadata, FIELDS)
@@ -250,6 +259,7 @@ def own_classes(
 
     Published weights say it, and so do a network of a user's that takes no number, and a file that fastanc wrote. Of
     another file the shapes do: those of the parameters that would be others in a network for more classes.
+    Raises ValueError for weights that do not fit the network, whatever its classes.
     """
     if published := published_classes(name):
         return published
@@ -260,16 +270,21 @@ def own_classes(
             return fixed
     if weights is None:
         return None
-    state, metadata, *_ = read_weights(weights, weights_key)
+    metadata = read_metadata(weights)
     if "num_classes" in metadata:
         return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=image_px).bare.state_dict()
-    state = aligned(state, built)
+    state = read_weights(weights, weights_key, built).state
+    check_fit(
+        state, built, weights, [key for key, own in built.items() if all(d % _OTHER for d in own.shape)]
+    )
     found = {
-        len(state[key])
-        for key, value in built.items()
-        if key in state and value.dim() and len(value) == _OTHER and state[key].shape[1:] == value.shape[1:]
+        there
+        for key, own in built.items()
+        if key in state and own.dim() == state[key].dim()
+        for there, here in zip(state[key].shape, own.shape)
+        if here == _OTHER
     }
     return found.pop() if len(found) == 1 else None
 
