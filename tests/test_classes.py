@@ -91,6 +91,24 @@ def test_weights_say_how_many_classes_they_know(tmp_path: Path) -> None:
         assert zoo.own_classes(name, tmp_path / "bare.pt", image_px=px) == 41
 
 
+def test_weights_of_another_network_are_refused_whatever_the_classes(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    small = zoo.build("resnet8", num_classes=7).bare.state_dict()
+    wide = zoo.build("wrn-10-2", num_classes=7).bare.state_dict()
+    others: dict[str, str] = {
+        "resnet14": r"it lacks layer1\.1\.bn1\.weight.* more; name the network that it was made with",
+        "resnet8_v1": "does not fit: ",
+        "wrn-10-1": r"conv1\.weight is \[16, 3, 3, 3\] in the file|is \[32, .*\] in the file and \[16, ",
+    }
+    for name, said in others.items():
+        torch.save({"state_dict": wide if name.startswith("wrn") else small}, path)
+        with pytest.raises(ValueError, match=said) as refused:
+            zoo.own_classes(name, path)
+        assert str(path) in str(refused.value)
+    torch.save(small, path)
+    assert zoo.own_classes("resnet8", path) == 7
+
+
 def test_a_head_of_other_classes_is_replaced_and_an_equal_one_kept(tmp_path: Path) -> None:
     network = zoo.build("resnet8", num_classes=10)
     torch.save(network.bare.state_dict(), tmp_path / "bare.pt")

@@ -90,9 +90,14 @@ def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -
         teacher.weights_key,
     )
     if not (own or images.num_classes):
+        advice = "name its weights, or take published ones (NAME@WEIGHTS)"
+        if weights not in (None, "random"):
+            advice = (
+                f"nor do the shapes in {weights}, so take a file that fastanc wrote, or a set with labels"
+            )
         raise ValueError(
             f"data.name {images.name} has no labels and teacher.name {teacher.name} does not say how many classes"
-            " it knows: name its weights, or take published ones (NAME@WEIGHTS)"
+            f" it knows: {advice}"
         )
     without = replace(teacher, weights=None) if weights == "random" else teacher
     return build_network(without, config.data, images, own or images.num_classes, None, stages)
