@@ -104,7 +104,7 @@ class NetworkConfig(Fields):
     group = "student"
 
     name: Text = "resnet8"
-    """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[@pretrained]."""
+    """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[.TAG]."""
     weights: Text | None = None
     """File of weights (.safetensors, .pt, .pth, .th) or folder of a finished run; none starts from random ones."""
     weights_key: Text | None = None

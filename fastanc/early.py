@@ -44,7 +44,7 @@ def check(groups: Mapping[str, Any]) -> None:
 
 def _teacher_files(teacher: Any, *, may_be_registered: bool) -> None:
     _file("teacher.estimators", teacher.estimators)
-    if teacher.weights is None and "@" not in teacher.name and not may_be_registered:
+    if teacher.weights is None and not (networks.has_published(teacher.name) or may_be_registered):
         raise ValueError(
             "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
         )

@@ -357,6 +357,7 @@ MISTAKES = [
     (["--student.name", "torchvision:resnet81"], "resnet18"),
     (["--student.name", "torchvision:resnet18@V9"], "IMAGENET1K_V1"),
     (["--student.name", "timm:resnet51"], "resnet50"),
+    (["--student.name", "timm:resnet51.a1_in1k"], "resnet50"),
     (["--method.type", "kdd"], "did you mean kd"),
     (["--run.name", "--data.batch", "3"], "--run.name needs a value"),
     ([], "say what to train"),

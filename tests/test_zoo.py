@@ -66,6 +66,7 @@ def test_torchvision_by_name_is_torchvisions_own_network() -> None:
 def _served(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     state = torchvision.models.resnet18().state_dict()
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *a, **k: dict(state))
+    monkeypatch.setattr("fastanc.models.libraries.answers", lambda url: True)
     return state
 
 
@@ -86,6 +87,7 @@ def test_weights_out_of_reach_are_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         raise URLError("no route")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("fastanc.models.libraries.answers", lambda url: True)
     with pytest.raises(
         FileNotFoundError, match="IMAGENET1K_V1 of torchvision:resnet18 are not in .*checkpoi"
     ):
@@ -102,6 +104,8 @@ def test_timm_by_name() -> None:
     assert network.stage_channels() == (64, 128, 256, 512)
     with pytest.raises(ValueError, match="know 1000 classes and the data set has 5"):
         build("timm:resnet18.a1_in1k@pretrained", num_classes=5)
+    with pytest.raises(ValueError, match=r"timm:resnet18\.foo cannot be read: .*tag"):
+        build("timm:resnet18.foo", num_classes=5)
     with pytest.raises(ValueError, match="timm has no network 'resnet51'"):
         build("timm:resnet51", num_classes=5)
 
@@ -219,7 +223,8 @@ def test_published_weights_saved_are_read_without_fetching(
     name = "torchvision:resnet18@IMAGENET1K_V1"
     teacher = build(name, num_classes=1000)
     save_weights(teacher, path)
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", None)
+    for place in ("torchvision.models._api.load_state_dict_from_url", "fastanc.models.libraries.answers"):
+        monkeypatch.setattr(place, None)
     again = load_weights(path)
     assert (again.name, again.mean) == (name, IMAGENET[0])
     assert weights_digest(again) == weights_digest(teacher)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from fastanc.models.heads import last_linear
-from fastanc.models.names import check_timm, check_torchvision
+from fastanc.models.names import check_timm, check_torchvision, has_published
 from fastanc.models.probe import can_read
+from fastanc.models.published import answers, host_of, hub_url, only_cached
 
 
 class Shape(NamedTuple):
@@ -35,15 +36,20 @@ class Bare(NamedTuple):
     """Who says mean and std, and which crop and interpolation they belong to."""
 
 
-def from_torchvision(rest: str, shape: Shape, *, new_head: bool) -> Bare:
-    """Return the classifier NAME or NAME@WEIGHTS; `zoo.build` says what is raised."""
+def from_torchvision(rest: str, shape: Shape, *, new_head: bool, load: bool = True) -> Bare:
+    """Return the classifier NAME or NAME@WEIGHTS, whose weights are left out without `load`; see `zoo.build`."""
     name, _, tag = rest.partition("@")
     check_torchvision(name, tag)
     import torchvision
 
-    if tag:
-        return _published_torchvision(name, tag, shape, new_head=new_head)
-    views = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    choices = torchvision.models.get_model_weights(name)
+    if tag and tag not in choices.__members__:
+        raise ValueError(
+            f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices.__members__)}"
+        )
+    if tag and load:
+        return _published_torchvision(name, choices[tag], shape, new_head=new_head)
+    views = (choices[tag] if tag else choices.DEFAULT).transforms()
     usual_px, px = views.crop_size[0], shape.image_px
 
     def make(**size: Any) -> nn.Module:
@@ -77,22 +83,20 @@ def _at_size(
     return network
 
 
-def _published_torchvision(name: str, tag: str, shape: Shape, *, new_head: bool) -> Bare:
+def _published_torchvision(name: str, weights: Any, shape: Shape, *, new_head: bool) -> Bare:
     import torchvision
 
-    choices = torchvision.models.get_model_weights(name).__members__
-    if tag not in choices:
-        raise ValueError(f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices)}")
-    weights = choices[tag]
     classes = len(weights.meta["categories"])
-    _check_fit(f"torchvision:{name}@{tag}", shape, classes, new_head=new_head)
+    _check_fit(f"torchvision:{name}@{weights.name}", shape, classes, new_head=new_head)
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
+        if not (_in_hub(weights.url) or answers(weights.url)):
+            raise OSError(f"{host_of(weights.url)} does not answer")
         network = torchvision.models.get_model(name, weights=weights)
     except OSError as error:
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         raise FileNotFoundError(
-            f"weights {tag} of torchvision:{name} are not in {folder} and could not be fetched ({error}): "
-            f"put {weights.url} there, or name a file in `weights`"
+            f"weights {weights.name} of torchvision:{name} are not in {folder} and could not be fetched ({error}): "
+            f"put {weights.url} there, or name a file in `weights` (--teacher.weights)"
         ) from error
     if classes != shape.num_classes:
         _replace_head(network, name, shape.num_classes)
@@ -105,8 +109,12 @@ def _torchvision_source(views: Any) -> str:
     return f"torchvision's transforms ({views.interpolation.value}, {cut})"
 
 
-def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
-    """Return the classifier NAME or NAME@pretrained; `zoo.build` says what is raised."""
+def _in_hub(url: str) -> bool:
+    return os.path.isfile(os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url)))
+
+
+def from_timm(rest: str, shape: Shape, *, new_head: bool, load: bool = True) -> Bare:
+    """Return the classifier NAME, NAME.TAG or NAME@pretrained, whose weights are left out without `load`."""
     name, _, tag = rest.partition("@")
     check_timm(name, tag)
     import timm
@@ -116,37 +124,53 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool) -> Bare:
     except RuntimeError as error:
         raise ValueError(f"timm:{name} cannot be read: {error}") from error
     assert published is not None
-    if tag and not published.has_weights:
-        raise ValueError(f"timm:{name} has no pretrained weights: leave @pretrained out, or add its tag")
-    if tag:
+    load = load and has_published(f"timm:{rest}")
+    if load and not published.has_weights:
+        raise ValueError(
+            f"timm:{rest} has no pretrained weights: write timm:{name.split('.')[0]}, or another tag"
+        )
+    if load:
         _check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
     make = partial(
-        timm.create_model,
-        name,
-        pretrained=bool(tag),
-        num_classes=shape.num_classes,
-        in_chans=shape.in_channels,
+        timm.create_model, name, pretrained=load, num_classes=shape.num_classes, in_chans=shape.in_channels
     )
     usual_px = published.input_size[-1]
-    try:
-        network = _at_size(make, shape, usual_px, ({"img_size": shape.image_px},))
-    except (OSError, RuntimeError) as error:
-        if not tag:
-            raise
-        raise FileNotFoundError(
-            f"the weights of timm:{rest} are not in the cache and could not be fetched "
-            f"({type(error).__name__}): connect to the network once, or name a file in `weights`"
-        ) from error
+    options = ({"img_size": shape.image_px},)
+    network = (_fetched_timm if load else _at_size)(make, shape, usual_px, options)
     cut = f"{published.interpolation}, {published.crop_pct:.3g} of the side at {usual_px} px"
     return Bare(network, published.mean, published.std, usual_px, f"timm's pretrained_cfg ({cut})")
 
 
+def _fetched_timm(
+    make: Callable[..., nn.Module], shape: Shape, usual_px: int, options: Sequence[Mapping[str, Any]]
+) -> nn.Module:
+    import timm
+
+    name = make.args[0]  # type: ignore[attr-defined]
+    published = timm.models.get_pretrained_cfg(name)
+    assert published is not None
+    hub = published.hf_hub_id
+    url = hub_url(str(hub)) if hub else str(published.url)
+    reached = (not hub and _in_hub(url)) or answers(url)
+    try:
+        if not (hub or reached):
+            raise OSError(f"{host_of(url)} does not answer")
+        with only_cached(enabled=not reached):
+            return _at_size(make, shape, usual_px, options)
+    except (OSError, RuntimeError) as error:
+        why = type(error).__name__ if reached else f"{host_of(url)} does not answer"
+        raise FileNotFoundError(
+            f"the weights of timm:{name} are not in the cache and could not be fetched ({why}): connect to the"
+            f" network once, or fetch them elsewhere from {url} and name the file in `weights` (--teacher.weights)"
+        ) from error
+
+
 def published_classes(name: str) -> int | None:
-    """Return how many classes the published weights in a name (NAME@WEIGHTS) know; None without any."""
+    """Return how many classes the published weights in a name know; None without any."""
+    if not has_published(name):
+        return None
     library, _, rest = name.partition(":")
     name, _, tag = rest.partition("@")
-    if not tag:
-        return None
     if library == "torchvision":
         check_torchvision(name, tag)
         import torchvision
@@ -157,7 +181,10 @@ def published_classes(name: str) -> int | None:
         import timm
     except ImportError:
         return None
-    published = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    try:
+        published = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag, as `from_timm` says
+        return None
     return published.num_classes if published is not None else None
 
 

@@ -121,6 +121,18 @@ def family_of(name: str) -> tuple[Family, tuple[str, ...]] | None:
     return None
 
 
+def has_published(name: str) -> bool:
+    """Tell whether a name asks for published weights: NAME@WEIGHTS, or timm's NAME.TAG."""
+    library, _, rest = name.partition(":")
+    return "@" in rest or (library == TIMM and "." in rest)
+
+
+def without_published(name: str) -> str:
+    """Return the name of the same network that asks for no weights."""
+    name = name.partition("@")[0]
+    return name.partition(".")[0] if name.startswith(f"{TIMM}:") else name
+
+
 def check_name(name: str, *, may_be_registered: bool = False) -> None:
     """Raise ValueError for a name that no network has; a plugin's, which `may_be_registered`, is left to the zoo."""
     library, colon, rest = name.partition(":")
@@ -138,7 +150,7 @@ def unknown(name: str, registered: tuple[str, ...] = ()) -> ValueError:
     close = difflib.get_close_matches(name, [*examples, *registered], 1, cutoff=0.7)
     others = [f"{lib}:{name}" for lib in (TORCHVISION, TIMM) if name in _names(lib)]
     hint = f"; did you mean {' or '.join(others or close)}?" if others or close else ""
-    known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[@pretrained]"])
+    known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[.TAG]"])
     return ValueError(
         f"network {name!r} is unknown: take a name like {known}, or name the Python file that registers it"
         f" (--plugin){hint}"
@@ -162,7 +174,9 @@ def check_timm(name: str, tag: str) -> None:
     if not names:
         raise ValueError(f"timm:{name} needs timm: pip install timm")
     if tag not in ("", "pretrained"):
-        raise ValueError(f"timm:{name}@{tag} cannot be read: write timm:{name} or timm:{name}@pretrained")
+        raise ValueError(
+            f"timm:{name}@{tag} cannot be read: write timm:{name}, timm:{name}@pretrained or timm:NAME.TAG"
+        )
     bare, dot, _ = name.partition(".")
     if bare not in names:
         close = ", ".join(difflib.get_close_matches(bare, names, cutoff=0.3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from fastanc.models.heads import last_linear
 from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
-from fastanc.models.names import FAMILIES, family_of, unknown
+from fastanc.models.names import FAMILIES, family_of, has_published, unknown, without_published
 from fastanc.models.nin import NiN
 from fastanc.models.probe import checked
 from fastanc.models.registered import (
@@ -55,7 +54,6 @@ __all__ = [
 _OTHER = 7919  # no network has so many classes
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
 _MAKERS: dict[str, Callable[[Shape, tuple[str, ...]], nn.Module]] = {
     "resnet": lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels),
     "resnet_v1": lambda s, g: PostActResNet(int(g[0]), s.num_classes, s.in_channels),
@@ -82,7 +80,7 @@ def describe_names() -> list[tuple[str, str]]:
             "any torchvision classifier, e.g. torchvision:resnet152@IMAGENET1K_V1",
         ),
         *((name, f"registered by {make}") for name, make in registered_names().items()),
-        ("timm:NAME[@pretrained]", "any timm classifier, e.g. timm:resnet50.a1_in1k@pretrained"),
+        ("timm:NAME[.TAG]", "any timm classifier, e.g. timm:resnet50.a1_in1k: a tag names weights"),
     ]
 
 
@@ -104,19 +102,19 @@ def build(
 ) -> Tapped:
     """Return the network `name` (see `describe_names`) with its normalisation and taps, which were checked.
 
-    `weights` is a file and `weights_key` a place in it (see `read_weights`). With `new_head` a head that was trained
-    for other classes is replaced by a fresh one. Mean and std come from the arguments, the file's metadata, what the
-    library publishes for the name if there are weights of whatever source, or the data set (`default_mean`,
-    `default_std`), in this order; without any they are 0.5 and 0.25.
+    `weights` is a file, taken in the place of published ones, and `weights_key` a place in it (see `read_weights`).
+    With `new_head` a head that was trained for other classes is replaced by a fresh one. Mean and std come from the
+    arguments, the file's metadata, what the library publishes for the name if there are weights of whatever source,
+    or the data set (`default_mean`, `default_std`), in this order; without any they are 0.5 and 0.25.
     Raises ValueError for an unknown name, weights that do not fit, and what `probe.checked` refuses,
     FileNotFoundError for weights that are neither here nor to be fetched.
     """
     shape = Shape(num_classes, in_channels, image_px)
     library, _, rest = name.partition(":")
     if library == "torchvision":
-        bare = from_torchvision(rest, shape, new_head=new_head)
+        bare = from_torchvision(rest, shape, new_head=new_head, load=weights is None)
     elif library == "timm":
-        bare = from_timm(rest, shape, new_head=new_head)
+        bare = from_timm(rest, shape, new_head=new_head, load=weights is None)
     else:
         bare = _own(name, shape)
     found = Weights({}, {}, "", ())
@@ -126,7 +124,8 @@ def build(
     state, metadata = found.state, found.metadata
     published: dict[str, Sequence[float] | None] = {"mean": None, "std": None}
     source = ""
-    if in_channels == 3 and (weights is not None or "@" in name or is_registered(name)) and bare.mean:
+    trained = weights is not None or has_published(name) or is_registered(name)
+    if in_channels == 3 and trained and bare.mean:
         published, source = {"mean": bare.mean, "std": bare.std}, bare.source or "the network's own"
     if weights is not None and (told := [key for key in ("mean", "std") if key in metadata]):
         published.update(read_fields(weights, metadata, told))
@@ -185,17 +184,14 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
     if "name" not in metadata:
         raise ValueError(f"weights file {os.fspath(path)} does not name its network: give the name beside it")
     said = read_fields(path, metadata, FIELDS)
-    name = re.sub(r"^((?:torchvision|timm):[^@]*)@.*", r"\1", said["name"])  # the file has the weights
-    tapped = build(
-        name,
+    return build(
+        said["name"],
         num_classes=said["num_classes"],
         in_channels=said["in_channels"],
         image_px=said["image_px"],
         weights=path,
         stages=stages,
     )
-    tapped.name = said["name"]
-    return tapped
 
 
 def is_registered(name: str) -> bool:
@@ -261,7 +257,7 @@ def own_classes(
     another file the shapes do: those of the parameters that would be others in a network for more classes.
     Raises ValueError for weights that do not fit the network, whatever its classes.
     """
-    if published := published_classes(name):
+    if weights is None and (published := published_classes(name)):
         return published
     if is_registered(name):
         made = make_registered(name, Shape(_OTHER, in_channels, image_px))
@@ -274,7 +270,10 @@ def own_classes(
     if "num_classes" in metadata:
         return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        built = build(name, num_classes=_OTHER, in_channels=in_channels, image_px=image_px).bare.state_dict()
+        untrained = build(
+            without_published(name), num_classes=_OTHER, in_channels=in_channels, image_px=image_px
+        )
+    built = untrained.bare.state_dict()
     state = read_weights(weights, weights_key, built).state
     check_fit(
         state, built, weights, [key for key, own in built.items() if all(d % _OTHER for d in own.shape)]

@@ -18,6 +18,7 @@ from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.classes import pick_classes, read_columns
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
+from fastanc.models.names import has_published, without_published
 from fastanc.models.probe import answers_of
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weight_files import weights_file
@@ -76,18 +77,16 @@ def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -
     teacher, weights, stages = config.teacher, config.teacher.weights, config.method.taps_teacher
     if given is not None:
         return build_network(teacher, config.data, images, 0, given, stages)
-    if weights is None and "@" not in teacher.name and not zoo.is_registered(teacher.name):
+    if weights is None and not (has_published(teacher.name) or zoo.is_registered(teacher.name)):
         raise ValueError(
             "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
         )
     if weights not in (None, "random") and not weights_file(weights).is_file():
         raise FileNotFoundError(f"teacher.weights: there is no file {weights}: train the teacher first")
+    if weights == "random":
+        teacher = replace(teacher, name=without_published(teacher.name), weights=None)
     own = zoo.own_classes(
-        teacher.name,
-        None if weights == "random" else weights,
-        images.channels,
-        config.data.image_px,
-        teacher.weights_key,
+        teacher.name, teacher.weights, images.channels, config.data.image_px, teacher.weights_key
     )
     if not (own or images.num_classes):
         advice = "name its weights, or take published ones (NAME@WEIGHTS)"
@@ -99,8 +98,7 @@ def _teacher_network(config: Config, images: DataSet, given: nn.Module | None) -
             f"data.name {images.name} has no labels and teacher.name {teacher.name} does not say how many classes"
             f" it knows: {advice}"
         )
-    without = replace(teacher, weights=None) if weights == "random" else teacher
-    return build_network(without, config.data, images, own or images.num_classes, None, stages)
+    return build_network(teacher, config.data, images, own or images.num_classes, None, stages)
 
 
 def build_network(
@@ -205,7 +203,7 @@ def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
     method = config.method
 
     def bare(network: NetworkConfig, stages: bool) -> Tapped:
-        named = replace(network, name=network.name.split("@")[0], weights=None)
+        named = replace(network, name=without_published(network.name), weights=None)
         return build_network(named, config.data, images, classes, None, stages)
 
     student = bare(config.student, method.taps_student)
