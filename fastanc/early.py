@@ -29,7 +29,7 @@ def check(groups: Mapping[str, Any]) -> None:
     ):
         raise FileNotFoundError(f"data.root: there is no folder {data.root} to look for {data.name} in")
     _named("student.name", networks.check_name, student.name, plugin)
-    _file("student.weights", student.weights)
+    _weights("student.weights", student.weights)
     if method is not None and method.needs_teacher:
         _named("teacher.name", networks.check_name, teacher.name, plugin)
         _teacher_files(teacher, may_be_registered=plugin)
@@ -49,7 +49,7 @@ def _teacher_files(teacher: Any, *, may_be_registered: bool) -> None:
             "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
         )
     if teacher.weights not in (None, "random") and teacher.recipe is None:
-        _file("teacher.weights", teacher.weights)
+        _weights("teacher.weights", teacher.weights)
 
 
 def _named(field: str, check_name: Any, name: str, may_be_registered: bool) -> None:
@@ -62,3 +62,8 @@ def _named(field: str, check_name: Any, name: str, may_be_registered: bool) -> N
 def _file(field: str, path: str | None) -> None:
     if path is not None and not os.path.isfile(path):
         raise FileNotFoundError(f"{field}: there is no file {path}: correct the path")
+
+
+def _weights(field: str, path: str | None) -> None:
+    # The folder of a finished run means the student in it.
+    _file(field, os.path.join(path, "student.safetensors") if path and os.path.isdir(path) else path)

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import fastanc
+from fastanc import early
 from fastanc.cli import main as command
 from fastanc.config import Config
 from fastanc.fields import Range, kinds
@@ -352,6 +353,7 @@ MISTAKES = [
     (["--data.name", "cifra10"], "did you mean cifar10"),
     (["--student.weights", "gone.pt"], "student.weights: there is no file gone.pt"),
     (["--teacher.weights", "gone.pt", "--teacher.recipe", "null"], "there is no file gone.pt"),
+    (["--student.weights", "."], "there is no file ./student.safetensors"),
     (["--student.name", "resnet21"], "6n+2"),
     (["--student.name", "resnet_18"], "resnet"),
     (["--student.name", "torchvision:resnet81"], "resnet18"),
@@ -377,6 +379,17 @@ def test_a_mistake_is_found_before_torch_is_imported(tmp_path: Path, words: list
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("fastanc: ")
     assert said in line
+
+
+def test_the_folder_of_a_finished_run_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "student.safetensors").touch()
+    teacher = ["--teacher.weights", str(tmp_path), "--teacher.recipe", "null"]
+    config = parse(["--recipe", "digits_anc", "--student.weights", str(tmp_path), *teacher])
+    groups = {name: getattr(config, name) for name in ("run", "data", "teacher", "student", "method")}
+    early.check(groups)
+    (tmp_path / "student.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"student\.weights: there is no file .*student\.safetensors"):
+        early.check(groups)
 
 
 def test_a_libraries_names_are_read_from_its_source_as_it_knows_them_itself() -> None:
