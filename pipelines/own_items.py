@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from fastanc.pipelines.missing_labels import is_missing
+
 MOST_BYTES = 2 << 30
 """Images of one square size are kept in memory up to so many bytes together."""
 _CHUNK = 64
@@ -32,8 +34,8 @@ class Items:
     """Reads a map-style data set of (image, label), or of images alone.
 
     An image is a PIL image of 8 bits, a uint8 tensor [C, H, W] or [H, W], or a uint8 array [H, W, C] or [H, W]. The
-    first item says whether the set is grey (C 1) or RGB (C 3), and whether it has labels. Every method raises
-    ValueError that names the item.
+    first item says whether the set is grey (C 1) or RGB (C 3), and whether it has labels: None, NaN and -1 are none.
+    Every method raises ValueError that names the item.
     """
 
     def __init__(self, name: str, dataset: Any) -> None:
@@ -90,6 +92,8 @@ class Items:
                 i, f"is a {type(item).__name__} of {len(item)}: give (image, label), or an image alone"
             )
         image, label = item
+        if is_missing(label):
+            return image, None
         try:
             return image, operator.index(label)
         except TypeError:

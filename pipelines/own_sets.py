@@ -11,6 +11,7 @@ import torch
 from fastanc.pipelines.arrays import ArraySet, channels_last
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import cores_per_process
+from fastanc.pipelines.missing_labels import is_missing
 from fastanc.pipelines.own_items import Items, look_at
 from fastanc.pipelines.torch_set import TorchSet
 
@@ -99,16 +100,33 @@ def _numpy(value: Any) -> np.ndarray:
 def _of_arrays(name: str, images: Any, labels: Any, classes: Sequence[str] | None) -> ArraySet:
     images = _numpy(images)
     images = channels_last(name, images[..., None] if images.ndim == 3 else images)
-    if labels is not None:
-        labels = _numpy(labels)
-        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"{name}: labels must be {len(images)} whole numbers, one an image, not {labels.dtype}"
-                f" {list(labels.shape)}"
-            )
+    numbers = None if labels is None else _whole_numbers(name, labels, len(images))
     return ArraySet(
-        name, images, labels, _classes(name, labels, classes), *default_statistics(images.shape[3])
+        name, images, numbers, _classes(name, numbers, classes), *default_statistics(images.shape[3])
     )
+
+
+def _whole_numbers(name: str, given: Any, count: int) -> np.ndarray | None:
+    """The labels of `count` images; None where none of them has one. ValueError for the first that lacks it."""
+    wanted = f"{name}: labels must be {count} whole numbers, one an image, not"
+    try:
+        labels = _numpy(given)
+    except ValueError:  # lists of several lengths
+        raise ValueError(f"{wanted} lists of several lengths") from None
+    whole = labels.dtype.kind in "iu"
+    if labels.shape == (count,):
+        missing = labels == -1 if whole else np.array([is_missing(label) for label in labels.tolist()], bool)
+        if count and missing.all():
+            return None
+        if missing.any():
+            i = int(missing.argmax())
+            raise ValueError(
+                f"item {i} of {name} has the label {labels[i]}, which is none ({missing.sum()} of {count} are): give"
+                " all items labels or none, or leave these out"
+            )
+    if not whole or labels.shape != (count,):
+        raise ValueError(f"{wanted} {labels.dtype} {list(labels.shape)}")
+    return labels
 
 
 def _attribute(dataset: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from fastanc.pipelines.index.build import build_index, summary
 from fastanc.pipelines.index.labels import read_labels, read_synsets
 from support.images import jpeg, put
+from support.tars import write_tar
 
 NAMES = ["1.jpg", "2.jpg", "3.jpg", "my cat 4.jpg"]
 CLASSES = ["golden retriever", "golden eagle", "gas pump", "gas mask"]
@@ -156,7 +157,62 @@ def test_another_delimiter_is_refused_and_not_a_class(tmp_path: Path, mark: str)
         read(tmp_path, "".join(f"{name}{mark}cat\n" for name in NAMES[:3]), NAMES[:3])
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "null", "N/A"])
+PANDAS = [
+    "",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "-1.#IND",
+    "-1.#QNAN",
+    "-NaN",
+    "-nan",
+    "1.#IND",
+    "1.#QNAN",
+    "<NA>",
+    "N/A",
+]
+PANDAS += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+"""What pandas' documentation lists as `na_values`."""
+
+
+@pytest.mark.parametrize("word", [*PANDAS, "none", "NONE", "NaT", "-1", "-1.0"])
 def test_a_missing_class_is_no_class(tmp_path: Path, word: str) -> None:
-    with pytest.raises(ValueError, match=r"line 2 has no class for 2\.jpg"):
-        read(tmp_path, f"1.jpg,cat\n2.jpg,{word}\n3.jpg,dog\n", NAMES[:3])
+    for one, three in (("cat", "dog"), ("0", "1")):
+        for head, line in (("", 2), ("Path,Label\n", 3)):
+            with pytest.raises(
+                ValueError, match=rf"labels\.csv, line {line} has no class for 2\.jpg .*fill it in"
+            ):
+                read(tmp_path, f"{head}1.jpg,{one}\n2.jpg,{word}\n3.jpg,{three}\n", NAMES[:3])
+        if word and "N/A N" not in word:
+            with pytest.raises(ValueError, match=r"line 2 has no class for 2\.jpg"):
+                read(tmp_path, f"1.jpg {one}\n2.jpg {word}\n3.jpg {three}\n", NAMES[:3])
+            with pytest.raises(ValueError, match=r"line 2 has no class \(it says .*, 1 of 3 lines"):
+                read(tmp_path, f"{one}\n{word}\n{three}\n", NAMES[:3])
+    with pytest.raises(ValueError, match="has no class in any line: give no file of labels"):
+        read(tmp_path, "".join(f"{name},{word}\n" for name in NAMES[:3]), NAMES[:3])
+
+
+def test_a_class_number_below_zero_is_refused(tmp_path: Path) -> None:
+    source = put(tmp_path / "flat", {name: jpeg(k) for k, name in enumerate(NAMES)})
+    (tmp_path / "l.csv").write_text("1,0\n2,-2\n3,1\nmy cat 4,1\n")
+    with pytest.raises(ValueError, match="has the label -2: class numbers begin at 0"):
+        build_index(source, labels=tmp_path / "l.csv", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_a_shards_missing_label_is_no_class(tmp_path: Path, kind: str) -> None:
+    """One of two is left out with its reason; where all are missing, the set is unlabelled."""
+    words = ["None", "-1", "nan"] if kind == "cls" else ["null", "-1", "NaN", '"None"']
+
+    def shard(name: str, labels: list[str]) -> Path:
+        members = {}
+        for k, label in enumerate(labels):
+            text = label if kind == "cls" else f'{{"label": {label}}}'
+            members |= {f"{k}.jpg": jpeg(k), f"{k}.{kind}": text.encode()}
+        return write_tar(tmp_path / name, members)
+
+    for k, word in enumerate(words):
+        part = build_index(shard(f"part{k}.tar", ["0", word, "1"]), progress=False)
+        assert (part.classes, part.names(), part.rejected) == (["0", "1"], ["0.jpg", "2.jpg"], 1)
+        none = build_index(shard(f"none{k}.tar", [word, word]), progress=False)
+        assert (none.labels, len(none), none.rejected) == (None, 2, 0)

@@ -324,11 +324,32 @@ def test_arrays_that_do_not_fit_are_refused_in_words() -> None:
         own((images, labels / 2))
     with pytest.raises(ValueError, match="mine: labels must be 4 whole numbers"):
         own((images, labels[:3]))
-    with pytest.raises(ValueError, match="item 2 of mine has the label -1"):
-        own((images, np.array([0, 1, -1, 1])))
     for wrong in ("folder", {"image": images}, (images, labels, labels), 7, iter([images])):
         with pytest.raises(ValueError, match="mine is a .*: give a DataSet, a torch data set, uint8 images"):
             own(wrong)
+
+
+@pytest.mark.parametrize("none", [None, -1, float("nan"), np.float32("nan"), np.int64(-1)])
+def test_a_missing_label_is_no_class(none: Any) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    for labels in ([0, 1, none, 1], [1, 0, none, none]):
+        for given in (labels, np.array(labels)):
+            with pytest.raises(ValueError, match="item 2 of mine has the label .*, which is none"):
+                own((images, given))
+        with pytest.raises(ValueError, match="item 2 of mine has no label but the first has one"):
+            own(Listed(list(zip(images, labels))))
+    for value in (
+        (images, [none] * 4),
+        (images, np.array([none] * 4)),
+        Listed(list(zip(images, [none] * 4))),
+    ):
+        data = own(value)
+        assert (data.labels, data.classes, data.num_images) == (None, [], 4)
+
+
+def test_labels_of_several_lengths_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="mine: labels must be 2 whole numbers, one an image, not lists"):
+        own((np.zeros((2, 8, 8, 3), np.uint8), [[0], [1, 2]]))
 
 
 def test_classes_and_statistics_are_the_data_sets_own() -> None:

@@ -47,7 +47,9 @@ def _whole_numbers(
         )
     names = list(classes) if classes else [str(k) for k in range(high + 1)]
     first = int(not classes and len(set(labels)) == high and low == 1)
-    if low < 0 or high >= len(names):
+    if low < 0:
+        raise ValueError(f"{source} has the label {low}: class numbers begin at 0, number the classes anew")
+    if high >= len(names):
         raise ValueError(f"{source} has labels from {low} to {high}, not of {len(names)} classes")
     return np.array(labels, np.int64) - first, names[first:]
 

@@ -25,9 +25,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fastanc.pipelines.missing_labels import is_missing
+
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_FLOAT = re.compile(r"([0-9]{1,15})\.0+")  # how pandas writes whole numbers of a column with gaps
+_INTEGER = re.compile(r"-?[0-9]{1,18}")  # negative ones are refused where classes are numbered
+_FLOAT = re.compile(r"(-?[0-9]{1,15})\.0+")  # how pandas writes whole numbers of a column with gaps
 _NAME_WORDS = (
     "image file filename file_name path filepath file_path image_path imagepath image_name imagename image_file"
     " image_id imageid img img_name img_path img_id id fname name key photo picture"
@@ -67,9 +70,23 @@ def read_labels(
         table = _table(path, lines)
         rows = _columns(path, table) if table else _by_blanks(path, lines, names)
     if any(len(row.cells) == 1 for row in rows):
+        _check_filled(path, [(k, line.strip(), "") for k, line in lines])
         return _numbers(_in_order(path, [" ".join(line.split()) for _, line in lines], names, synsets)), []
     found, remarks = _by_name(path, rows, names)
     return _numbers(found), remarks
+
+
+def _check_filled(path: Path, labels: Sequence[tuple[int, str, str]]) -> None:
+    """Raise ValueError for the first (line, label, of what) that has no class."""
+    empty = [row for row in labels if is_missing(row[1])]
+    if empty and len(empty) == len(labels):
+        raise ValueError(f"{path} has no class in any line: give no file of labels for unlabelled images")
+    for line, label, image in empty[:1]:
+        said = f"it says {label}, " if label else ""
+        raise ValueError(
+            f"{path}, line {line} has no class{image} ({said}{len(empty)} of {len(labels)} lines have none): fill it"
+            " in, or remove the line and the image"
+        )
 
 
 def _text(path: Path) -> str:
@@ -191,10 +208,6 @@ def _in_order(path: Path, labels: list[str], names: Sequence[str], synsets: Path
     return [wordnet[int(label)] for label in labels]
 
 
-_NO_LABEL = frozenset({"nan", "null", "<na>", "n/a"})
-"""What tables write where there is no class."""
-
-
 def _plain(name: str) -> str:
     """A path as it is compared: forward slashes, no leading `./`."""
     return name.replace("\\", "/").removeprefix("./")
@@ -216,10 +229,9 @@ def _one(key: str, name: str) -> bool:
 def _by_name(path: Path, rows: list[_Row], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The label of every name, and what is to be said of the others."""
     suffixes = {os.path.splitext(name)[1].lower() for name in names}
+    _check_filled(path, [(line, label, f" for {name}") for line, (name, label) in rows])
     labels, lines = dict[str, str](), dict[str, int]()
     for line, (name, label) in rows:
-        if not label or label.lower() in _NO_LABEL:
-            raise ValueError(f"{path}, line {line} has no class for {name}: fill it in, or remove the line")
         if labels.setdefault(_plain(name), label) != label:
             raise ValueError(
                 f"{path} calls {name} {labels[_plain(name)]!r} in line {lines[_plain(name)]} and {label!r} in line"
@@ -256,7 +268,7 @@ def _by_name(path: Path, rows: list[_Row], names: Sequence[str]) -> tuple[list[s
 def _numbers(labels: list[str]) -> list[str | int]:
     """Labels as class numbers where all of them are."""
     whole = [_FLOAT.sub(r"\1", label) for label in labels]
-    if all(_NUMBER.fullmatch(label) for label in whole):
+    if all(_INTEGER.fullmatch(label) for label in whole):
         return [int(label) for label in whole]
     return list(labels)
 

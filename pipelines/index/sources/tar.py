@@ -21,6 +21,7 @@ from fastanc.pipelines.index.sources.listing import (
     order_key,
     rubbish_in,
 )
+from fastanc.pipelines.missing_labels import is_missing
 from fastanc.pipelines.tar_file import Member, walk_nested
 
 _LABEL_SUFFIXES = (".cls", ".json")
@@ -106,7 +107,7 @@ def _key(name: str) -> str:
 def _read_label(data: bytes, suffix: str, where: str) -> Label:
     if suffix == ".cls":
         text = data.decode("utf-8-sig", "replace").strip()
-        return int(text) if _NUMBER.fullmatch(text) else text
+        return None if is_missing(text) else int(text) if _NUMBER.fullmatch(text) else text
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
@@ -114,7 +115,9 @@ def _read_label(data: bytes, suffix: str, where: str) -> Label:
     label = (
         next((record[k] for k in ("label", "cls") if k in record), None) if isinstance(record, dict) else None
     )
-    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+    if is_missing(label):
+        return None
+    if isinstance(label, bool) or not isinstance(label, (int, str)):
         raise ValueError(f"{where}: the label {label!r} is neither a number nor a name")
     return label
 
@@ -131,7 +134,7 @@ def _by_key(
         key = (image.file, _key(image.name))
         name = f"{Path(shards[image.file]).stem}/{image.name}" if len(shards) > 1 else image.name
         if key not in labels:
-            rejected.append((name, "no label: its key has neither .cls nor a .json with a label"))
+            rejected.append((name, "no label in a .cls or .json of its key"))
         elif seen.setdefault(key, image.name) != image.name:
             rejected.append((name, f"a second image of the key of {seen[key]}"))
         else:
