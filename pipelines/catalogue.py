@@ -16,7 +16,15 @@ from fastanc.pipelines.index.build import Index, open_index
 from fastanc.pipelines.names import KNOWN, is_path, missing, unknown
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
-from fastanc.pipelines.splits import SPLITS, open_split, part_of, source_of, split_source
+from fastanc.pipelines.splits import (
+    SPLITS,
+    chosen_of,
+    open_split,
+    part_of,
+    source_of,
+    split_source,
+    unwrapped,
+)
 from fastanc.registry import is_same
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -227,9 +235,11 @@ def _open_path(name: str, folder: Path, split: str, alone: bool = False) -> tupl
     """A folder or tar; `alone` says that nothing is to be held out of it, the other split lies elsewhere."""
     if not folder.exists():
         raise missing(folder, list(_REGISTERED))
-    source, both = source_of(folder, split)
+    inner = unwrapped(folder)
+    source, both = source_of(inner, split)
     both = both and not alone
-    return _jpeg_set(name, open_split(folder, source, "train" if both else split)), both
+    said = chosen_of(folder, inner, source, both)
+    return _jpeg_set(name, open_split(inner, source, "train" if both else split, said)), both
 
 
 def _jpeg_set(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.index.build import Index, open_index
+from fastanc.pipelines.index.sources import IMAGE_SUFFIXES, SPLIT_NAMES, is_rubbish_folder
 from fastanc.pipelines.order import held_out
 
 SPLITS = ("train", "val")
-_NAMES = {"train": ["train"], "val": ["val", "valid", "validation"]}
 _VAL_LABELS = (  # label files of ILSVRC2012_img_val, as labels.py reads them
     "imagenet_2012_validation_synset_labels.txt",
     "LOC_val_solution.csv",
@@ -21,12 +23,50 @@ _VAL_LABELS = (  # label files of ILSVRC2012_img_val, as labels.py reads them
     "ILSVRC2012_validation_ground_truth.txt",
 )
 _SYNSETS = "synsets.tsv"
+_DEEPEST = 8  # folders in each other, of which one may be a link to itself
+_SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 
 
 def split_source(folder: Path, split: str) -> Path | None:
-    """Return a split's folder or tar inside `folder`; None where it has none."""
-    names = _NAMES[split] + [f"{name}.tar" for name in _NAMES[split]] + [f"ILSVRC2012_img_{split}.tar"]
-    return next((folder / name for name in names if (folder / name).exists()), None)
+    """Return a split's folder or tar inside `folder`, in whatever case its name is written; None where it has none.
+
+    Raises ValueError where two names differ in their case alone.
+    """
+    names = SPLIT_NAMES[split]
+    wanted = [*names, *(f"{name}.tar" for name in names), f"ilsvrc2012_img_{split}.tar"]
+    there: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        if name.lower() in wanted and (folder / name).exists():
+            there.setdefault(name.lower(), []).append(name)
+    found = next((there[name] for name in wanted if name in there), [])
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(found)}: keep one of them, or call them otherwise")
+    return folder / found[0] if found else None
+
+
+def unwrapped(folder: Path) -> Path:
+    """Return the folder inside of `folder` that holds the splits or class folders, where it holds nothing else.
+
+    As archives are unpacked: NAME/NAME/CLASS/FILE. `folder` itself where its one folder is a class or a split.
+    """
+    inner = folder
+    for _ in range(_DEEPEST):
+        names = _folders(inner)
+        if len(names) != 1 or names[0].lower() in _SPLIT_WORDS:
+            break
+        inner = inner / names[0]
+    return inner if _folders(inner) or split_source(inner, "train") else folder
+
+
+def _folders(folder: Path) -> list[str]:
+    """The folders of one that holds no images and no tars beside them; none of any other."""
+    if not folder.is_dir():
+        return []
+    entries = [e for e in os.scandir(folder) if not (e.is_dir() and is_rubbish_folder(e.name))]
+    data = (
+        os.path.splitext(e.name)[1].lower() in {*IMAGE_SUFFIXES, ".tar"} for e in entries if not e.is_dir()
+    )
+    return [] if any(data) else [e.name for e in entries if e.is_dir()]
 
 
 def source_of(folder: Path, split: str) -> tuple[Path, bool]:
@@ -58,10 +98,20 @@ def part_of(data: DataSet, split: str, val_share: float) -> DataSet:
     return data.subset(held if split == "val" else np.setdiff1d(np.arange(n), held))
 
 
-def open_split(folder: Path, source: Path, split: str) -> Index:
+def chosen_of(given: Path, folder: Path, source: Path, both: bool) -> list[str]:
+    """What is to be said of where a set's images were found: in `source`, of `folder`, inside of the `given` one."""
+    said = [] if folder == given else [f"read from {folder}, the only folder in {given}"]
+    test = split_source(folder, "test") if both and source != folder else None
+    return said + (
+        [] if test is None else [f"{test} is not used, validation images are held out of {source.name}"]
+    )
+
+
+def open_split(folder: Path, source: Path, split: str, said: Sequence[str] = ()) -> Index:
     """Return the index of a split's source, built at first use; `folder` is where its other files lie.
 
-    Raises ValueError where a val split has no labels but its train split has.
+    `said` is added to what the index says of its set. Raises ValueError where a val split has no labels but its train
+    split has.
     """
     labels = _val_labels(folder, source) if split == "val" else None
     synsets = folder / _SYNSETS if (folder / _SYNSETS).exists() else None
@@ -72,13 +122,13 @@ def open_split(folder: Path, source: Path, split: str) -> Index:
             f"{source} has no labels but {train} has: put one of {', '.join(_VAL_LABELS)} beside it, or run"
             f" `fastanc index --refresh {source} --labels FILE`"
         )
-    return index
+    return replace(index, origin=replace(index.origin, remarks=[*said, *index.remarks])) if said else index
 
 
 def _val_labels(folder: Path, source: Path) -> Path | None:
     """Return the label file of a val set without class folders, if there is one."""
     if source.is_dir():
-        flat = not any(entry.is_dir() for entry in os.scandir(source))
+        flat = not any(e.is_dir() and not is_rubbish_folder(e.name) for e in os.scandir(source))
     else:
         flat = source.name == "ILSVRC2012_img_val.tar"
     return next((folder / name for name in _VAL_LABELS if (folder / name).exists()), None) if flat else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,8 @@ from support.tars import tar_of_tars, write_tar
 FILES = {f"{c}/{k}.jpg": jpeg(10 * j + k, (40, 30)) for j, c in enumerate("ab") for k in range(4)}
 RUBBISH = {
     "__MACOSX/a/._1.jpg": b"\0\5\x16\7 Mac OS X",
+    "_MACOSX/a/1.jpg": jpeg(58),
+    "@eaDir/1.jpg": jpeg(59),
     "a/._1.jpg": b"\0\5\x16\7 Mac OS X",
     "a/.ipynb_checkpoints/1-checkpoint.jpg": jpeg(50),
     ".git/objects/x.jpg": jpeg(51),
@@ -61,7 +64,7 @@ def test_other_programs_folders_are_no_classes_and_are_said(tmp_path: Path, kind
     assert (index.fingerprint, index.classes, index.rejected) == (clean.fingerprint, ["a", "b"], 0)
     said = summary(index)
     for name in ("__MACOSX", "$RECYCLE.BIN", "lost+found", "._*", ".git"):
-        assert name in said or "and 2 more" in said or "and 1 more" in said
+        assert name in said or re.search(r"and \d more", said)
     assert "passed over: " in said
     assert "passed over" not in summary(clean)
 

@@ -15,13 +15,13 @@ from fastanc.pipelines import catalogue
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import describe_names, open_dataset, register_dataset
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.index.build import open_index
+from fastanc.pipelines.index.build import build_index, open_index
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Picks, held_out, share_of
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.torch_set import TorchSet
 from fastanc.pipelines.views import CentreCrop
-from support.images import class_folders, flat_folder
+from support.images import class_folders, flat_folder, jpeg, put
 from support.tars import tar_of_tree
 
 
@@ -99,6 +99,110 @@ def test_a_val_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     class_folders(root / "valid", a=3, b=1)
     train, val = (open_dataset(str(root), split) for split in ("train", "val"))
     assert (counts(train), counts(val)) == ([9, 9], [3, 1])
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Train", "Val"),
+        ("TRAIN", "VAL"),
+        ("Training", "validation"),
+        ("train", "Valid"),
+        ("tRaIn", "VALIDATION"),
+    ],
+)
+def test_splits_are_known_in_any_case(tmp_path: Path, train: str, val: str) -> None:
+    class_folders(tmp_path / "set" / train, a=9, b=9)
+    class_folders(tmp_path / "set" / val, a=3, b=1)
+    sets = [open_dataset(str(tmp_path / "set"), split) for split in ("train", "val")]
+    assert [counts(data) for data in sets] == [[9, 9], [3, 1]]
+    assert [data.index.source.name for data in sets if isinstance(data, JpegSet)] == [train, val]
+    (tmp_path / "tars").mkdir()
+    for split in (train, val):
+        tar_of_tree(tmp_path / "set" / split, tmp_path / "tars" / f"{split}.Tar")
+    assert [counts(open_dataset(str(tmp_path / "tars"), split)) for split in ("train", "val")] == [
+        [9, 9],
+        [3, 1],
+    ]
+
+
+def test_two_names_of_one_split_and_splits_of_a_tar_are_refused(tmp_path: Path) -> None:
+    for name in ("Train", "train", "VAL"):
+        class_folders(tmp_path / "set" / name, a=2, b=2)
+    with pytest.raises(ValueError, match="set holds Train and train: keep one of them"):
+        open_dataset(str(tmp_path / "set"), "train")
+    tar_of_tree(tmp_path / "set", tmp_path / "all.tar")
+    with pytest.raises(ValueError, match=r"all\.tar holds the splits Train, VAL, train: unpack it"):
+        open_dataset(str(tmp_path / "all.tar"), "train")
+    flat = put(
+        tmp_path / "flat", {f"{split}/{k}.jpg": jpeg(k) for split in ("Train", "Test") for k in range(2)}
+    )
+    with pytest.raises(ValueError, match="flat holds the splits Test, Train: give or index each"):
+        build_index(flat, progress=False)
+
+
+def test_a_test_folder_is_no_class_and_no_val_split_and_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set" / "Training", a=20, b=20)
+    class_folders(tmp_path / "set" / "Testing", a=3, b=3)
+    train = open_dataset(str(tmp_path / "set"), "train")
+    assert counts(train) == [19, 19]
+    assert isinstance(train, JpegSet)
+    assert [said for said in train.remarks if "Testing is not used" in said] == train.remarks
+    class_folders(tmp_path / "set" / "Val", a=3, b=3)
+    train = open_dataset(str(tmp_path / "set"), "train")
+    assert isinstance(train, JpegSet)
+    assert (counts(train), train.remarks) == ([20, 20], [])
+
+
+@pytest.mark.parametrize("wrapper", ["photos", "photos/photos", "a/b/c"])
+@pytest.mark.parametrize("inside", ["classes", "splits", "tars"])
+def test_a_folder_in_which_all_lies_is_opened_and_said(tmp_path: Path, wrapper: str, inside: str) -> None:
+    inner = tmp_path / "set" / wrapper
+    if inside == "classes":
+        class_folders(inner, a=20, b=20)
+    else:
+        class_folders((inner if inside == "splits" else tmp_path) / "train", a=19, b=19)
+        class_folders((inner if inside == "splits" else tmp_path) / "val", a=1, b=1)
+    if inside == "tars":
+        inner.mkdir(parents=True)
+        for split in ("train", "val"):
+            tar_of_tree(tmp_path / split, inner / f"{split}.tar")
+    put(tmp_path / "set", {"README.txt": b"words", "__MACOSX/photos/._a": b"x", ".git/a/x.jpg": jpeg()})
+    train, val = (open_dataset(str(tmp_path / "set"), split) for split in ("train", "val"))
+    assert (train.name, train.classes, counts(train), counts(val)) == ("set", ["a", "b"], [19, 19], [1, 1])
+    assert isinstance(train, JpegSet)
+    assert f"read from {inner}, the only folder in {tmp_path / 'set'}" in train.remarks
+
+
+def test_one_folder_of_images_is_one_class_and_never_looked_into(tmp_path: Path) -> None:
+    for name in ("set/photos", "deep/photos/images"):
+        flat_folder(tmp_path / name, 20)
+        assert open_dataset(str(tmp_path / name.partition("/")[0]), "train").classes == ["photos"]
+    (tmp_path / "loop").mkdir()
+    (tmp_path / "loop" / "again").symlink_to(".")
+    with pytest.raises(ValueError, match="holds no images"):
+        open_dataset(str(tmp_path / "loop"), "train")
+
+
+def test_class_folders_one_level_too_deep_are_refused_by_the_inner_folders_name(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set" / "train" / "photos", a=2, b=2)
+    with pytest.raises(ValueError, match=r"train holds one folder, photos, .*: give .*set/train/photos"):
+        open_dataset(str(tmp_path / "set"), "train")
+    tree = class_folders(tmp_path / "beside" / "photos", a=2, b=2).parent
+    put(tree, {"preview.jpg": jpeg()})
+    with pytest.raises(ValueError, match=r"beside holds one folder, photos, .*: give .*beside/photos"):
+        open_dataset(str(tree), "train")
+    (tmp_path / "labels.csv").write_text("a/0,x\na/1,y\nb/0,x\nb/1,y\npreview,y\n")
+    assert build_index(tree, labels=tmp_path / "labels.csv", progress=False).classes == ["x", "y"]
+
+
+def test_a_val_folder_with_other_programs_folders_is_still_flat(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set" / "train", a=3, b=3)
+    flat_folder(tmp_path / "set" / "val", 2)
+    put(tmp_path / "set", {"val/.ipynb_checkpoints/x.jpg": jpeg(), "val.txt": b"000.jpg b\n001.jpg a\n"})
+    val = open_dataset(str(tmp_path / "set"), "val")
+    assert val.labels is not None
+    assert val.labels.tolist() == [1, 0]
 
 
 def test_a_known_set_is_never_parted(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from fastanc.pipelines.index.class_numbers import empty_classes, few_of, number_
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.origin import Origin
-from fastanc.pipelines.index.sources import Candidate, Label, Listing, list_source
+from fastanc.pipelines.index.sources import Candidate, Label, Listing, check_class_folders, list_source
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import cache_dir
@@ -118,6 +118,8 @@ def build_index(
     listing = list_source(source)
     texts, remarks = _label_texts(listing, labels, synsets)
     folders = listing.classes if labels is None else None
+    if labels is None:
+        check_class_folders(source, listing)
     numbers, classes = number_labels(texts, classes or folders, source)
     origin = Origin(
         stamp=listing.stamp,

@@ -16,6 +16,7 @@ from pathlib import Path
 from fastanc.pipelines.index.sources.kinds import no_images, other_kind
 from fastanc.pipelines.index.sources.listing import (
     IMAGE_SUFFIXES,
+    SPLIT_NAMES,
     Candidate,
     Fact,
     Label,
@@ -27,9 +28,22 @@ from fastanc.pipelines.index.sources.listing import (
 from fastanc.pipelines.index.sources.tar import list_tars, tar_facts
 from fastanc.pipelines.index.sources.tree import list_tree, tree_facts
 
-__all__ = ["Candidate", "Fact", "Label", "Listing", "facts_of", "list_source", "order_key", "stamp_of"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SPLIT_NAMES",
+    "Candidate",
+    "Fact",
+    "Label",
+    "Listing",
+    "check_class_folders",
+    "facts_of",
+    "is_rubbish_folder",
+    "list_source",
+    "order_key",
+    "stamp_of",
+]
 
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+_SPLITS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 
 
 def list_source(source: Path) -> Listing:
@@ -51,9 +65,27 @@ def list_source(source: Path) -> Listing:
             else ValueError(f"{source} holds no images: give a folder or an uncompressed tar of JPEG files")
         )
     tops = {candidate.name.partition("/")[0] for candidate in listing.candidates}
-    if tops <= _SPLITS and any(candidate.name.count("/") > 1 for candidate in listing.candidates):
-        raise ValueError(f"{source} holds the splits {', '.join(sorted(tops))}: index each of them by itself")
+    nested = any(candidate.name.count("/") > 1 for candidate in listing.candidates)
+    if {top.lower() for top in tops} <= _SPLITS and (nested or len(tops) > 1):
+        what = (
+            "give or index each of them by itself"
+            if listing.files is None
+            else "unpack it, and give the folder"
+        )
+        raise ValueError(f"{source} holds the splits {', '.join(sorted(tops))}: {what}")
     return listing
+
+
+def check_class_folders(source: Path, listing: Listing) -> None:
+    """Raise ValueError where the class folders all lie in one folder, which would be taken for the only class."""
+    first = listing.candidates[0] if listing.candidates else None
+    if first is None or first.label is None or first.label != first.name.partition("/")[0]:
+        return  # the labels are no folders
+    folders = {os.path.dirname(candidate.name) for candidate in listing.candidates}
+    shared = os.path.commonpath(folders)
+    if shared and shared not in folders:
+        inner = "unpack it, and give that folder" if listing.files is not None else f"give {source / shared}"
+        raise ValueError(f"{source} holds one folder, {shared}, and the class folders lie in it: {inner}")
 
 
 def facts_of(source: Path) -> tuple[list[Fact], list[str] | None]:

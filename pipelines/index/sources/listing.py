@@ -15,9 +15,17 @@ IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 _ARCHIVES = "tar tgz gz bz2 xz zst zip 7z rar parquet arrow"
 ARCHIVE_SUFFIXES = frozenset(f".{kind}" for kind in _ARCHIVES.split())
 """Files that may hold images which nobody would miss silently: they are passed over, and said."""
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the folder of a split may be called, in lower case; the first is the usual name."""
 _RUBBISH = frozenset(
     {
         "__macosx",
+        "_macosx",
+        "__macosx__",
         "lost+found",
         "$recycle.bin",
         "system volume information",
@@ -25,6 +33,7 @@ _RUBBISH = frozenset(
         "#recycle",
         "#snapshot",
         "@recycle",
+        "@tmp",
         "@recently-snapshot",
         "__pycache__",
     }
