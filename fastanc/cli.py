@@ -83,16 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("source", type=Path)
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
-    index.add_argument("--workers", type=int, help="processes; all cores by default")
+    index.add_argument("--workers", type=int, help="processes, 1 to 1024; all cores by default")
     index.add_argument("--labels", type=Path, help="file of labels for a flat folder or tar")
     index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
     pack = _job(jobs, "pack", _pack, "shrink a set into one plain tar")
     pack.add_argument("source", type=Path)
     pack.add_argument("out", type=Path)
-    pack.add_argument("--short_side", type=int, default=256, help="pixels (256)")
-    pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller (90)")
-    pack.add_argument("--workers", type=int, help="processes; all cores by default")
+    pack.add_argument("--short_side", type=int, default=256, help="pixels, 1 to 16384 (256)")
+    pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller, 1 to 100 (90)")
+    pack.add_argument("--workers", type=int, help="processes, 1 to 1024; all cores by default")
 
     about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
     plan = _job(jobs, "plan", _plan, about, fields=True)
@@ -232,15 +232,15 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from fastanc.pipelines.index.build import build_index, index_path, summary
+    from fastanc.pipelines.index.build import build_index, index_path, summary, workers_of
 
-    out = index_path(options.source)
+    out, workers = index_path(options.source), workers_of(options.workers)
     if options.refresh:
         out.unlink(missing_ok=True)
     index = build_index(
         options.source,
         out=out,
-        workers=options.workers,
+        workers=workers,
         full=options.full,
         labels=options.labels,
         synsets=options.synsets,

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastanc.cli import main
 from fastanc.pipelines.index import pack as pack_module
 from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index.pack import Packed, pack
@@ -115,6 +117,81 @@ def test_refuses_an_existing_tar_and_a_changed_source(tmp_path: Path) -> None:
     (source / "c" / "1.jpg").write_bytes(jpeg(9, (90, 60)))
     with pytest.raises(ValueError, match=r"1\.jpg changed from .* since the set was indexed"):
         _pack(source, tmp_path / "q.tar")
+
+
+BELOW_AND_ABOVE = [
+    ({name: value}, name)
+    for name, values in {
+        "short_side": (0, -5, 2**14 + 1, 1.5, None),
+        "quality": (0, -1, 101, True),
+        "workers": (0, -1, 1025, 2.5),
+    }.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("options", "name"), BELOW_AND_ABOVE, ids=str)
+def test_a_number_out_of_range_writes_nothing(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    source = put(tmp_path / "set", {f"c/{k}.jpg": jpeg(k, (90, 60)) for k in range(3)})
+    with pytest.raises(ValueError, match=f"^{name} is .*: it takes a whole number, from 1 to "):
+        pack(source, tmp_path / "new" / "p.tar", progress=False, **options)
+    if name == "workers":
+        with pytest.raises(ValueError, match="^workers is .*: it takes a whole number, from 1 to 1024"):
+            build_index(source, progress=False, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"short_side": 1}, {"quality": 1}, {"quality": 100}, {"short_side": 2**14}]
+)
+def test_the_ends_of_the_ranges_pack(tmp_path: Path, options: dict[str, int]) -> None:
+    source = put(tmp_path / "set", {f"c/{k}.jpg": jpeg(k, (900, 600)) for k in range(3)})
+    packed = _pack(source, tmp_path / "p.tar", **options)
+    side = min(options.get("short_side", 256), 600)
+    assert packed.index.sizes.min(1).tolist() == [side] * 3
+
+
+@pytest.mark.parametrize(
+    "options", [["--short_side", "0"], ["--quality", "101"], ["--workers", "-1"]], ids=str
+)
+def test_the_command_says_it_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    source = put(tmp_path / "set", {"c/1.jpg": jpeg()})
+    assert main(["pack", str(source), str(tmp_path / "p.tar"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fastanc: {options[0][2:]} is {options[1]}: it takes")
+    assert said.count("\n") == 1
+    if options[0] == "--workers":
+        index_path(source).write_text("an older one")
+        assert main(["index", "--refresh", str(source), *options]) == 2
+        assert index_path(source).read_text() == "an older one"
+    assert not (tmp_path / "p.tar").exists()
+
+
+@pytest.mark.parametrize("kind", ["no image decodes", "a file changes", "no source", "no image"])
+def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    source, out = tmp_path / "set", tmp_path / "out"
+    out.mkdir()
+    if kind == "no image":
+        put(source, {"c/1.jpg": b"", "c/2.jpg": b""})
+    elif kind != "no source":
+        put(source, {f"c/{k}.jpg": jpeg(k, (90, 60)) for k in range(70)})
+        build_index(source, progress=False, workers=1)
+    if kind == "no image decodes":
+        monkeypatch.setattr(pack_module, "_smaller", lambda *_: 1 / 0)
+    if kind == "a file changes":
+        genuine = pack_module._smaller
+
+        def change(data: bytes, *sides: int) -> bytes:
+            (source / "c" / "69.jpg").write_bytes(b"other")
+            return genuine(data, *sides)
+
+        monkeypatch.setattr(pack_module, "_smaller", change)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        _pack(source, out / "p.tar", short_side=30)
+    assert list(out.iterdir()) == []
+    assert not list(tmp_path.glob("*.journal"))
 
 
 _PACK = """

@@ -34,6 +34,7 @@ from fastanc.pipelines.index.changes import digest_of, left_out, unchanged
 from fastanc.pipelines.index.class_numbers import empty_classes, few_of, number_labels
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
+from fastanc.pipelines.index.limits import MOST_WORKERS, whole_number
 from fastanc.pipelines.index.origin import Origin
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, check_class_folders, list_source
 from fastanc.pipelines.index.table import Index, make_index
@@ -47,6 +48,7 @@ __all__ = [
     "open_index",
     "rejected_path",
     "summary",
+    "workers_of",
     "write_rejected",
 ]
 
@@ -112,9 +114,8 @@ def build_index(
     `full` decodes every image; `labels` and `synsets` are files for a flat source (see `labels.py`);
     `classes` fixes the numbering; `keep` returns an index that another process finished in the meantime.
     """
-    source = Path(source)
+    source, workers = Path(source), workers_of(workers)
     out = Path(out) if out is not None else index_path(source)
-    make_folder(out.parent)
     listing = list_source(source)
     texts, remarks = _label_texts(listing, labels, synsets)
     folders = listing.classes if labels is None else None
@@ -130,6 +131,7 @@ def build_index(
         numbered=bool(texts) and isinstance(texts[0], int),
         remarks=[*_passed(listing), *remarks],
     )
+    make_folder(out.parent)
     stamp = f"{listing.stamp} full={full} chunk={_CHUNK} {','.join(Look._fields)}"
     journal = Journal(out.with_name(f"{out.name}.journal"), stamp)
     if keep and out.exists():
@@ -137,15 +139,23 @@ def build_index(
         return Index.load(out)
     sweep(out.parent, out.name)  # only who holds the journal writes there
     try:
-        looks = _look_at_all(listing, journal, workers or default_workers(), full, progress)
+        looks = _look_at_all(listing, journal, workers, full, progress)
         index, rejected = _assemble(source, listing, looks, numbers, classes, origin)
         write_rejected(rejected_path(out), rejected)
         index.save(out)
+    except ValueError:  # other files are wanted, which another journal would be of
+        journal.remove()
+        raise
     except BaseException:
         journal.close()
         raise
     journal.remove()
     return index
+
+
+def workers_of(given: int | None) -> int:
+    """Return the number of processes that is asked for, by default all cores; raises ValueError out of its range."""
+    return default_workers() if given is None else whole_number("workers", given, MOST_WORKERS)
 
 
 def _label_texts(

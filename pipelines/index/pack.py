@@ -22,11 +22,13 @@ from fastanc.pipelines.index.build import (
     index_path,
     open_index,
     rejected_path,
+    workers_of,
     write_rejected,
 )
 from fastanc.pipelines.index.image_check import read_range
+from fastanc.pipelines.index.limits import BEST_QUALITY, LARGEST_SIDE, whole_number
 from fastanc.pipelines.index.sources import order_key
-from fastanc.pipelines.index.workers import default_workers, in_order, locked
+from fastanc.pipelines.index.workers import in_order, locked
 from fastanc.pipelines.tar_file import BLOCK, END_MARK, member_bytes, walk
 
 _CHUNK = 32
@@ -79,39 +81,58 @@ def pack(
     Images whose shorter side is above `short_side` px are resized to it (Lanczos, EXIF not applied) and
     written as JPEG under the same name; the others keep their bytes. Labels become class folders, so that the
     tar says them itself. Killed at any moment, the next call goes on from `out`.part. Raises FileExistsError
-    where `out` exists, ValueError where a file changed since it was indexed.
+    where `out` exists, ValueError where a number is out of its range, a file changed since it was indexed, or no
+    image decodes; neither leaves anything behind.
     """
-    source, out, workers = Path(source), Path(out), workers or default_workers()
+    source, out, workers = Path(source), Path(out), workers_of(workers)
+    short_side = whole_number("short_side", short_side, LARGEST_SIDE)
+    quality = whole_number("quality", quality, BEST_QUALITY)
+    _check_free(out)
+    index = open_index(source)
+    names, rows = _members(index)
     make_folder(out.parent)
     with locked(out.with_name(f"{out.name}.lock")):
-        if out.exists():
-            raise FileExistsError(f"{out} exists: remove it first, or choose another name")
-        index = open_index(source)
-        names, rows = _members(index)
+        _check_free(out)
         part = out.with_name(f"{out.name}.part")
-        sweep(out.parent, _identity_path(part).name)
+        note = _identity_path(part)
+        sweep(out.parent, note.name)
         done = _resume(part, _identity(index, short_side, quality), names)
         shrink = partial(_shrink, short_side=short_side, quality=quality)
         tasks = _tasks(index, names, rows, done, short_side)
-        with (
-            tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar,
-            named(part),
-            open(part, "ab") as tar,
-        ):
-            for data, count in in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1):
-                tar.write(data)
-                tar.flush()
-                bar.update(count)
-            tar.write(END_MARK)
-        put(part, out)
-        _identity_path(part).unlink()
-    classes = class_folders(index) if index.labels is not None else None
-    packed = build_index(out, classes=classes, workers=workers, progress=progress)
+        members = in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1)
+        try:
+            with tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar:
+                _append(part, members, bar)
+            put(part, out)
+            classes = class_folders(index) if index.labels is not None else None
+            packed = build_index(out, classes=classes, workers=workers, progress=progress)
+        except ValueError:  # nothing to go on from: it takes another source
+            for path in (part, out, note):
+                path.unlink(missing_ok=True)
+            raise
+        note.unlink()
     lost = set(names).difference(packed.name(i) for i in range(len(packed)))
     if lost:
         write_rejected(rejected_path(index_path(out)), [(name, "does not decode") for name in sorted(lost)])
     shrunk = int((index.sizes.min(1) > short_side).sum()) - len(lost)
     return Packed(packed, int(index.lengths.sum()), out.stat().st_size, shrunk, len(lost))
+
+
+def _append(part: Path, members: Iterator[tuple[bytes, int]], bar: tqdm) -> None:
+    """Write the members of a tar that are still missing, and its end; ValueError where it would hold none."""
+    with named(part), open(part, "ab") as tar:
+        for data, count in members:
+            tar.write(data)
+            tar.flush()
+            bar.update(count)
+        if not tar.tell():
+            raise ValueError(f"{part.stem} would be empty, no image of the set decodes: get the set again")
+        tar.write(END_MARK)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} exists: remove it first, or choose another name")
 
 
 def class_folders(index: Index) -> list[str]:
