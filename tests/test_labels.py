@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ def test_tables_as_the_standard_librarys_csv_writes_them(
 )
 def test_classes_of_several_words_are_whole(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == CLASSES
+
+
+@pytest.mark.parametrize("case", [str, str.upper, str.title, str.capitalize])
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("path", "label"), ("filename", "class"), ("image-name", "class.label"), ("image id", "labelName")],
+)
+def test_headers_in_any_case(tmp_path: Path, case: Callable[[str], str], image: str, label: str) -> None:
+    """Among other columns, so that only their names tell; the class column stands first."""
+    text = f"fold,{case(label)},{case(image)}\n"
+    assert read(tmp_path, text + "".join(f"7,{c},{n}\n" for n, c in zip(NAMES, CLASSES))) == CLASSES
+    assert read(tmp_path, f"{case(label)}\n" + "".join(f"{c}\n" for c in CLASSES)) == CLASSES
 
 
 def test_class_numbers_are_numbers_where_all_are(tmp_path: Path) -> None:

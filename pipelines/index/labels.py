@@ -32,14 +32,15 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")  # negative ones are refused where classes are numbered
 _FLOAT = re.compile(r"(-?[0-9]{1,15})\.0+")  # how pandas writes whole numbers of a column with gaps
 _NAME_WORDS = (
-    "image file filename file_name path filepath file_path image_path imagepath image_name imagename image_file"
-    " image_id imageid img img_name img_path img_id id fname name key photo picture"
+    "image file filename path filepath imagepath imagename imagefile imagefilename imagefilepath imageid img imgname"
+    " imgpath imgfile imgid id fname name key photo picture images files filenames paths relativepath relpath"
 )
 _LABEL_WORDS = (
-    "label class target category class_name classname label_name labelname category_name class_id classid label_id"
-    " category_id labels classes species breed synset wnid y predictionstring"
+    "label class target category classname labelname categoryname classlabel classid labelid categoryid labels"
+    " classes targets categories species breed synset wnid groundtruth y predictionstring"
 )
 _NAMES, _LABELS = _NAME_WORDS.split(), _LABEL_WORDS.split()
+"""Headers as `_bare` leaves them; the surest first."""
 _DELIMITERS = "\t;,"
 
 
@@ -125,7 +126,7 @@ def _table(path: Path, lines: list[tuple[int, str]]) -> list[_Row]:
 
 def _columns(path: Path, rows: list[_Row]) -> list[_Row]:
     """Rows of (name, label): the columns that a header names, or the two that there are."""
-    head = ["_".join(cell.lower().split()) for cell in rows[0].cells]
+    head = [_bare(cell) for cell in rows[0].cells]
     name, label = (
         next((head.index(word) for word in words if word in head), None) for words in (_NAMES, _LABELS)
     )
@@ -143,6 +144,11 @@ def _columns(path: Path, rows: list[_Row]) -> list[_Row]:
             f" call them image and label (it has {', '.join(rows[0].cells)})"
         )
     return [_Row(row.line, [row.cells[name], row.cells[label]]) for row in rows]
+
+
+def _bare(header: str) -> str:
+    """A column's header as it is compared: `Image_ID`, `image id` and `ImageId` are one."""
+    return re.sub(r"[\W_]+", "", header.lower())
 
 
 def _by_blanks(path: Path, lines: list[tuple[int, str]], names: Sequence[str]) -> list[_Row]:
@@ -165,8 +171,7 @@ def _by_blanks(path: Path, lines: list[tuple[int, str]], names: Sequence[str]) -
     pairs = [row for row in rows if len(row.cells) == 2]
     if len(pairs) * 2 <= len(rows):
         return [row._replace(cells=[" ".join(row.cells)]) for row in rows]
-    head = "_".join(rows[0].cells[0].lower().split()) if len(rows[0].cells) == 1 else ""
-    odd = next((row for row in rows[bool(head) :] if len(row.cells) == 1), None)
+    odd = next((row for row in rows[len(rows[0].cells) == 1 :] if len(row.cells) == 1), None)
     if odd is not None:
         raise ValueError(f"{path}, line {odd.line} ({odd.cells[0]}) is not NAME CLASS: mend or remove it")
     return pairs
@@ -182,7 +187,7 @@ def _words(line: str) -> list[str]:
 
 def _in_order(path: Path, labels: list[str], names: Sequence[str], synsets: Path | None) -> list[str]:
     """The labels of a file that has one a line, without names."""
-    if len(labels) == len(names) + 1 and labels[0].lower() in _LABELS:
+    if len(labels) == len(names) + 1 and _bare(labels[0]) in _LABELS:
         labels = labels[1:]
     if len(labels) != len(names):
         raise ValueError(
