@@ -11,7 +11,7 @@ import numpy as np
 
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.index.build import Index, open_index
-from fastanc.pipelines.index.sources import IMAGE_SUFFIXES, SPLIT_NAMES, is_rubbish_folder
+from fastanc.pipelines.index.sources import IMAGE_SUFFIXES, SPLIT_NAMES, is_rubbish_folder, other_kind
 from fastanc.pipelines.order import held_out
 
 SPLITS = ("train", "val")
@@ -23,6 +23,9 @@ _VAL_LABELS = (  # label files of ILSVRC2012_img_val, as labels.py reads them
     "ILSVRC2012_validation_ground_truth.txt",
 )
 _SYNSETS = "synsets.tsv"
+_NOTES = frozenset(
+    {".txt", ".csv", ".tsv", ".json", ".sh", ".index"}
+)  # beside the images, not in their place
 _DEEPEST = 8  # folders in each other, of which one may be a link to itself
 _SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 
@@ -81,8 +84,19 @@ def source_of(folder: Path, split: str) -> tuple[Path, bool]:
     if split == "val":
         return val, False
     if train is None:
-        raise FileNotFoundError(f"{folder} has no train/ or train.tar: put one there")
+        other = _other_source(folder, "train")
+        raise FileNotFoundError(f"{folder} has no train/ or train.tar: {other or 'put one there'}")
     return train, False
+
+
+def _other_source(folder: Path, split: str) -> str:
+    """What a file is that is called as a split but cannot be read as one, such as train.zip, in words; or ""."""
+    files = (folder / name for name in sorted(os.listdir(folder)))
+    named = (
+        path for path in files if path.name.lower().split(".")[0] in SPLIT_NAMES[split] and path.is_file()
+    )
+    kinds = ((path, other_kind(path)) for path in named if path.suffix.lower() not in _NOTES)
+    return next((f"{path.name} is {kind[0]}, {kind[1]}" for path, kind in kinds if kind is not None), "")
 
 
 def part_of(data: DataSet, split: str, val_share: float) -> DataSet:
@@ -101,10 +115,11 @@ def part_of(data: DataSet, split: str, val_share: float) -> DataSet:
 def chosen_of(given: Path, folder: Path, source: Path, both: bool) -> list[str]:
     """What is to be said of where a set's images were found: in `source`, of `folder`, inside of the `given` one."""
     said = [] if folder == given else [f"read from {folder}, the only folder in {given}"]
-    test = split_source(folder, "test") if both and source != folder else None
-    return said + (
-        [] if test is None else [f"{test} is not used, validation images are held out of {source.name}"]
-    )
+    if both and source != folder:
+        test, other = split_source(folder, "test"), _other_source(folder, "val")
+        unused = [f"{test.name} is not used"] if test is not None else []
+        said += [f"{what}; validation images are held out of {source}" for what in [*unused, other] if what]
+    return said
 
 
 def open_split(folder: Path, source: Path, split: str, said: Sequence[str] = ()) -> Index:

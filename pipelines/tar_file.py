@@ -38,7 +38,7 @@ def _size(field: bytes | str | int, path: Path, position: int) -> int:
         size = -1
     if size < 0:
         raise ValueError(
-            f"{path} is not a readable tar: the size in the header at byte {position} is damaged"
+            f"{path} is not a readable tar: the size in the header at byte {position} is damaged: get it again"
         )
     return size
 
@@ -53,26 +53,32 @@ def _pax(data: bytes, path: Path) -> dict[str, str]:
     while data.strip(b"\0"):
         length, _, rest = data.partition(b" ")
         if not length.isdigit() or int(length) <= len(length) + 1:
-            raise ValueError(f"{path} is not a readable tar: it has a damaged extended header")
+            raise ValueError(f"{path} is not a readable tar: it has a damaged extended header: get it again")
         key, _, value = rest[: int(length) - len(length) - 1].rstrip(b"\n").partition(b"=")
         records[_text(key)] = _text(value)
         data = data[int(length) :]
     return records
 
 
-def _check_block(block: bytes, path: Path, position: int, start: int) -> None:
+def is_header(block: bytes) -> bool:
+    """Tell whether a block of 512 bytes is a member's header, by the sum of its bytes that it holds."""
     try:
-        good = _number(block[148:156]) == sum(block[:148]) + sum(block[156:]) + 8 * 0x20
+        return (
+            len(block) == BLOCK and _number(block[148:156]) == sum(block[:148]) + sum(block[156:]) + 8 * 0x20
+        )
     except ValueError:
-        good = False
-    if good:
+        return False
+
+
+def _check_block(block: bytes, path: Path, position: int, start: int) -> None:
+    if is_header(block):
         return
     for magic, kind in _COMPRESSED.items():
         if position == start and block.startswith(magic):
             raise ValueError(
                 f"{path} is compressed ({kind}): decompress it, images are read in place from a plain tar"
             )
-    raise ValueError(f"{path} is not a readable tar: there is no header at byte {position}")
+    raise ValueError(f"{path} is not a readable tar: there is no header at byte {position}: get it again")
 
 
 def walk(

@@ -20,7 +20,7 @@ from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.index.build import build_index, open_index, summary
 from fastanc.pipelines.index.sources import list_source
 from fastanc.pipelines.tar_file import walk_nested
-from support.images import class_folders, jpeg, put
+from support.images import class_folders, encoded, jpeg, picture, put
 from support.tars import tar_of_tars, write_tar
 
 FILES = {f"{c}/{k}.jpg": jpeg(10 * j + k, (40, 30)) for j, c in enumerate("ab") for k in range(4)}
@@ -123,6 +123,23 @@ FOREIGN = {
     "set.tgz": (gzip.compress(bytes(2000)), "compressed .gzip.: decompress it"),
     "one.jpg": (jpeg(), "one image: give the folder that it lies in"),
     "one.png": (b"\x89PNG\r\n\x1a\n" + bytes(600), "one image: give the folder"),
+    "torn.h5": (b"rubbish" * 200, "an HDF5 file: read it by a torch data set"),
+    "block.h5": (bytes(512) + b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file: read it"),  # MATLAB's 7.3
+    "set.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(600), "a MATLAB file: read it by a torch"),
+    "old.mat": (bytes(600), "a MATLAB file: read it by a torch data set"),  # MATLAB's 4
+    "torn.parquet": (b"rubbish" * 200, "a parquet file: read it by a torch data set"),
+    "torn.zip": (b"rubbish" * 200, "a zip archive: unpack it"),
+    "torn.tar.gz": (b"rubbish" * 200, "compressed .gzip.: decompress it"),
+    "images-idx3-ubyte": (b"\0\0\x08\x03" + bytes(600), "an IDX file: read it by"),
+    "weights.safetensors": (b"\x10" + bytes(600), "a file of weights: give a folder of images"),
+    "clip.mp4": (b"\0\0\0\x18ftypmp42" + bytes(600), "a video: give a folder of its frames"),
+    "sets.py": (b"import torch\n", "a Python file: name it by --plugin"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "the pointer that Git LFS leaves: run"),
+    "one.bmp": (encoded(picture(), "BMP"), "one image: give the folder"),
+    "one.gif": (b"GIF89a" + bytes(600), "one image: give the folder"),
+    "one.webp": (b"RIFFrubbish", "one image: give the folder"),
+    "torn.tar": (b"rubbish" * 200, "no tar .it does not begin with a header.: get it again"),
+    "short.tar": (b"rubbish", "no tar .it does not begin with a header.: get it again"),
     "labels.csv": (b"image,label\n1,a\n", "a text file: give the folder or tar of the images"),
     "empty.tar": (b"", "is empty: get it again"),
 }
@@ -139,6 +156,35 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(tmp_path: Path, name: s
     if not name.startswith("one") and not name.endswith(".tar"):  # a folder that holds nothing else
         with pytest.raises(ValueError, match=rf"holds no images, but .*{name} is .*{words}"):
             open_dataset(str(path.parent), "train")
+
+
+@pytest.mark.parametrize("data", [b"rub", b"rubbish" * 200, bytes(range(256)) * 8], ids=len)
+def test_a_file_of_no_known_kind_says_what_is_wanted(tmp_path: Path, data: bytes) -> None:
+    path = put(tmp_path, {"set/data.bin": data}) / "set" / "data.bin"
+    with pytest.raises(
+        ValueError, match=r"data\.bin is no tar and no other kind .*: give a folder of images or"
+    ):
+        open_dataset(str(path), "train")
+    with pytest.raises(ValueError, match="set holds no images: give a folder or an uncompressed tar"):
+        open_dataset(str(path.parent), "train")
+
+
+@pytest.mark.parametrize("deep", ["", "x_train_lmdb/", "data/en/2020/"])
+def test_a_database_is_named_rather_than_the_text_beside_it(tmp_path: Path, deep: str) -> None:
+    put(tmp_path / "set", {"README.md": b"words", "LICENSE": b"words", "a.json": b"{}"})
+    put(tmp_path / "set", {f"{deep}data.mdb": b"x" * 600, f"{deep}lock.mdb": b"x" * 600})
+    with pytest.raises(
+        ValueError, match=rf"set holds no images, but .*{deep}data\.mdb is an LMDB database: read"
+    ):
+        open_dataset(str(tmp_path / "set"), "train")
+
+
+def test_a_tar_with_a_damaged_first_header_is_a_tar(tmp_path: Path) -> None:
+    data = bytearray(write_tar(tmp_path / "set.bin", FILES).read_bytes())
+    data[0] ^= 1
+    (tmp_path / "set.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=r"set\.bin is not a readable tar: .* byte 0: get it again"):
+        open_dataset(str(tmp_path / "set.bin"), "train")
 
 
 def test_other_wrong_paths_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +208,9 @@ def test_other_wrong_paths_are_one_sentence(tmp_path: Path, monkeypatch: pytest.
         open_dataset(str(tmp_path / "bare"), "train")
     class_folders(tmp_path / "both" / "train", a=3, b=3)
     (tmp_path / "both" / "val").write_text("a file where a folder is wanted")
-    with pytest.raises(ValueError, match="both/val is not a readable tar|both/val ends at byte"):
+    with pytest.raises(
+        ValueError, match="both/val is no tar and no other kind of file that is known: give a folder"
+    ):
         open_dataset(str(tmp_path / "both"), "val")
 
 

@@ -147,11 +147,29 @@ def test_a_test_folder_is_no_class_and_no_val_split_and_is_said(tmp_path: Path) 
     train = open_dataset(str(tmp_path / "set"), "train")
     assert counts(train) == [19, 19]
     assert isinstance(train, JpegSet)
-    assert [said for said in train.remarks if "Testing is not used" in said] == train.remarks
+    assert train.remarks == [
+        f"Testing is not used; validation images are held out of {tmp_path / 'set' / 'Training'}"
+    ]
     class_folders(tmp_path / "set" / "Val", a=3, b=3)
     train = open_dataset(str(tmp_path / "set"), "train")
     assert isinstance(train, JpegSet)
     assert (counts(train), train.remarks) == ([20, 20], [])
+
+
+def test_a_split_in_an_archive_is_named(tmp_path: Path) -> None:
+    put(tmp_path, {"one/train.zip": b"PK\3\4" + bytes(600), "two/Val.tar.gz": b"\x1f\x8b" + bytes(600)})
+    class_folders(tmp_path / "one" / "val", a=3, b=3)
+    with pytest.raises(
+        FileNotFoundError, match=r"no train/ or train\.tar: train\.zip is a zip archive, unpack it"
+    ):
+        open_dataset(str(tmp_path / "one"), "train")
+    class_folders(tmp_path / "two" / "train", a=3, b=3)
+    put(tmp_path / "two", {"val.txt": b"words", "train.csv": b"words"})
+    train = open_dataset(str(tmp_path / "two"), "train")
+    assert isinstance(train, JpegSet)
+    (said,) = train.remarks
+    assert said.startswith("Val.tar.gz is compressed (gzip), decompress it")
+    assert said.endswith(f"; validation images are held out of {tmp_path / 'two' / 'train'}")
 
 
 @pytest.mark.parametrize("wrapper", ["photos", "photos/photos", "a/b/c"])

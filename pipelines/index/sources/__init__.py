@@ -39,6 +39,7 @@ __all__ = [
     "facts_of",
     "is_rubbish_folder",
     "list_source",
+    "other_kind",
     "order_key",
     "stamp_of",
 ]
