@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +194,32 @@ def test_val_is_checked_as_train_is(tmp_path: Path) -> None:
 
 
 # ---- the file's own bytes
+
+
+@pytest.mark.parametrize("kind", ["older", "newer", "other fields"])
+def test_an_index_of_another_format_is_made_anew_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    tree = put(tmp_path / "set", FILES)
+    path = index_path(tree)
+    fingerprint = open_index(tree).fingerprint
+    whole = path.read_bytes()
+    if kind == "other fields":
+        end = 24 + int.from_bytes(whole[8:16], "little")
+        header = json.loads(whole[24:end])
+        del header["origin"]["remarks"]
+        text = json.dumps(header).encode().ljust(end - 24)
+        other = whole[:16] + zlib.crc32(text).to_bytes(8, "little") + text + whole[end:]
+    else:
+        other = (b"FANCIDX1" if kind == "older" else b"FANCIDX3") + b"other things" * 30
+    path.write_bytes(other)
+    capsys.readouterr()
+    assert open_index(tree).fingerprint == fingerprint
+    said = [line for line in capsys.readouterr().err.splitlines() if "another version" in line]
+    assert said == [f"{path} is of another version of fastanc: it is made anew"]
+    assert path.read_bytes() == whole
+    assert open_index(tree).fingerprint == fingerprint
+    assert "another version" not in capsys.readouterr().err
 
 
 def test_every_flipped_bit_and_every_cut_is_one_sentence(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,7 @@ from fastanc.pipelines.index.class_numbers import empty_classes, few_of, number_
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.limits import MOST_WORKERS, whole_number
-from fastanc.pipelines.index.origin import Origin
+from fastanc.pipelines.index.origin import Origin, OtherFormat
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, check_class_folders, list_source
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
@@ -78,13 +79,13 @@ def open_index(
 
     One process of a machine lists the source again: raises ValueError where it is no longer what was indexed
     (`changes.unchanged`), or makes the index anew where `renew` says so. That is done, too, where labels have come
-    to images that had none.
+    to images that had none, and where another version of fastanc wrote the index.
     """
     path = index_path(source)
-    if not path.exists():
-        return build_index(source, labels=labels, synsets=synsets, keep=True)
     try:
-        index = Index.load(path)
+        if (found := _finished(path)) is None:
+            return build_index(source, labels=labels, synsets=synsets, keep=True)
+        index = found
         if os.environ.get("LOCAL_RANK", "0") == "0":
             index = unchanged(index, source, path)
     except ValueError:
@@ -134,9 +135,9 @@ def build_index(
     make_folder(out.parent)
     stamp = f"{listing.stamp} full={full} chunk={_CHUNK} {','.join(Look._fields)}"
     journal = Journal(out.with_name(f"{out.name}.journal"), stamp)
-    if keep and out.exists():
+    if keep and (finished := _finished(out, say=True)) is not None:
         journal.remove()
-        return Index.load(out)
+        return finished
     sweep(out.parent, out.name)  # only who holds the journal writes there
     try:
         looks = _look_at_all(listing, journal, workers, full, progress)
@@ -151,6 +152,18 @@ def build_index(
         raise
     journal.remove()
     return index
+
+
+def _finished(path: Path, *, say: bool = False) -> Index | None:
+    """The index that lies there; None where there is none, or one of another version, which is said."""
+    try:
+        return Index.load(path)
+    except FileNotFoundError:
+        return None
+    except OtherFormat:
+        if say:
+            tqdm.write(f"{path} is of another version of fastanc: it is made anew", file=sys.stderr)
+        return None
 
 
 def workers_of(given: int | None) -> int:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+class OtherFormat(ValueError):
+    """An index file that another version of fastanc wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +31,10 @@ class Origin:
     """Whether the labels were whole numbers, not names."""
     remarks: list[str] = field(default_factory=list)
     """Sentences about what was passed over."""
+
+
+def origin_of(said: Mapping[str, Any]) -> Origin:
+    """Return what an index file says of its making; raises OtherFormat where it says other things."""
+    if {*said} != {one.name for one in fields(Origin)}:
+        raise OtherFormat
+    return Origin(**said)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fastanc.files import written
-from fastanc.pipelines.index.origin import Origin
+from fastanc.pipelines.index.origin import Origin, OtherFormat, origin_of
 
 MAGIC = b"FANCIDX2"
 _HEAD = struct.Struct("<8sQQ")
@@ -196,6 +196,8 @@ class Index:
             return cls._load(path)
         except _Damage as reason:
             raise ValueError(f"{path} {reason}: {_AGAIN}") from None
+        except OtherFormat:
+            raise OtherFormat(f"{path} is not an index of this version: {_AGAIN}") from None
         except (OSError, MemoryError):
             raise
         except Exception as error:  # of a header that is not ours there may come any
@@ -205,6 +207,8 @@ class Index:
     def _load(cls, path: Path) -> Index:
         with open(path, "rb") as file:
             head, size = file.read(_HEAD.size), os.fstat(file.fileno()).st_size
+            if head[:7] == MAGIC[:7] and head[7:8].isdigit() and head[:8] != MAGIC:
+                raise OtherFormat
             if head[:8] != MAGIC:
                 raise _Damage("is not an index of this version")
             if len(head) < _HEAD.size:
@@ -237,7 +241,7 @@ class Index:
             notes=header["notes"],
             rejected=header["rejected"],
             fingerprint=header["fingerprint"],
-            origin=Origin(**header["origin"]),
+            origin=origin_of(header["origin"]),
             **columns,  # type: ignore[arg-type]
         )
 
