@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from fastanc.parsing import parse
 from fastanc.pipelines import catalogue
 from fastanc.pipelines.catalogue import open_splits, register_dataset
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.index.build import build_index
+from fastanc.pipelines.index.build import build_index, summary
 from fastanc.pipelines.numbering import numbered_as
+from fastanc.pipelines.order import Order
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.views import CentreCrop, RandomResizedCrop
+from fastanc.train import train as run_train
 from fastanc.training import inputs
-from support.images import jpeg, put
+from support.images import encoded, jpeg, picture, put
 from support.tars import tar_of_tars, write_tar
+from support.tiny_run import LENETS, as_words
 
 NAMES = ["ant", "bee", "cow", "dog"]
 SIDE = 12
@@ -207,3 +212,56 @@ def test_a_run_counts_by_the_training_sets_classes(tmp_path: Path) -> None:
         said[1]
         == "validation set: set, 3 images of 4 classes (ant 0, bee 1, cow 0, dog 2), 20 % of all images"
     )
+
+
+def noted(train: list[int], val: list[int], classes: list[str] | None) -> list[str]:
+    """What a run says of arrays with these labels, without the lines that count images."""
+    sets = [
+        as_dataset((np.zeros((len(labels), 8, 8, 3), np.uint8), np.array(labels)), name, classes=classes)
+        for name, labels in (("here", train), ("there", val))
+    ]
+    rule = CentreCrop(8, 8)
+    source = inputs.Input(*sets, rule, rule, Order(len(train), 1), 1, torch.device("cpu"), 0, 1)  # type: ignore[arg-type]
+    return inputs.data_notes(source)[2:]
+
+
+def test_classes_of_no_and_of_one_image_are_said() -> None:
+    names = ["ant", "bee", "cow", "dog", "eel"]
+    assert noted([0, 0, 1, 3, 3], [0, 1, 3], names) == [
+        "here: 2 of 5 classes have no image: cow, eel",
+        "here: 1 of 5 classes have one image: bee",
+        "validation set there: 2 of 5 classes have no image: cow, eel",
+    ]
+    assert noted([0, 0, 1, 1], [0, 1], None) == []
+    assert noted([2] * 4, [2], names[:3]) == [
+        "here: all images are of one class, cow: no label tells them apart",
+        "here: 2 of 3 classes have no image: ant, bee",
+        "validation set there: all images are of one class, cow: no label tells them apart",
+        "validation set there: 2 of 3 classes have no image: ant, bee",
+    ]
+
+
+def test_a_file_of_one_class_is_said_when_it_is_indexed(tmp_path: Path) -> None:
+    one = put(tmp_path / "set", files_of([0, 0, 0], NAMES))
+    said = summary(build_index(one, progress=False))
+    assert "all images are of one class, ant: no label tells them apart" in said
+    assert "class" not in "".join(build_index(one, progress=False).remarks)
+
+
+@pytest.mark.parametrize(
+    ("method", "fits"), [("supervised", False), ("can", False), ("l2", True), ("anc", True)]
+)
+def test_one_class_is_refused_where_labels_teach(tmp_path: Path, method: str, fits: bool) -> None:
+    """A cross entropy of one class is 0 whatever the student says; a distance of logits is not."""
+    assert float(cross_entropy(torch.tensor([[3.0]]), torch.tensor([0]))) == 0
+    put(tmp_path / "set", {f"photos/{k}.png": encoded(picture(k, (32, 32)), "PNG") for k in range(20)})
+    words = {**LENETS, "data.name": str(tmp_path / "set"), "data.batch": "4", "data.crop": "padded"}
+    words |= {"data.image_px": "32", "data.resize_px": "32", "run.max_steps": "1", "method.type": method}
+    config = parse(as_words({**words, "run.out": str(tmp_path / "runs"), "run.name": "one"}))
+    if fits:
+        assert (run_train(config) / "metrics.jsonl").exists()
+    else:
+        with pytest.raises(
+            ValueError, match=rf"has one class, photos, .* method\.type {method} needs: give images"
+        ):
+            run_train(config)

@@ -166,6 +166,11 @@ def check_labels(config: Config, images: DataSet, num_classes: int) -> None:
             f" labels method.type {config.method.kind} needs: say with teacher.classes which of the teacher's they"
             " are, or take a method without labels"
         )
+    if num_classes == 1:
+        raise ValueError(
+            f"data.name {images.name} has one class, {images.classes[0]}, so its labels teach nothing, which"
+            f" method.type {config.method.kind} needs: give images of other classes, or take a method without labels"
+        )
 
 
 def compile_networks(

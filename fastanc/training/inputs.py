@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from fastanc.batch import Batch
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.index.class_numbers import thin_classes
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.numbering import numbered_as
@@ -131,13 +132,13 @@ def data_notes(source: Input) -> list[str]:
     """Return sentences on the data of a run: images, classes with counts, what is held out, what was passed over."""
     train, val = source.train, source.val
     if isinstance(train, LatentSet):
-        return [f"validation set: {_about(val)}", *_remarks(val)]
+        return [f"validation set: {_about(val)}", *_remarks(val, 0)]
     share = 100 * val.num_images / (train.num_images + val.num_images)
     views = "padded" if isinstance(source.rule, PadCrop) else "resized"
     return [
         f"training set: {_about(train)}, {views} crops of {source.rule.out_px} px",
         f"validation set: {_about(val)}, {share:.3g} % of all images",
-        *dict.fromkeys([*_remarks(train), *_remarks(val)]),
+        *dict.fromkeys([*_remarks(train, 1), *_remarks(val, 0, "validation set ")]),
     ]
 
 
@@ -158,8 +159,12 @@ def _about(data: DataSet) -> str:
     return f"{data.name}, {data.num_images} images of {data.num_classes} classes ({each})"
 
 
-def _remarks(data: DataSet) -> list[str]:
-    return [f"{data.name}: {remark}" for remark in getattr(data, "remarks", [])]
+def _remarks(data: DataSet, fewest: int, which: str = "") -> list[str]:
+    """What a set's index says of it, and its classes of at most `fewest` images."""
+    return [
+        *(f"{data.name}: {remark}" for remark in getattr(data, "remarks", [])),
+        *(f"{which}{data.name}: {said}" for said in thin_classes(data.labels, data.classes, fewest)),
+    ]
 
 
 def input_note(source: Input) -> str | None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from fastanc.files import make_folder, sweep, write_bytes
 from fastanc.pipelines.index.changes import digest_of, left_out, unchanged
-from fastanc.pipelines.index.class_numbers import empty_classes, few_of, number_labels
+from fastanc.pipelines.index.class_numbers import few_of, number_labels, thin_classes
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.limits import MOST_WORKERS, whole_number
@@ -234,7 +234,6 @@ def _assemble(
     origin = replace(
         origin,
         left_out=[] if in_tar else left_out(listing.facts, names),
-        remarks=[*origin.remarks, *empty_classes(kept_numbers, classes)],
     )
     index = make_index(
         source=source,
@@ -276,7 +275,7 @@ def summary(index: Index, out: Path | None = None) -> str:
         f"long side up to {long.max()} px",
     ]
     counts = np.bincount(index.note_numbers, minlength=len(index.notes))
-    lines += index.origin.remarks
+    lines += [*index.origin.remarks, *thin_classes(index.labels, index.classes)]
     lines += [f"noted: {count} x {note}" for note, count in zip(index.notes, counts) if note]
     if index.rejected:
         lines.append(

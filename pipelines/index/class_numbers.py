@@ -54,9 +54,15 @@ def _whole_numbers(
     return np.array(labels, np.int64) - first, names[first:]
 
 
-def empty_classes(numbers: np.ndarray | None, classes: list[str]) -> list[str]:
-    """What is to be said of classes without an image."""
-    if numbers is None:
+def thin_classes(labels: np.ndarray | None, classes: Sequence[str], fewest: int = 1) -> list[str]:
+    """Return what is to be said of classes of at most `fewest` images, and of a set whose images are all of one."""
+    if labels is None:
         return []
-    empty = [classes[k] for k in np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)]
-    return [f"{len(empty)} of {len(classes)} classes have no image: {few_of(empty)}"] if empty else []
+    counts = np.bincount(labels, minlength=len(classes))
+    there, said = np.flatnonzero(counts).tolist(), []
+    if len(there) == 1:
+        said.append(f"all images are of one class, {classes[there[0]]}: no label tells them apart")
+    for count, words in list(enumerate(("no image", "one image")))[: fewest + 1]:
+        if few := [classes[k] for k in np.flatnonzero(counts == count).tolist()]:
+            said.append(f"{len(few)} of {len(classes)} classes have {words}: {few_of(few)}")
+    return said

@@ -95,7 +95,7 @@ class Index:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on what was passed over, and on empty classes."""
+        """Sentences on what was passed over."""
         return self.origin.remarks
 
     def name(self, i: int) -> str:
