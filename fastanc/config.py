@@ -19,6 +19,7 @@ from fastanc.fields import (
     Fields,
     Images,
     Inside,
+    Length,
     OneOf,
     Padding,
     Pixels,
@@ -109,9 +110,10 @@ class NetworkConfig(Fields):
     """File of weights (.safetensors, .pt, .pth, .th) or folder of a finished run; none starts from random ones."""
     weights_key: Text | None = None
     """Which state dict of that file, e.g. state_dict_ema or model; none takes the only one, or the moving average."""
-    mean: tuple[Unit, ...] | None = None
-    """Channel means on the 0..1 scale; none takes the file's, the family's or the data set's."""
-    std: tuple[Share, ...] | None = None
+    mean: Annotated[tuple[Unit, ...], Length((1, 3))] | None = None
+    """Channel means on the 0..1 scale, one a channel or one for all; none takes the file's, the family's or the data
+    set's."""
+    std: Annotated[tuple[Share, ...], Length((1, 3))] | None = None
     """Channel deviations on the 0..1 scale, likewise."""
     head: Text | None = None
     """Module name of the last linear layer; none finds it."""

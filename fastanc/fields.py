@@ -71,6 +71,17 @@ class Filled:
         return "not an empty one"
 
 
+class Length(tuple[int, ...]):
+    """How many values a field takes."""
+
+    def __contains__(self, value: Any) -> bool:
+        return len(value) in tuple(self)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self))
+
+
+_RULES = (Range, OneOf, Filled, Length)
 _MANY = 10**9
 Text = Annotated[str, Filled()]
 Positive = Annotated[int, Range(1, _MANY)]
@@ -155,7 +166,9 @@ def takes(kind: Any) -> str:
     """Return in words what a field of this type takes, without "it takes"."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        said = ", ".join(str(rule) for rule in args[1:] if isinstance(rule, Range | OneOf | Filled))
+        said = ", ".join(str(rule) for rule in args[1:] if isinstance(rule, _RULES))
+        if isinstance(args[1], Length):
+            return f"{said} {takes(args[0])}"
         return said if isinstance(args[1], OneOf) else f"{takes(args[0])}, {said}"
     if origin in (Union, types.UnionType):
         return " or ".join(
@@ -178,7 +191,7 @@ def _read(value: Any, kind: Any, name: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         found = _read(value, args[0], name)
-        if any(isinstance(rule, Range | OneOf | Filled) and found not in rule for rule in args[1:]):
+        if any(isinstance(rule, _RULES) and found not in rule for rule in args[1:]):
             raise _Wrong
         return found
     if origin in (Union, types.UnionType):

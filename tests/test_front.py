@@ -291,6 +291,7 @@ def _leaves(tree: Any) -> Iterator[Any]:
         ),
         *(("data.batch", None), ("data.batch", True), ("data.batch", 2.5), ("student.mean", (0.5, 255.0))),
         *(("run.name", 7), ("run.name", ""), ("data.flip", "maybe"), ("run.ema", 1.0)),
+        *(("teacher.mean", (0.5, 0.5)), ("student.std", (0.2,) * 4), ("student.mean", ())),
     ],
 )
 def test_a_value_from_python_is_held_to_the_same_range(field: str, value: Any) -> None:

@@ -20,8 +20,11 @@ from fastanc.models.zoo import (
     head_digest,
     load_weights,
     save_weights,
+    tap,
     weights_digest,
 )
+from fastanc.parsing import parse
+from fastanc.training.assemble_networks import sketch
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 X = torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -266,3 +269,25 @@ def test_digests_tell_weights_normalisation_and_head_apart() -> None:
     assert head_digest(other) != head_digest(network)
     assert weights_digest(network.bfloat16()) != weights_digest(same)
     assert head_digest(build("torchvision:squeezenet1_1", num_classes=4)) is None
+
+
+def test_a_mean_has_a_value_for_each_channel_or_one_for_all() -> None:
+    """The values are those that a subtraction done by hand needs; any other number of them is refused by name."""
+    one = build("lenet5", num_classes=4, in_channels=3, mean=(0.4,), std=(0.2,))
+    assert (one.mean, one.std) == ((0.4,) * 3, (0.2,) * 3)
+    image = torch.rand(2, 3, 32, 32)
+    expected = one.eval().bare((image - 0.4) / 0.2)
+    torch.testing.assert_close(one(image).logits, expected)
+    for channels, mean, told in (
+        (3, (0.1, 0.2), "have 3 channels: give 1 or 3 values"),
+        (1, (0.1, 0.2, 0.3), "have 1 channel: give 1 value"),
+    ):
+        with pytest.raises(ValueError, match=rf"mean of lenet5 is \(0\.1, 0\.2.*, but the images {told}"):
+            build("lenet5", num_classes=4, in_channels=channels, mean=mean)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 64, 4))
+        with pytest.raises(ValueError, match=f"std of object:.*Sequential.*{told}"):
+            tap(net, image_px=8, in_channels=channels, std=mean)
+    with pytest.raises(
+        ValueError, match=r"student\.mean is \(0\.1, 0\.2, 0\.3\), but the images have 1 channel"
+    ):
+        sketch(parse(["--student.mean", "0.1,0.2,0.3"]), classes=10, channels=1)

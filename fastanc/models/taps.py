@@ -213,6 +213,19 @@ def _as_names(stages: Sequence[str] | str) -> tuple[str, ...]:
     return (stages,) if isinstance(stages, str) else tuple(stages)
 
 
+def per_channel(what: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a mean or std with a value for each channel, of which one may stand for all.
+
+    Raises ValueError for any other number of values, which calls them `what`.
+    """
+    if len(values) not in (1, channels):
+        counts = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise ValueError(
+            f"{what} is {tuple(values)}, but the images have {channels} channel{'s'[: channels > 1]}: give {counts}"
+        )
+    return tuple(values) * channels if len(values) == 1 else tuple(values)
+
+
 def unwrapped(student: nn.Module) -> Tapped:
     """Return the tapped network inside what a method has put around it; each layer calls it `.student`."""
     while not isinstance(student, Tapped):

@@ -24,7 +24,7 @@ from fastanc.models.registered import (
 )
 from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
 from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
-from fastanc.models.taps import Tapped
+from fastanc.models.taps import Tapped, per_channel
 from fastanc.models.weight_files import Weights
 from fastanc.models.weights import (
     FIELDS,
@@ -137,8 +137,8 @@ def build(
         bare.network,
         head=head,
         stages=stages,
-        mean=mean or published["mean"] or default_mean or (0.5,) * in_channels,
-        std=std or published["std"] or default_std or (0.25,) * in_channels,
+        mean=per_channel(f"mean of {name}", mean or published["mean"] or default_mean or (0.5,), in_channels),
+        std=per_channel(f"std of {name}", std or published["std"] or default_std or (0.25,), in_channels),
         num_classes=num_classes,
         name=name,
         in_channels=in_channels,
@@ -225,17 +225,20 @@ def tap(
             f"teacher.mean and std do nothing beside {object_name(network)}, whose members normalise by themselves:"
             " give each as fastanc.tap(network, image_px=..., mean=..., std=...)"
         )
-    usual = (
-        (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,) * in_channels, (0.25,) * in_channels)
-    )
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else ((0.5,), (0.25,))
+    name = object_name(network)
+    if (
+        own_mean is not None and len(own_mean) != in_channels
+    ):  # timm says those of colours of a grey network too
+        own_mean = own_std = None
     tapped = Tapped(
         network,
         head=head,
         stages=stages,
-        mean=mean or own_mean or default_mean or usual[0],
-        std=std or own_std or default_std or usual[1],
+        mean=per_channel(f"mean of {name}", mean or own_mean or default_mean or usual[0], in_channels),
+        std=per_channel(f"std of {name}", std or own_std or default_std or usual[1], in_channels),
         num_classes=num_classes_of(network, in_channels, image_px),
-        name=object_name(network),
+        name=name,
         in_channels=in_channels,
         image_px=image_px,
     )

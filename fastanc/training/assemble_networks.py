@@ -20,7 +20,7 @@ from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.names import has_published, without_published
 from fastanc.models.probe import answers_of
-from fastanc.models.taps import Tapped, unwrapped
+from fastanc.models.taps import Tapped, per_channel, unwrapped
 from fastanc.models.weight_files import weights_file
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
@@ -112,6 +112,9 @@ def build_network(
     new_head: bool = False,
 ) -> Tapped:
     """Build a network by its name, or tap the one that is given."""
+    for what in ("mean", "std"):
+        if (values := getattr(config, what)) is not None:
+            per_channel(f"{config.group}.{what}", values, images.channels)
     options: dict[str, Any] = {
         "in_channels": images.channels,
         "image_px": data.image_px,
