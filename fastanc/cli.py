@@ -221,13 +221,13 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from fastanc.jobs.export import export, load_student
+    from fastanc.jobs.export import export_run
 
     if options.plugin:
         from fastanc.parsing import import_plugin
 
         import_plugin(options.plugin)
-    for kind, path in export(load_student(options.run_dir), options.out, options.formats).items():
+    for kind, path in export_run(options.run_dir, options.out, options.formats).items():
         print(f"{kind}: {path}")
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastanc.cli import main
 from fastanc.jobs import export as exporting
 from fastanc.jobs.export import Classifier, export
 from fastanc.models import zoo
@@ -159,3 +160,39 @@ def test_wrong_format_and_missing_package_are_one_sentence(
     with pytest.raises(ValueError, match=r"needs onnx.*pip install onnx onnxscript"):
         export(tiny(), tmp_path, ("safetensors", "onnx"))
     assert list(tmp_path.iterdir()) == []
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_job_writes_over_what_a_run_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two runs, and the folder of a teacher's weights: after every refused command all bytes are what they were."""
+    student = zoo.build("lenet5_half", num_classes=3)
+    run, other, teacher = (tmp_path / name for name in ("run", "other", "teacher"))
+    for folder in (run, other, teacher):
+        folder.mkdir()
+        zoo.save_weights(student, folder / "student.safetensors")
+    for folder in (run, other):
+        (folder / "metrics.jsonl").touch()
+        (folder / "config.yaml").write_text(f"teacher: {{weights: {teacher / 'student.safetensors'}}}\n")
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.tex").write_text("mine")
+    (tmp_path / "photos.tar").write_text("mine")
+    before = files_below(tmp_path)
+    for words, said in (
+        (["export", run, run], "is the folder of a run"),
+        (["export", run, tmp_path / "link"], "is the folder of a run"),
+        (["export", run, run / "deeper" / "out"], "lies in the folder of a run"),
+        (["export", run, other], "is the folder of a run"),
+        (["export", run, teacher], "is teacher.weights of the run"),
+        (["report", run, "--out", run / "student.safetensors"], "exists and is no report"),
+        (["demo", "--out", tmp_path], "holds thesis.tex"),
+        (["cache", "export", tmp_path, tmp_path / "photos.tar"], "photos.tar exists"),
+    ):
+        assert main([str(word) for word in words]) == 2, words
+        assert said in capsys.readouterr().err
+        assert files_below(tmp_path) == before
+    assert main(["export", str(run), str(tmp_path / "out"), "--formats", "safetensors"]) == 0
+    assert main(["export", str(run), str(tmp_path / "out"), "--formats", "safetensors"]) == 0  # over its own

@@ -104,6 +104,8 @@ def _prune(options: Namespace) -> None:
 
 
 def _export(options: Namespace) -> None:
+    if options.out.suffix == ".tar" and options.out.exists():
+        raise FileExistsError(f"{options.out} exists: remove it first, or choose another name")
     print(export_cache(Store.at(options.path), options.out))
 
 

@@ -10,6 +10,8 @@ from fastanc.jobs.report import summary_table, write_report
 from fastanc.parsing import parse
 from fastanc.train import train
 
+_LEFT = ("teacher", "supervised", "anc-filling", "anc-cached", "cache", "report.html")
+
 
 def demo(out: Path) -> Path:
     """Train teacher, supervised student and two ANC students on the digits; return the report's path.
@@ -17,7 +19,7 @@ def demo(out: Path) -> Path:
     The second ANC student differs in its seed alone and rides on the teacher's cache that the first one filled.
     """
     folder = out / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
+    _start_over(folder)
     teacher = folder / "teacher" / "student.safetensors"
     beside = ["--teacher.weights", str(teacher), "--teacher.cache_dir", str(folder / "cache")]
     phases = [
@@ -48,3 +50,12 @@ def demo(out: Path) -> Path:
     write_report(runs, report)
     print(f"\n{summary_table(runs)}\n\n{time.perf_counter() - began:.0f} s in all; report: {report}")
     return report
+
+
+def _start_over(folder: Path) -> None:
+    """Remove what an earlier demonstration left; FileExistsError for a folder that holds anything else."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name not in _LEFT and not name.startswith(".")]
+    if others:
+        raise FileExistsError(f"{folder} holds {others[0]}, which is no demonstration's: give another --out")
+    shutil.rmtree(folder, ignore_errors=True)

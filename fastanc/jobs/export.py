@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from fastanc.files import HOUR_S, make_folder, put, sweep, workspace
 from fastanc.models import zoo
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
+from fastanc.plain_yaml import load_yaml
 
 FORMATS = ("safetensors", "torch_export", "onnx")
 _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "onnx": "student.onnx"}
@@ -94,6 +95,39 @@ def export(
         for path in paths.values():
             put(folder / path.name, path)
     return paths
+
+
+def export_run(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
+    """Write a finished run's student in each format, as `export` does; ValueError where that would harm a run."""
+    _refuse_a_runs_place(run_dir, out_dir)
+    return export(load_student(run_dir), out_dir, formats)
+
+
+def _refuse_a_runs_place(run_dir: Path, out_dir: Path) -> None:
+    """Raise ValueError for a folder that is a run's, or where a file lies by which the run can be done again."""
+    run, out = run_dir.resolve(), out_dir.resolve()
+    for folder in (out, *out.parents):
+        if folder == run or all((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+            what = "is" if folder == out else "lies in"
+            raise ValueError(
+                f"{out_dir} {what} the folder of a run, which keeps its own files: name another folder"
+            )
+    for field, path in _files_of(run):
+        if path.parent.resolve() == out and path.name in _FILES.values():
+            raise ValueError(f"{path} is {field} of the run: name a folder where it is not written over")
+
+
+def _files_of(run: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of weights that a run's configuration names, each with its field."""
+    try:
+        tree = load_yaml(run / "config.yaml")
+    except (OSError, ValueError):  # a student is exported from its own file alone
+        return
+    for group in ("teacher", "student"):
+        value = (tree.get(group) or {}).get("weights") if isinstance(tree, dict) else None
+        if value not in (None, "random"):
+            path = Path(value)
+            yield f"{group}.weights", path / "student.safetensors" if path.is_dir() else path
 
 
 class _Unchecked(Exception):

@@ -44,11 +44,14 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
 
     Raises:
         FileNotFoundError: one of the folders is not a run's.
+        FileExistsError: another kind of file has that name.
         ValueError: matplotlib is not installed.
     """
+    out_path = Path(out_path)
+    if out_path.is_file() and not out_path.read_bytes()[:9].lower().startswith(b"<!doctype"):
+        raise FileExistsError(f"{out_path} exists and is no report: choose another name")
     runs = _read(run_dirs)
     html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
-    out_path = Path(out_path)
     make_folder(out_path.parent)
     sweep(out_path.parent, out_path.name, older_than_s=HOUR_S)
     write_text(out_path, html)
