@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastanc.registry import place_of
+
 MISTAKE, ENDED_AT_ONCE, SAVED = 2, 130, os.EX_TEMPFAIL
 """Exit codes: of a user's mistake, of Ctrl-C, and (75: try again later) of a run that saved itself first."""
 
+_TOLD = (ValueError, OSError, RuntimeError, MemoryError, ModuleNotFoundError)
+"""What says a user's mistake; of others only fastanc can be the cause."""
 _MANY = ("--only",)  # options that are meant to be repeated
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BARRED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -31,6 +35,8 @@ class OutOfMemory(RuntimeError):
 def command(job: Callable[[], int | None], again: str = "run the same command again to go on") -> int:
     """Do a command's work and return its exit code; a user's mistake is said in one sentence.
 
+    So is whatever a user's own code raises (`registry`), with the line that it comes from.
+
     `again` says how an interrupted job goes on. FASTANC_DEBUG=1 raises mistakes, to show where they come from.
     """
     try:
@@ -42,10 +48,13 @@ def command(job: Callable[[], int | None], again: str = "run the same command ag
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, RuntimeError, MemoryError, ModuleNotFoundError) as error:
-        if os.environ.get("FASTANC_DEBUG"):
+    except (Exception, SystemExit) as error:
+        place = None if isinstance(error, OutOfMemory) or memory_of(error) else place_of(error)
+        if os.environ.get("FASTANC_DEBUG") or not (place or isinstance(error, _TOLD)):
             raise
         code, said = MISTAKE, sentence(error)
+        if place:
+            said = f"{place}: {raised(error)}: mend it there (FASTANC_DEBUG=1 shows where it was called)"
     print(f"fastanc: {said}", file=sys.stderr)
     return code
 
@@ -108,6 +117,12 @@ def sentence(error: BaseException) -> str:
         return str(error)
     place = None if error.filename is None else str(error.filename)
     return ": ".join(filter(None, (place, error.strerror, _advice(error.errno))))
+
+
+def raised(error: BaseException) -> str:
+    """Return an error's kind and what it says, in one line."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,10 +20,11 @@ import draccus
 
 from fastanc import early
 from fastanc.config import GROUPS, Config, with_said
-from fastanc.errors import say_repeated
+from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
 from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in
+from fastanc.registry import place_of, remember_file
 
 DEFAULT_RECIPE = "digits_anc"
 # Short spellings of what is typed most.
@@ -177,11 +178,16 @@ def import_plugin(file: str) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # as a script finds the files beside it; behind everything else
+    remember_file(path)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's sys.exit() would end the command without a word
         del sys.modules[name]
-        raise ValueError(f"run.plugin {file} cannot be imported ({type(error).__name__}: {error})") from error
+        place = place_of(error)
+        at = "" if place is None else f", {place}"
+        raise ValueError(
+            f"run.plugin {file} cannot be imported ({raised(error)}{at}): mend it first"
+        ) from error
 
 
 def dump(config: Config) -> str:

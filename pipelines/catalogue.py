@@ -25,7 +25,7 @@ from fastanc.pipelines.splits import (
     split_source,
     unwrapped,
 )
-from fastanc.registry import is_same
+from fastanc.registry import is_same, remember
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -138,6 +138,7 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
         if not again and name in _known():
             raise ValueError(f"the data set name {name!r} is taken: register yours under another")
         _REGISTERED[name] = make
+        remember(make)
         return make
 
     return register

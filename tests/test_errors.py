@@ -231,3 +231,88 @@ def test_ctrl_c_says_how_a_job_goes_on(
         monkeypatch.setattr(cli, name, fails(KeyboardInterrupt()))
     assert cli.main([job]) == 130
     assert again in said()
+
+
+# ---- a user's own code
+
+PLUGIN = """
+import sys
+from dataclasses import dataclass
+import fastanc, torch
+
+@fastanc.register_dataset("faulty-set")
+def data(split, root):
+    return {}[split]
+
+@fastanc.register_network("faulty-network")
+def network(num_classes):
+    sys.exit()
+
+@fastanc.register_method("faulty-method")
+@dataclass(frozen=True, kw_only=True)
+class Faulty(fastanc.Method):
+    needs = frozenset({"logits"})
+    sign: float = 1.0
+    def __post_init__(self):
+        super().__post_init__()
+        assert self.sign > 0
+    def networks(self, student, teacher):
+        return teacher.nothing
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plugin") / "mine.py"
+    file.write_text(PLUGIN)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"data.name": "faulty-set"}, "line 8, in data: KeyError: 'val': mend it"),
+        ({"student.name": "faulty-network"}, "line 12, in network: SystemExit: mend it"),
+        ({"method.type": "faulty-method"}, "line 23, in networks: AttributeError: 'TeacherSpec'"),
+        (
+            {"method.type": "faulty-method", "method.sign": "-1"},
+            "line 21, in __post_init__: AssertionError",
+        ),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_an_error_of_a_users_code_is_one_sentence_with_its_line(
+    tmp_path: Path,
+    plugin: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], str],
+    chosen: dict[str, str],
+    told: str,
+) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    fields = {**LENETS, "run.out": str(tmp_path), "run.plugin": str(plugin), **chosen}
+    line = ["train", *as_words(fields)]
+    assert cli.main(line) == 2
+    assert f"{plugin}, {told}" in said()
+    monkeypatch.setenv("FASTANC_DEBUG", "1")
+    with pytest.raises((LookupError, SystemExit, AttributeError, AssertionError)):
+        cli.main(line)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("sys.exit()", "SystemExit, "),
+        ("raise SystemExit('no GPU')", "SystemExit: no GPU, "),
+        ("{}['a']", "KeyError: 'a', "),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError: first, "),
+    ],
+)
+@pytest.mark.parametrize("job", ["train", "networks", "export"])
+def test_a_plugin_that_cannot_be_imported_is_one_sentence(
+    tmp_path: Path, said: Callable[[], str], job: str, code: str, told: str
+) -> None:
+    (tmp_path / "mine.py").write_text(f"import sys\n{code}\n")
+    words = {"export": [str(tmp_path), str(tmp_path / "out")]}.get(job, [])
+    assert cli.main([job, *words, "--plugin", str(tmp_path / "mine.py")]) == 2
+    assert f"mine.py cannot be imported ({told}{tmp_path / 'mine.py'}, line 2, in <module>)" in said()

@@ -14,7 +14,7 @@ from fastanc.fields import Fields, OneOf
 from fastanc.later import Tensor
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
-from fastanc.registry import is_same
+from fastanc.registry import is_same, remember
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,6 +191,7 @@ def register_method(name: str) -> Callable[[Kind], Kind]:
         elif known is not None:
             raise ValueError(f"the method name {name!r} is taken by {known.__module__}: choose another")
         Method.register_subclass(name, kind)
+        remember(kind)
         return kind
 
     return register

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastanc.models.libraries import Bare, Shape
 from fastanc.models.taps import Tapped, logits_of
-from fastanc.registry import is_same
+from fastanc.registry import is_same, remember
 
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
 OBJECT = "object:"
@@ -35,6 +35,7 @@ def register_network(name: str) -> Callable[[Maker], Maker]:
         if known is not None and not is_same(known, make):
             raise ValueError(f"register_network: {name!r} is taken by {_title(known)}: choose another name")
         _MAKERS[name] = make
+        remember(make)
         return make
 
     return register
