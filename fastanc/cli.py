@@ -8,10 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastanc import __version__
+from fastanc.arguments import Parser, within
 from fastanc.errors import command, say_repeated
 
 FIELD_WORDS = ("recipe", "config_path", "plugin", "resume", "name")
 _FIELDS = "the other words are fields of the configuration, as `fastanc train --help` lists them"
+
+_WORKERS = within(1, 1024)
+_RATE = within(0, 10**9, float, above=True)
 
 # Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
@@ -52,15 +57,9 @@ def _fields_joined(args: list[str]) -> list[str]:
     return joined
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes no option by its first letters: what is cut short here may be whole tomorrow, and mean something else."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "allow_abbrev": False})
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastanc", description="Adversarial network compression.")
+    parser = Parser(prog="fastanc", description="Adversarial network compression.")
+    parser.add_argument("--version", action="version", version=f"fastanc {__version__}")
     jobs = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     about = "train one student; every field of the configuration is an option (train --help)"
     jobs.add_parser("train", help=about, add_help=False)
@@ -83,46 +82,31 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("source", type=Path)
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
-    index.add_argument("--workers", type=int, help="processes, 1 to 1024; all cores by default")
+    index.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
     index.add_argument("--labels", type=Path, help="file of labels for a flat folder or tar")
     index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
     pack = _job(jobs, "pack", _pack, "shrink a set into one plain tar")
     pack.add_argument("source", type=Path)
     pack.add_argument("out", type=Path)
-    pack.add_argument("--short_side", type=int, default=256, help="pixels, 1 to 16384 (256)")
-    pack.add_argument("--quality", type=int, default=90, help="of the JPEGs made smaller, 1 to 100 (90)")
-    pack.add_argument("--workers", type=int, help="processes, 1 to 1024; all cores by default")
+    pack.add_argument("--short_side", type=within(1, 2**14), default=256, help="pixels (256)")
+    pack.add_argument("--quality", type=within(1, 100), default=90, help="of the JPEGs made smaller (90)")
+    pack.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
 
-    about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
-    plan = _job(jobs, "plan", _plan, about, fields=True)
-    plan.add_argument("--gpus", type=int, default=8)
-    plan.add_argument("--gpus_per_node", type=int, default=8)
-    plan.add_argument("--cores_per_node", type=int, default=128)
-    plan.add_argument(
-        "--tflops", type=float, default=100, help="10^12 operations/s a GPU sustains in training (100)"
-    )
-    plan.add_argument(
-        "--decoded_per_s", type=float, default=1000, help="images a core decodes in a second (1000)"
-    )
-    plan.add_argument(
-        "--storage_gb_per_s", type=float, default=5, help="10^9 bytes/s of a node's storage (5)"
-    )
-    plan.add_argument(
-        "--network_gb_per_s", type=float, default=25, help="10^9 bytes/s of a node's network (25)"
-    )
-    plan.add_argument(
-        "--image_bytes", type=int, default=110_000, help="of a stored image; 0 decodes none (110000)"
-    )
-    plan.add_argument("--classes", type=int, default=1000)
-    plan.add_argument("--channels", type=int, default=3)
-
+    _plan_parser(jobs)
     about = "run a table of a paper: rows x seeds over one cache; run it again to go on"
     study = _job(jobs, "study", _study, about, fields=True)
     study.add_argument("study", help="a name (`fastanc studies` lists them) or a YAML file")
-    study.add_argument("--scale", type=float, default=1.0, help="share of the full schedule and data (1)")
+    study.add_argument(
+        "--scale",
+        type=within(0, 1, float, above=True),
+        default=1.0,
+        help="share of the full schedule and data (1)",
+    )
     study.add_argument("--only", action="append", default=[], help="an option of an axis; may be repeated")
-    study.add_argument("--seeds", type=int, nargs="+", default=[], help="in the place of the study's")
+    study.add_argument(
+        "--seeds", type=within(0, 2**31 - 1), nargs="+", default=[], help="in the place of the study's"
+    )
     study.add_argument("--recipe", help="in the place of the study's")
     study.add_argument("--out", type=Path, help="folder of the study; runs/study-NAME by default")
 
@@ -130,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         names = _job(jobs, name, _names, f"list the {name}")
         names.add_argument("--plugin", help="Python file that registers more of them")
         names.set_defaults(what=name)
+    _job(jobs, "version", lambda options: print(f"fastanc {__version__}"), "say which version this is")
     _cache_parsers(jobs)
     return parser
 
@@ -143,6 +128,24 @@ def _job(
     return job
 
 
+def _plan_parser(jobs: Any) -> None:
+    about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
+    plan = _job(jobs, "plan", _plan, about, fields=True)
+    plan.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    for name, kind, default, says in (
+        ("gpus", within(1, 10**6), 8, "in all"),
+        ("gpus_per_node", within(1, 1024), 8, "in each machine"),
+        ("cores_per_node", within(1, 10**5), 128, "in each machine"),
+        ("classes", within(1, 10**5), 1000, "of the data set"),
+        ("tflops", _RATE, 100, "10^12 operations/s a GPU sustains in training"),
+        ("decoded_per_s", _RATE, 1000, "images a core decodes in a second"),
+        ("storage_gb_per_s", _RATE, 5, "10^9 bytes/s of a node's storage"),
+        ("network_gb_per_s", _RATE, 25, "10^9 bytes/s of a node's network"),
+        ("image_bytes", within(0, 10**9), 110_000, "of a stored image; 0 decodes none"),
+    ):
+        plan.add_argument(f"--{name}", type=kind, default=default, help=f"{says} ({default})")
+
+
 def _cache_parsers(jobs: Any) -> None:
     about = "build, look at, verify, prune and move teacher caches"
     words = jobs.add_parser("cache", help=about, description=about).add_subparsers(
@@ -154,17 +157,23 @@ def _cache_parsers(jobs: Any) -> None:
 
     about = "run the teacher on every view; options are a recipe's fields (--recipe NAME ...)"
     build = job("build", about, fields=True)
-    build.add_argument("--students", type=int, default=1, help="students to come, for the break-even")
+    build.add_argument(
+        "--students", type=within(1, 10**6), default=1, help="students to come, for the break-even"
+    )
     job("info", "what a cache holds").add_argument("path", type=Path, help="a cache, or a folder of caches")
     about = "check every row; with --teacher N run the teacher again on N rows"
     verify = job("verify", about, fields=True)
     verify.add_argument("path", type=Path, nargs="?", help="a cache; none takes the recipe's")
-    verify.add_argument("--teacher", type=int, default=0, metavar="N", help="rows to compute again")
+    verify.add_argument(
+        "--teacher", type=within(0, 10**9), default=0, metavar="N", help="rows to compute again"
+    )
     verify.add_argument("--drop", action="store_true", help="remove what is damaged, for the next build")
     prune = job("prune", "drop views, and files of dead writers")
     prune.add_argument("path", type=Path)
-    prune.add_argument("--views", type=int, nargs="*", default=[], help="views to drop whole")
-    prune.add_argument("--stray_age_s", type=float, default=3600, help="age of a dead writer's file")
+    prune.add_argument("--views", type=within(0, 10**9), nargs="*", default=[], help="views to drop whole")
+    prune.add_argument(
+        "--stray_age_s", type=within(0, 10**9, float), default=3600, help="age of a dead writer's file"
+    )
     export = job("export", "write a cache into one tar (or a folder)")
     export.add_argument("path", type=Path)
     export.add_argument("out", type=Path)

@@ -27,7 +27,7 @@ words on the command line win. Text is taken as it is typed; null is no value wh
 a,b,c. Short spellings: --name, --out and --resume of run, --plugin.
 """
 _MORE = """\
-More: fastanc train --help WORD, where WORD is a group, a method, `method TYPE`, or a part of a field's name.
+More: fastanc train --help WORD ..., where WORD is a group, a method, `method TYPE`, or a part of a field's name.
 """
 
 
@@ -59,18 +59,43 @@ def manual(words: Sequence[str]) -> str:
     assert place is not None
     if "--plugin" in words[:-1]:
         import_plugin(words[words.index("--plugin") + 1])
-    topic = [word for word in words[place + 1 :] if not word.startswith("-")][:2]
-    if not topic:
+    first = words[place].partition("=")[2]
+    topics = _topics([*([first] if first else []), *words[place + 1 :]])
+    if not topics:
         return _overview()
-    if topic[0] == "method" and len(topic) > 1:
-        topic = topic[1:]
-    if topic[0] == "method":
+    if topics[0] == "method" and len(topics) > 1:
+        return "\n".join(_method_page(name) for name in topics[1:])
+    return "\n".join(_topic(topic) for topic in topics)
+
+
+def _topics(words: Sequence[str]) -> list[str]:
+    """Return what help is asked about: words, and fields as they are set; not the values of other options."""
+    topics, rest = [], list(words)
+    while rest:
+        key, equals, _ = rest.pop(0).partition("=")
+        if not key.startswith("-"):
+            topics.append(key)
+        elif key not in _HELP:
+            topics += [key.lstrip("-")] if "." in key else []
+            if not equals and rest and not rest[0].startswith("-"):
+                rest.pop(0)
+    return [topic for topic in topics if topic]
+
+
+def _topic(word: str) -> str:
+    if word in ("method", "method.type"):
         return _methods()
-    if topic[0] in GROUPS:
-        return _page(topic[0], _class_of(topic[0]), topic[0])
-    if topic[0] in method_names():
-        return _page(f"--method.type {topic[0]}", Method.get_choice_class(topic[0]), "method")
-    return _found(topic[0])
+    if word in GROUPS:
+        return _page(word, _class_of(word), word)
+    return _method_page(word) if word in method_names() else _found(word)
+
+
+def _method_page(name: str) -> str:
+    if name not in (known := method_names()):
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"--help knows no method {name!r}: {hint}take one of {', '.join(known)}")
+    return _page(f"--method.type {name}", Method.get_choice_class(name), "method")
 
 
 def entries(owner: type, prefix: str) -> Iterator[Entry]:
@@ -95,7 +120,7 @@ def _class_of(group: str) -> type:
 def _place_of_help(words: Sequence[str]) -> int | None:
     place = 0
     while place < len(words):
-        if words[place] in _HELP:
+        if words[place].partition("=")[0] in _HELP:
             return place
         place += 2 if words[place].startswith("--") and "=" not in words[place] else 1
     return None
@@ -124,12 +149,11 @@ def _found(word: str) -> str:
     for name in method_names():
         for entry in entries(Method.get_choice_class(name), "method"):
             every.append(entry._replace(default=f"{entry.default} (--method.type {name})"))
-    wanted = word.lstrip("-")
-    found = [str(entry) for entry in every if wanted in entry.name]
+    found = [str(entry) for entry in every if word in entry.name]
     if not found:
         names = [part for entry in every for part in (entry.name, entry.name.rpartition(".")[2])]
         known = [*GROUPS, *method_names(), *names]
-        close = difflib.get_close_matches(wanted, known, 1)
+        close = difflib.get_close_matches(word, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         groups = ", ".join(GROUPS)
         raise ValueError(f"--help knows no {word!r}: {hint}take a group ({groups}), a method or a field")
