@@ -7,27 +7,21 @@ Text stays what was typed until the type of its field says what it means; nothin
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
-import math
-import os
-import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import draccus
 import yaml
 
-from fastanc.plain_yaml import Word, mapping_in
+from fastanc.plain_values import READERS, Wrong, first, items
+from fastanc.plain_yaml import Word, mapping_in, placed
 
 _T = TypeVar("_T")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NOTHING = ("null", "none")
 _SHOWN = 80  # characters of a wrong value
 
@@ -102,10 +96,6 @@ Temperature = Annotated[float, Range(0.01, 1000)]
 Precision = Annotated[str, OneOf(("fp32", "bf16", "fp16"))]
 
 
-class _Wrong(Exception):
-    """A value that is not what its field takes."""
-
-
 class Fields:
     """Base of a frozen dataclass whose fields are what their types say, however it is made."""
 
@@ -140,25 +130,30 @@ def make(owner: type[_T], tree: Any, prefix: str = "") -> _T:
         if key not in known:
             close = difflib.get_close_matches(str(key), sorted(known), 1)
             hint = f"did you mean {prefix}{close[0]}? " if close else ""
-            raise ValueError(
-                f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(known))}"
-            )
-    values = {key: read(value, known[key], f"{prefix}{key}") for key, value in tree.items()}
+            with placed(tree, key):
+                raise ValueError(
+                    f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(known))}"
+                )
+    values = {}
+    for key, value in tree.items():
+        with placed(tree, key):
+            values[key] = read(value, known[key], f"{prefix}{key}")
     missing = [
         one.name
         for one in fields(owner)  # type: ignore[arg-type]
         if one.init and one.name not in values and one.default is MISSING and one.default_factory is MISSING
     ]
-    if missing:
-        raise ValueError(f"{prefix}{missing[0]} has no default: give it {takes(known[missing[0]])}")
-    return owner(**values)
+    with placed(tree):
+        if missing:
+            raise ValueError(f"{prefix}{missing[0]} has no default: give it {takes(known[missing[0]])}")
+        return owner(**values)
 
 
 def read(value: Any, kind: Any, name: str) -> Any:
     """Return a value as a field's declared type; ValueError names the field, the value and what it takes."""
     try:
         return _read(value, kind, name)
-    except _Wrong:
+    except Wrong:
         raise ValueError(f"{name} is {_shown(value)}: it takes {takes(kind)}") from None
 
 
@@ -192,12 +187,12 @@ def _read(value: Any, kind: Any, name: str) -> Any:
     if origin is Annotated:
         found = _read(value, args[0], name)
         if any(isinstance(rule, _RULES) and found not in rule for rule in args[1:]):
-            raise _Wrong
+            raise Wrong
         return found
     if origin in (Union, types.UnionType):
         return _read_option(value, args, name)
     if origin is Literal:
-        return _first(arg for arg in args if arg == value or str(arg) == value)
+        return first(arg for arg in args if arg == value or str(arg) == value)
     if origin in (tuple, list) and args:
         return _read_list(value, origin, args, name)
     if origin is dict and isinstance(mapping_in(value), Mapping):
@@ -207,9 +202,9 @@ def _read(value: Any, kind: Any, name: str) -> Any:
             return value
         tree = mapping_in(value)
         if not isinstance(tree, Mapping):
-            raise _Wrong
+            raise Wrong
         return make(kind, tree, f"{name}.")
-    reader = _READERS.get(kind)
+    reader = READERS.get(kind)
     return reader(value) if reader is not None else _read_other(value, kind)
 
 
@@ -221,80 +216,21 @@ def _read_option(value: Any, args: tuple[Any, ...], name: str) -> Any:
         if arg is not type(None):
             try:
                 return _read(value, arg, name)
-            except _Wrong:
+            except Wrong:
                 continue
     if type(None) in args and no_value:
         return None
-    raise _Wrong
+    raise Wrong
 
 
 def _read_list(value: Any, origin: type, args: tuple[Any, ...], name: str) -> Any:
-    items = list(_items(value)) if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        raise _Wrong
-    each = [args[0]] * len(items) if origin is list or args[1:] == (Ellipsis,) else list(args)
-    if len(each) != len(items):
-        raise _Wrong
-    return origin(_read(item, kind, name) for item, kind in zip(items, each))
-
-
-def _items(text: str) -> Iterator[str]:
-    """Yield what is joined by commas, in brackets or without, each in quotes or without."""
-    try:
-        known = json.loads(text)
-    except ValueError:
-        known = None
-    if isinstance(known, list) and all(isinstance(item, str) for item in known):
-        yield from known
-        return
-    inner = text.strip()
-    if inner[:1] in ("[", "(") and inner[-1:] == {"[": "]", "(": ")"}[inner[0]]:
-        inner = inner[1:-1].strip().removesuffix(",")
-    if inner:
-        for row in csv.reader([inner], skipinitialspace=True):
-            yield from (item.strip().strip("'") for item in row)
-
-
-def _read_text(value: Any) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise _Wrong
-    return str(os.fspath(value)) if isinstance(value, os.PathLike) else str(value)
-
-
-def _read_bool(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_first(_BOOLEANS[word] for word in [value.strip().lower()] if word in _BOOLEANS))
-    if not isinstance(value, bool):
-        raise _Wrong
-    return value
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, str):
-        if not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", value.strip()) or len(value) > 100:
-            raise _Wrong
-    elif isinstance(value, bool) or not isinstance(value, Integral):
-        raise _Wrong
-    return int(value)
-
-
-def _read_float(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | Real):
-        raise _Wrong
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise _Wrong from None
-    if not math.isfinite(number):
-        raise _Wrong
-    return number
-
-
-def _read_path(value: Any) -> Path:
-    return Path(_read_text(value))
-
-
-_READERS = {str: _read_text, bool: _read_bool, int: _read_int, float: _read_float, Path: _read_path}
+    found = list(items(value)) if isinstance(value, str) else value
+    if not isinstance(found, list | tuple):
+        raise Wrong
+    each = [args[0]] * len(found) if origin is list or args[1:] == (Ellipsis,) else list(args)
+    if len(each) != len(found):
+        raise Wrong
+    return origin(_read(item, kind, name) for item, kind in zip(found, each))
 
 
 def _read_other(value: Any, kind: Any) -> Any:
@@ -311,13 +247,7 @@ def _read_other(value: Any, kind: Any) -> Any:
     try:
         return draccus.decode(kind, value)
     except Exception:
-        raise _Wrong from None
-
-
-def _first(found: Iterator[Any]) -> Any:
-    for one in found:
-        return one
-    raise _Wrong
+        raise Wrong from None
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from fastanc.config import GROUPS, Config, with_said
 from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
-from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in
+from fastanc.plain_yaml import Tree, Word, dump_yaml, load_yaml, mapping_in, placed
 from fastanc.registry import place_of, remember_file
 
 DEFAULT_RECIPE = "digits_anc"
@@ -50,6 +50,11 @@ def recipe_path(name: str) -> Path:
     known = recipe_names()
     if (bare := name.removesuffix(".yaml")) in known:
         return folder / f"{bare}.yaml"
+    if os.path.isdir(name):
+        own = os.path.join(name, "config.yaml")
+        raise ValueError(f"{name} is a folder: name {own if os.path.isfile(own) else 'a .yaml file'}")
+    if os.path.exists(name):
+        raise ValueError(f"{name} is no recipe by its name: give a file that ends in .yaml")
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ValueError(
@@ -105,9 +110,10 @@ def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
 def _recipe(name: str) -> dict[str, Any]:
     path = recipe_path(name)
     tree = load_yaml(path)
-    if tree is not None and not isinstance(tree, dict):
-        raise ValueError(f"{path} is no recipe: write groups of fields, such as `optimizer: {{lr: 0.1}}`")
-    return tree or {}
+    if not tree or not isinstance(tree, dict):
+        what = "no recipe" if tree else "empty"
+        raise ValueError(f"{path} is {what}: write groups of fields, such as `optimizer: {{lr: 0.1}}`")
+    return tree
 
 
 def _choose_method(tree: dict[str, Any], kind: str | None) -> None:
@@ -127,24 +133,27 @@ def decode(tree: dict[str, Any], check: Callable[[Mapping[str, Any]], None] | No
         if key not in groups:
             close = difflib.get_close_matches(str(key), list(groups), 1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"there is no field {key}: {hint}valid ones are {', '.join(sorted(groups))}")
-    made: dict[str, Any] = {
-        name: make(kind, mapping_in(tree.get(name, {})), f"{name}.")  # type: ignore[arg-type]
-        for name, kind in groups.items()
-        if name != "method"
-    }
+            with placed(tree, key):
+                raise ValueError(f"there is no field {key}: {hint}valid ones are {', '.join(sorted(groups))}")
+    made: dict[str, Any] = {}
+    for name, kind in groups.items():
+        if name != "method":
+            with placed(tree, name):
+                made[name] = make(kind, mapping_in(tree.get(name, {})), f"{name}.")  # type: ignore[arg-type]
     plugin = made["run"].plugin
     if plugin is not None:  # whole, so that the run goes on from any folder, however the file is spelt
         plugin = os.path.realpath(plugin)
         made["run"] = replace(made["run"], plugin=plugin)
     method = mapping_in(tree.get("method", {}))
     if plugin is None or _is_known(method):
-        made["method"] = _method(method)
+        with placed(tree, "method"):
+            made["method"] = _method(method)
     if check is not None:
         check(made)
     if plugin is not None:
         import_plugin(plugin)
-        made["method"] = _method(method)
+        with placed(tree, "method"):
+            made["method"] = _method(method)
     return Config(**made)
 
 
@@ -155,12 +164,13 @@ def _is_known(method: Any) -> bool:
 def _method(tree: Any) -> Method:
     if not isinstance(tree, Mapping):
         raise ValueError(f"method is a group: write `method: {{type: {tree}}}` or --method.type {tree}")
-    knobs, known = dict(tree), Method.get_known_choices()
-    kind = knobs.pop("type", "anc")
-    if kind not in known:
+    known, kind = Method.get_known_choices(), tree.get("type", "anc")
+    if not isinstance(kind, str) or kind not in known:
         close = difflib.get_close_matches(str(kind), sorted(known), 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"method.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}")
+        with placed(tree, "type"):
+            raise ValueError(f"method.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}")
+    knobs = (tree if isinstance(tree, Tree) else Tree(tree)).without("type")
     return make(known[kind], knobs, "method.")
 
 
@@ -247,6 +257,7 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
         inner = mapping_in(tree.get(group) or {})
         if not isinstance(inner, dict):
             raise ValueError(f"--{dotted}: {group} is not a group of fields")
-        tree[group] = inner
+        if inner is not tree.get(group):
+            tree[group] = inner
         tree = inner
     tree[name] = value

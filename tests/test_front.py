@@ -179,7 +179,21 @@ def test_recipes_and_studies_keep_text(tmp_path: Path) -> None:
         ("run: {name: *best}", ["line 1", "no YAML"]),
         ("run: {name: @x}", ["line 1", "quotes"]),
         ("run: {name: null}", ["run.name", "null", "text"]),
-        ("- a\n- b", ["no recipe"]),
+        ("- a\n- b", ["r.yaml is no recipe"]),
+        ("", ["r.yaml is empty: write groups"]),
+        ("# a comment\n", ["r.yaml is empty: write groups"]),
+        ("data:\n\tbatch: 3", ["r.yaml, line 2 is no YAML", "by spaces, no tabs"]),
+        ("run:\n  name: 'a\x01'", ["r.yaml, line 2 is no YAML"]),
+        ("\ndaat: {batch: 3}", ["r.yaml, line 2: there is no field daat: did you mean data?"]),
+        ("data:\n  batch: 3\n  batchh: 4", ["r.yaml, line 3: there is no field data.batchh"]),
+        ("data: 5", ["r.yaml, line 1: data is a group of fields, not '5'"]),
+        ("method:\n  type: [a]", ["r.yaml, line 2: method.type ['a'] is unknown"]),
+        ("method:\n  type: anc\n\n  lambda_data: -1", ["r.yaml, line 4: method.lambda_data is '-1'"]),
+        (
+            "method:\n  discriminator_optimizer:\n    lr: -1",
+            ["r.yaml, line 3: method.discriminator_optimizer.lr is '-1'"],
+        ),
+        ("data: {image_px: 64}", ["r.yaml: data.resize_px (32) must not be smaller"]),
         ("schedule: {epochs: null}", ["schedule.epochs", "null", "whole number"]),
     ],
 )
@@ -189,6 +203,35 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, words: list[str
         parse(["--config_path", str(tmp_path / "r.yaml")])
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
+
+
+def test_a_words_mistake_is_not_laid_to_the_file_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {batch: 0, image_px: 32}\nmethod: {type: kd, alpha: 7}\n")
+    from_file = ["--config_path", str(file)]
+    for words, told in (
+        (["--data.batch", "x", "--method.alpha", "0"], "data.batch is 'x'"),
+        (["--data.batch", "8", "--data.image_px", "64"], "data.resize_px (32) must"),
+        (["--data.batch", "8", "--method.type", "kdd"], "method.type 'kdd'"),
+        (["--data.batch", "8", "--method", "{type: kd, alpha: 9}"], "method.alpha is '9'"),
+        (["--data.batch", "8", "--data.prefetch", "2"], f"{file}, line 2: method.alpha is '7'"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            parse([*from_file, *words])
+        assert str(caught.value).startswith(told)
+    assert parse([*from_file, "--data.batch", "8", "--method.alpha", "0"]).data.batch == 8
+
+
+def test_a_folder_or_another_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="run is a folder: name a .yaml file"):
+        parse(["--config_path", str(tmp_path / "run")])
+    (tmp_path / "run" / "config.yaml").write_text("run: {name: mine}")
+    with pytest.raises(ValueError, match="run is a folder: name .*run/config.yaml"):
+        parse(["--recipe", str(tmp_path / "run")])
+    (tmp_path / "r.txt").write_text("run: {name: mine}")
+    with pytest.raises(ValueError, match=r"r\.txt is no recipe by its name: give a file that ends in \.yaml"):
+        parse(["--config_path", str(tmp_path / "r.txt")])
 
 
 # ---- ranges

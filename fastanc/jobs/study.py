@@ -20,7 +20,7 @@ from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.parsing import parse, with_teacher
-from fastanc.plain_yaml import load_yaml
+from fastanc.plain_yaml import Placed, load_yaml
 from fastanc.train import train
 from fastanc.training.folder import read_summary
 
@@ -86,6 +86,8 @@ def load(name: str) -> Study:
         )
     try:
         study = make(Study, load_yaml(path))
+    except Placed as error:
+        raise ValueError(f"study {error}") from error
     except ValueError as error:
         raise ValueError(f"study {path}: {error}") from error
     if study.metric not in METRICS:
