@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import draccus
 
 from fastanc.fields import (
+    Ahead,
     BelowOne,
     Count,
     Few,
@@ -27,6 +28,7 @@ from fastanc.fields import (
     Precision,
     Seed,
     Share,
+    Steps,
     Text,
     Threads,
     Unit,
@@ -66,12 +68,12 @@ class DataConfig(Fields):
     flip: bool = False
     """Mirror half of the views."""
     pad: Padding = 4
-    """Zero padding around an image before its random crop, pixels (padded crops)."""
+    """Zero padding around an image before its random crop, pixels; less than image_px (padded crops)."""
     views: Count = 8
     """Number of different views of every image; epochs repeat them. 0 draws new ones in every epoch."""
     view_seed: Seed = 0
     """Seed of the views; apart from run.seed, so that students of all seeds share one cache."""
-    steps_per_epoch: Positive = 50
+    steps_per_epoch: Steps = 50
     """Steps of an epoch where no data set says it: methods that train on latent vectors (datafree)."""
     views_per_image: Few = 1
     """Views of one image in one batch: decode once, crop so many times (JPEG sets)."""
@@ -85,7 +87,7 @@ class DataConfig(Fields):
     """Images per evaluation batch and process."""
     threads: Threads = free(0)
     """Decoding threads per process; 0 takes what the machine has for each process."""
-    prefetch: Few = free(2)
+    prefetch: Ahead = free(2)
     """Batches decoded ahead."""
     decode: Annotated[str, OneOf(("auto", "cpu", "mixed", "mixed_roi"))] = free("auto")
     """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
@@ -95,6 +97,10 @@ class DataConfig(Fields):
         _require(
             self.image_px <= self.resize_px,
             f"data.resize_px ({self.resize_px}) must not be smaller than data.image_px ({self.image_px})",
+        )
+        _require(
+            self.pad < self.image_px or self.crop == "resized",
+            f"data.pad ({self.pad}) must be smaller than data.image_px ({self.image_px}), or views are empty",
         )
 
 

@@ -87,8 +87,8 @@ def explained(*, batch: int, image_px: int, folder: Path | None = None) -> Itera
         if memory := memory_of(error):
             raise OutOfMemory(
                 f"the {memory} ran out of memory with data.batch {batch} (over all processes) at {image_px} px:"
-                " lower data.batch, use more processes, or give teacher and student bf16"
-                f" (--run.precision, --teacher.precision): {_first_line(error)}"
+                " lower data.batch (or data.eval_batch, data.image_px), use more processes, or give teacher and"
+                f" student bf16 (--run.precision, --teacher.precision): {_first_line(error)}"
             ) from error
         if folder is not None and isinstance(error, OSError) and _concerns(folder, error):
             raise OSError(_about(folder, error)) from error

@@ -81,12 +81,14 @@ Text = Annotated[str, Filled()]
 Positive = Annotated[int, Range(1, _MANY)]
 Count = Annotated[int, Range(0, _MANY)]
 Seed = Annotated[int, Range(0, 2**31 - 1)]  # what torch and NumPy take, with what a run makes of it
-Pixels = Annotated[int, Range(1, 2**14)]
-Padding = Annotated[int, Range(0, 2**14)]
+Pixels = Annotated[int, Range(1, 2**12)]
+Padding = Annotated[int, Range(0, 2**12)]
 Images = Annotated[int, Range(1, 2**20)]
 Few = Annotated[int, Range(1, 1024)]
+Ahead = Annotated[int, Range(1, 64)]  # so many batches are held at a time
+Steps = Annotated[int, Range(1, 2**16)]  # an epoch's order is drawn at once
 Threads = Annotated[int, Range(0, 1024)]
-Width = Annotated[int, Range(1, 2**16)]
+Width = Annotated[int, Range(1, 2**12)]
 Share = Annotated[float, Range(0, 1, above=True)]
 Unit = Annotated[float, Range(0, 1)]
 BelowOne = Annotated[float, Range(0, 1, below=True)]

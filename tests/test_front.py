@@ -28,6 +28,7 @@ from fastanc.fields import Range, kinds
 from fastanc.jobs.study import cells, load
 from fastanc.manual import entries, manual
 from fastanc.methods.base import Method
+from fastanc.models.discriminators import TABLE1, _weights, discriminator
 from fastanc.models.names import _names, check_name
 from fastanc.parsing import configure, dump, method_names, parse
 from fastanc.pipelines import catalogue
@@ -343,6 +344,45 @@ def _leaves(tree: Any) -> Iterator[Any]:
 def test_a_value_from_python_is_held_to_the_same_range(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field.replace(".", r"\.")):
         configure("digits_anc", {field: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("data.pad=16000", "data.pad is '16000': it takes"),
+        ("data.pad=32", r"data.pad \(32\) must be smaller than data.image_px \(32\)"),
+        ("data.image_px=8192", "data.image_px is '8192'"),
+        ("data.resize_px=8192", "data.resize_px is '8192'"),
+        ("data.prefetch=1000", "data.prefetch is '1000'"),
+        ("data.steps_per_epoch=1000000", "data.steps_per_epoch is '1000000'"),
+        ("method.type=can method.width=50000", "method.width is '50000'"),
+        ("method.type=can method.depth=100", "method.depth is '100'"),
+        ("method.type=datafree method.latent_dim=50000", "method.latent_dim is '50000'"),
+        ("method.type=datafree method.generator_width=4096", "method.generator_width is '4096'"),
+        ("method.type=ksanc method.squeeze.global_dim=50000", "method.squeeze.global_dim is '50000'"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_by_its_field(words: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse([f"--{word}" for word in words.split()])
+    assert (
+        parse(["--data.crop", "resized", "--data.pad", "40"]).data.pad == 40
+    )  # which such views do not read
+
+
+def test_networks_that_no_memory_holds_are_refused_before_they_are_built() -> None:
+    for name in ("resnet60002", "resnet60002_v1", "wrn-60004-4", "wrn-10-5000"):
+        with pytest.raises(ValueError, match="is too (deep|wide): take"):
+            check_name(name)
+    for layout in ("99999999", "65536-65536", "4096conv-65536", "-".join(["1"] * 1000)):
+        with pytest.raises(ValueError, match="is too large for 512 inputs: take up to 64 layers"):
+            discriminator(layout, 512)
+    for layout in (*TABLE1, "512conv-64conv-128"):  # counted as they are built
+        built = discriminator(layout, 512)
+        weights = [p.numel() for p in built.parameters() if p.dim() > 1]
+        assert sum(weights[:-1]) == _weights(
+            [(int(part.removesuffix("conv")), "conv" in part) for part in layout.split("-")], 512
+        )
 
 
 @pytest.mark.parametrize(

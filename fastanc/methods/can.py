@@ -57,7 +57,7 @@ class Can(Method):
     """Factor of the student's part of the game (L_GAN)."""
     saturating: bool = True
     """Student minimises log P(Fake), eq. 7 to the letter; false: -log P(Real)."""
-    depth: Annotated[int, Range(0, 100)] = 3
+    depth: Annotated[int, Range(0, 20)] = 3
     """Residual layers of the discriminator (Table 4 of the paper)."""
     width: Width | None = None
     """Width of the residual layers; none: as wide as K, which is tiny for ten classes."""

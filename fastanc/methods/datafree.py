@@ -104,7 +104,7 @@ class DataFree(Method):
     """Width of a latent vector (DFAD 256; DAFL 1000)."""
     generator: Annotated[str, OneOf(("dafl", "dfad"))] = "dfad"
     """dafl or dfad: one network, whose inner BatchNorm has the published eps 0.8, or the usual 1e-5."""
-    generator_width: Annotated[int, Range(1, 2**12)] = 64
+    generator_width: Annotated[int, Range(1, 2**10)] = 64
     """Channels of the generator's last map, half of those before it (the papers 64; cost grows with the square)."""
 
     def __post_init__(self) -> None:

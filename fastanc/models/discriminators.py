@@ -18,6 +18,7 @@ TABLE1 = (
     "128-128-128",
 )
 """The ten layouts of ANC's Table 1, best first."""
+_MOST_WEIGHTS, _MOST_LAYERS = 2**28, 64  # a GiB; beyond it memory ends, and the batch would be blamed
 
 
 def discriminator(layout: str, in_dim: int, out_dim: int = 1) -> nn.Sequential:
@@ -38,6 +39,11 @@ def discriminator(layout: str, in_dim: int, out_dim: int = 1) -> nn.Sequential:
         raise ValueError(
             f"discriminator layout {layout!r} cannot be built: take positive widths, convolutions first"
         )
+    if _weights(widths, in_dim) > _MOST_WEIGHTS or len(widths) > _MOST_LAYERS:
+        raise ValueError(
+            f"discriminator layout {layout[:40]!r} is too large for {in_dim} inputs: take up to {_MOST_LAYERS} layers"
+            f" with {_MOST_WEIGHTS / 1e6:.0f} million weights in all"
+        )
     layers = nn.Sequential()
     channels, length = 1, in_dim
     if kinds[0]:
@@ -56,6 +62,14 @@ def discriminator(layout: str, in_dim: int, out_dim: int = 1) -> nn.Sequential:
         layers.append(nn.Flatten())
     layers.append(nn.Linear(channels * length, out_dim))
     return layers
+
+
+def _weights(widths: list[tuple[int, bool]], in_dim: int) -> int:
+    channels, length, total = 1, in_dim, 0
+    for width, convolves in widths:
+        total += 3 * channels * width if convolves else channels * length * width
+        channels, length = (width, (length + 1) // 2) if convolves else (1, width)
+    return total
 
 
 class _ResidualLayer(nn.Module):

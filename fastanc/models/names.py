@@ -17,6 +17,7 @@ from typing import NamedTuple
 TORCHVISION, TIMM = "torchvision", "timm"
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units of each stage of ANC's bottleneck ResNets."""
+_DEEPEST, _WIDEST = 1202, 32  # twice and thrice what papers have
 _MADE = re.compile(r"^@register_model(?:\(\))?\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, (\{.*?\})\)", re.DOTALL)
 
@@ -35,6 +36,7 @@ class Family(NamedTuple):
 
 def blocks_of(depth: int, layers: int) -> int:
     """Return the blocks of each of three stages in a ResNet for 32 px; ValueError for another depth."""
+    _require_depth(depth)
     blocks, rest = divmod(depth - 2, 3 * layers)
     if rest or blocks < 1:
         raise ValueError(
@@ -43,8 +45,16 @@ def blocks_of(depth: int, layers: int) -> int:
     return blocks
 
 
-def blocks_of_wide(depth: int) -> int:
-    """Return the blocks of each of three stages in a Wide ResNet; ValueError for another depth."""
+def _require_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"a ResNet of depth {depth} is too deep: take one of up to {_DEEPEST}")
+
+
+def blocks_of_wide(depth: int, times: int = 1) -> int:
+    """Return the blocks of each of three stages in a Wide ResNet; ValueError for another depth, or too many times."""
+    _require_depth(depth)
+    if times > _WIDEST:
+        raise ValueError(f"a Wide ResNet {times} times wider is too wide: take up to {_WIDEST}")
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:
         raise ValueError(f"a Wide ResNet of depth {depth} does not exist: take a depth of the form 6n+4")
@@ -99,7 +109,7 @@ FAMILIES = (
         r"wrn-(\d+)-(\d+)(?:-drop(0?\.\d+))?",
         "wrn-10-4-drop0.3",
         "Wide ResNet of depth 6n+4, times wider, dropout (CAN's have 0.3)",
-        lambda g: blocks_of_wide(int(g[0])),
+        lambda g: blocks_of_wide(int(g[0]), int(g[1])),
     ),
     Family("nin", "nin", "nin", "ANC's Network in Network teacher, 1024 features"),
     Family("lenet4", "lenet4", "lenet4", "ANC's LeNet-4 student, 1024 features"),
