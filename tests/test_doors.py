@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastanc.cache.store import Store
+from fastanc.cli import main as command
 from fastanc.methods.base import Method
 from fastanc.models import registered, zoo
 from fastanc.models.libraries import Shape
@@ -66,6 +67,19 @@ class Signs(fastanc.Method):
 '''
 
 
+@pytest.fixture(autouse=True)
+def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test register what it likes, as a process of its own could."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert Method.get_known_choices()  # which finds fastanc's own once
+    for owner, registry in (
+        (registered, "_MAKERS"),
+        (catalogue, "_REGISTERED"),
+        (Method, "_choice_registry"),
+    ):
+        monkeypatch.setattr(owner, registry, dict(getattr(owner, registry)))
+
+
 def run(tmp_path: Path, code: str, **fields: str) -> Path:
     """Write a plugin file and train a few steps with it through the command."""
     file = tmp_path / "mine.py"
@@ -78,41 +92,34 @@ def run(tmp_path: Path, code: str, **fields: str) -> Path:
         "data.batch": "16",
         **fields,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "fastanc.train", "--plugin", str(file), *as_words(chosen)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert command(["train", "--plugin", str(file), *as_words(chosen)]) == 0
     return tmp_path / "run"
 
 
-def test_a_network_from_a_file_is_trained_and_exported_by_its_name(tmp_path: Path) -> None:
+def test_a_network_from_a_file_is_trained_and_exported_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run(tmp_path, NETWORK, **{"student.name": "tiny"})
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["student"] == "tiny"
     assert summary["params"] == 6 * 3 * 25 + 6 + 24 * 10 + 10
-    command = [
-        sys.executable,
-        "-m",
-        "fastanc.cli",
-        "export",
-        str(folder),
-        str(tmp_path / "out"),
-        "--formats",
-        "torch_export",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 2
-    assert "network 'tiny' is unknown" in done.stderr
-    assert "--plugin" in done.stderr
-    done = subprocess.run(
-        [*command, "--plugin", str(tmp_path / "mine.py")], capture_output=True, text=True, timeout=600
+    monkeypatch.setattr(registered, "_MAKERS", {})  # as in a process of its own
+    words = ["export", str(folder), str(tmp_path / "out"), "--formats", "safetensors"]
+    assert command(words) == 2
+    said = capsys.readouterr().err
+    assert "network 'tiny' is unknown" in said
+    assert "--plugin" in said
+    (tmp_path / "again.py").write_text(NETWORK)
+    assert command([*words, "--plugin", str(tmp_path / "again.py")]) == 0
+    trained, exported = (load_file(place / "student.safetensors") for place in (folder, tmp_path / "out"))
+    assert (
+        trained.keys()
+        == exported.keys()
+        == {f"{part}.{end}" for part in ("body.0", "head") for end in ("weight", "bias")}
     )
-    assert done.returncode == 0, done.stderr
-    program = torch.export.load(tmp_path / "out" / "student.pt2").module()
-    assert program(torch.rand(4, 3, 32, 32)).shape == (4, 10)
+    assert all(torch.equal(trained[key], exported[key]) for key in trained)
+    network = zoo.load_weights(tmp_path / "out" / "student.safetensors")
+    assert network(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).logits.shape == (4, 10)
 
 
 def test_a_data_set_from_a_file_is_trained_on_by_its_name(tmp_path: Path) -> None:
@@ -212,10 +219,7 @@ def test_cache_build_makes_the_views_that_a_run_asks_for(tmp_path: Path) -> None
             if job[0] == "cache"
             else [job[0], *as_words(fields), *job[1:]]
         )
-        done = subprocess.run(
-            [sys.executable, "-m", "fastanc.cli", *words], capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert command(words) == 0
     (cache,) = (tmp_path / "cache").glob("lenet5-digits-32px-*")
     assert Store.at(cache).views() == [0, 1, 2, 3]
 
@@ -257,15 +261,8 @@ def test_a_run_goes_on_from_any_folder_however_its_plugin_was_spelt(
         train(parse(["--plugin", str(home / "other.py"), *words, "--resume", "latest"]))
 
 
-def test_what_is_defined_again_takes_its_name_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_defined_again_takes_its_name_over(tmp_path: Path) -> None:
     """A script that is also its own plugin file, for each of the three doors; another file's is refused."""
-    for owner, registry in (
-        (registered, "_MAKERS"),
-        (catalogue, "_REGISTERED"),
-        (Method, "_choice_registry"),
-    ):
-        monkeypatch.setattr(owner, registry, dict(getattr(owner, registry)))
-
     file = tmp_path / "all_three.py"
     file.write_text(
         NETWORK.replace('"tiny"', '"thrice"')
