@@ -132,6 +132,9 @@ def _plan_parser(jobs: Any) -> None:
     about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
     plan = _job(jobs, "plan", _plan, about, fields=True)
     plan.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    plan.add_argument(
+        "--measure", action="store_true", help="take this machine's rates, measured for some seconds"
+    )
     for name, kind, default, says in (
         ("gpus", within(1, 10**6), 8, "in all"),
         ("gpus_per_node", within(1, 1024), 8, "in each machine"),
@@ -195,10 +198,14 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from fastanc.jobs.measure import as_measured
     from fastanc.jobs.plan import Cluster, describe, load_of
     from fastanc.parsing import parse
     from fastanc.training.assemble_networks import sketch
 
+    config = parse(options.fields, front=True)
+    networks = sketch(config, classes=options.classes, channels=options.channels)
+    load = load_of(networks, image_bytes=options.image_bytes)
     cluster = Cluster(
         gpus=options.gpus,
         gpus_per_node=options.gpus_per_node,
@@ -208,8 +215,9 @@ def _plan(options: argparse.Namespace) -> None:
         storage_bytes_per_s=options.storage_gb_per_s * 1e9,
         network_bytes_per_s=options.network_gb_per_s * 1e9,
     )
-    networks = sketch(parse(options.fields, front=True), classes=options.classes, channels=options.channels)
-    print(describe(load_of(networks, image_bytes=options.image_bytes), cluster))
+    if options.measure:
+        load, cluster = as_measured(config, networks, load, cluster)
+    print(describe(load, cluster))
 
 
 def _report(options: argparse.Namespace) -> None:

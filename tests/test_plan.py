@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from fastanc.cli import main as command
+from fastanc.jobs.measure import read_rate
 from fastanc.jobs.plan import Cluster, Load, describe, load_of, plan
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.training.assemble_networks import sketch
+from support.images import jpeg
 
 LOAD = Load(batch=1600, gradient_bytes=40_000_000, flop=1e10, row_bytes=4000, image_bytes=96_000)
 CLUSTER = Cluster(
@@ -104,3 +111,59 @@ def test_load_of_a_recipe() -> None:
 def test_rows_are_as_large_as_the_cache_writes_them(fields: list[str], row_bytes: int) -> None:
     config = parse(["--recipe", "digits_anc", *fields])
     assert sketch(config, classes=10, channels=3).row_bytes == row_bytes
+
+
+def test_a_measured_plan_says_which_rates_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in "ab":
+        for k in range(8):
+            path = tmp_path / "set" / "train" / label / f"{k}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(k))
+    shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
+    monkeypatch.setattr("fastanc.jobs.measure._SECONDS", 0.1)
+    fields = ["--data.name", str(tmp_path / "set"), "--data.batch", "4", "--student.name", "lenet4"]
+    words = [
+        "plan",
+        "--measure",
+        "--gpus",
+        "1",
+        "--gpus_per_node",
+        "1",
+        "--cores_per_node",
+        "1",
+        "--classes",
+        "2",
+    ]
+    assert command([*words, *fields, "--teacher.name", "lenet5"]) == 0
+    said = capsys.readouterr().out
+    rates = dict(re.findall(r"^(\w+) +allows +[\d,]+ images/s, (\w+)$", said, re.MULTILINE))
+    assert rates == {"compute": "measured", "decode": "measured", "storage": "measured"}
+    # One device, one core: what they allow is what was measured.
+    (step,) = re.findall(r"measured: ([\d,.]+) images/s a device", said)
+    (allowed,) = re.findall(r"compute +allows +([\d,]+)", said)
+    assert float(allowed.replace(",", "")) == pytest.approx(float(step.replace(",", "")), abs=0.51)
+    (size,) = re.findall(r"read, ([\d,]+) bytes an image", said)
+    sizes = [path.stat().st_size for path in (tmp_path / "set" / "train").rglob("*.jpg")]
+    assert int(size.replace(",", "")) == round(sum(sizes) / len(sizes))
+
+    assert (
+        command(
+            [*words, "--data.name", str(tmp_path / "none"), "--data.batch", "4", "--student.name", "lenet4"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "note: decode and storage are assumed: " in said
+    assert re.findall(r"decode +allows +[\d,]+ images/s, assumed", said)
+
+
+def test_the_read_rate_counts_the_bytes_that_were_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(1_000_000))
+    places = [(str(tmp_path / "x"), k * 1000, 1000) for k in range(100)]
+    began = time.perf_counter()
+    rate = read_rate(places)
+    assert rate >= 100_000 / (time.perf_counter() - began)
+    short = read_rate([(str(tmp_path / "x"), 999_990, 1000)])  # ten bytes are there
+    assert short > 0

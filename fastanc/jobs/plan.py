@@ -43,6 +43,8 @@ class Cluster:
     """Of one node."""
     network_bytes_per_s: float
     """Of one node, each way."""
+    measured: frozenset[str] = frozenset()
+    """Of compute, decode and storage: what was measured, in the place of being assumed."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.gpus % min(self.gpus, self.gpus_per_node):
@@ -127,7 +129,10 @@ def describe(load: Load, cluster: Cluster) -> str:
         f"a node sends {found.node_bytes_per_step / 1e6:,.1f} MB",
         f"cache per node: {found.cache_bytes_per_s / 1e6:,.1f} MB/s ({load.row_bytes:,} bytes an image)",
         f"decode: {found.cores_per_gpu:.1f} cores a GPU of {cluster.cores_per_gpu:.1f}",
-        *(f"{name:8} allows {ceiling:12,.0f} images/s" for name, ceiling in found.ceilings.items()),
+        *(
+            f"{name:8} allows {ceiling:12,.0f} images/s, {'measured' if name in cluster.measured else 'assumed'}"
+            for name, ceiling in found.ceilings.items()
+        ),
         f"bound by {found.bound}: {found.images_per_s:,.0f} images/s,"
         f" {1e3 * load.batch / found.images_per_s:,.1f} ms a step",
     ]

@@ -27,7 +27,7 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
     """
     data, seed = config.data, config.run.seed
     views, views_per_image = data.views or None, data.views_per_image
-    train, val = _open_sets(config, given)
+    train, val = open_sets(config, given)
     _check_idle(config, train)
     if "latents" in config.method.needs:
         size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
@@ -48,7 +48,7 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
     )
 
 
-def _open_sets(config: Config, given: Given) -> tuple[DataSet, DataSet]:
+def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]:
     """Return train and val, stored as the crops want them; of a method that trains on latent vectors val twice."""
     data = config.data
     whole: Any = data.name if given.train is None else given.train

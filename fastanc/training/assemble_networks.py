@@ -202,6 +202,8 @@ class Sketch:
     row_bytes: int
     """Of a cached row; 0 without a cache."""
     batch: int
+    channels: int
+    teacher: Tapped | Squeezed | None
 
 
 def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
@@ -215,20 +217,21 @@ def sketch(config: Config, *, classes: int, channels: int) -> Sketch:
         return build_network(named, config.data, images, classes, None, stages)
 
     student = bare(config.student, method.taps_student)
+    network: Tapped | Squeezed | None = None
     spec, row_bytes = TeacherSpec(classes), 0
     if method.needs_teacher:
         tapped = bare(config.teacher, method.taps_teacher)
         spec = spec_of(tapped)
+        network = Squeezed(tapped, estimators_for(tapped)) if "descriptors" in method.needs else tapped
         if config.teacher.cache != "off":
-            squeezes = "descriptors" in method.needs
-            network = Squeezed(tapped, estimators_for(tapped)) if squeezes else tapped
             teacher = FrozenTeacher(network=network, name=config.teacher.name)
-            fields = teacher.fields(config.teacher.rows)
-            row_bytes = sum(field.row_bytes for field in fields)
+            row_bytes = sum(field.row_bytes for field in teacher.fields(config.teacher.rows))
     return Sketch(
         student=student,
         players=method.networks(student, spec),
         method=method,
         row_bytes=row_bytes,
         batch=config.data.batch,
+        channels=channels,
+        teacher=network,
     )
