@@ -135,6 +135,14 @@ def choose(
         return choice
 
 
+def compared(
+    method: Method, players: Players, batch: Batch, precision: str
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """Return what auto would choose whatever it costs to try, and what was measured: a row for each spelling."""
+    with _undisturbed(players, batch.images.device):
+        return _Bench(method, players, batch, precision).measured()
+
+
 def _said(method: Method, names: Sequence[str], how: str) -> str:
     plays = ", ".join(f"{name} ({play.player})" for play, name in zip(method.plays, names))
     return f"plays: {plays}{how}"
