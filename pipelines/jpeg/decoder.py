@@ -116,10 +116,10 @@ class Run:
         sizes = self._index.sizes[picks.index]
         boxes, scaled = placed(self._rule, boxes, sizes)
         crops = boxes.reshape(-1, k, 4).copy()
-        if self._options.decode == "mixed":
-            corner, far = np.zeros((len(images), 2), np.int32), sizes[::k]
-        else:
+        if _in_regions(self._options):
             corner, far = crops[..., :2].min(1), (crops[..., :2] + crops[..., 2:]).max(1)
+        else:
+            corner, far = np.zeros((len(images), 2), np.int32), sizes[::k]
         crops[..., :2] -= corner[:, None]
         regions = np.concatenate([corner, far - corner], 1)
         try:
@@ -132,7 +132,9 @@ class Run:
         """DALI's callback: the next step's inputs as _graph takes them; StopIteration ends the pipeline."""
         feed = next(self._prepared)
         self._feeds.append(feed)
-        inputs: list[Any] = [feed.encoded, *_corner_and_extent(feed.regions)]
+        inputs: list[Any] = [feed.encoded]
+        if _in_regions(self._options):
+            inputs += _corner_and_extent(feed.regions)
         if self._device.type == "cuda":
             for k in range(feed.flips.shape[1]):
                 inputs.append(_int32(feed.flips[:, k]))
@@ -204,9 +206,14 @@ def _dali_device(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def _in_regions(options: JpegOptions) -> bool:
+    """Whether only the region around an image's boxes is decoded."""
+    return options.decode != "mixed"
+
+
 def _cuts(options: JpegOptions, views: int) -> bool:
     """Whether a view is only a part of what was decoded."""
-    return views > 1 or options.decode == "mixed"
+    return views > 1 or not _in_regions(options)
 
 
 def _int32(columns: np.ndarray) -> np.ndarray:
@@ -232,13 +239,16 @@ def _resize(regions: Any, feed: _Feed, images: Tensor, part: range) -> None:
 def _graph(source: Callable[[], list[Any]], options: JpegOptions, rule: ViewRule, views: int) -> Any:
     """DALI's graph: K finished views [G, S, S, 3] uint8; for K 0 the decoded regions, which torch resizes.
 
-    Nothing is rotated by EXIF: boxes count in stored pixels, as torchvision's ImageFolder sees them.
+    Nothing is rotated by EXIF: boxes count in stored pixels, as torchvision's ImageFolder sees them. Corners and
+    extents are named arguments, which DALI reads on the host: a list in the place of an input becomes a constant of
+    the GPU, which it copies back in every batch, waiting for its stream.
     """
-    cuts, exact = _cuts(options, views), isinstance(rule, CentreCrop)
-    kinds = [types.UINT8] + [types.INT32] * (2 + views * (1 + 2 * cuts + 2 * exact))
-    encoded, corner, extent, *rest = fn.external_source(
+    cuts, exact, in_regions = _cuts(options, views), isinstance(rule, CentreCrop), _in_regions(options)
+    kinds = [types.UINT8] + [types.INT32] * (2 * in_regions + views * (1 + 2 * cuts + 2 * exact))
+    encoded, *rest = fn.external_source(
         source=source, num_outputs=len(kinds), batch=True, no_copy=True, dtype=kinds
     )
+    given: Iterator[Any] = iter(rest)
     decoder: dict[str, Any] = {"device": "cpu", "adjust_orientation": False, "output_type": types.RGB}
     if options.decode != "cpu":
         decoder |= {
@@ -246,27 +256,28 @@ def _graph(source: Callable[[], list[Any]], options: JpegOptions, rule: ViewRule
             "hw_decoder_load": options.hw_decoder_load,
             "jpeg_fancy_upsampling": True,
         }
-    if options.decode == "mixed":
-        pixels = fn.decoders.image(encoded, **decoder)
+    if in_regions:
+        corner, extent = next(given), next(given)
+        pixels = fn.decoders.image_slice(encoded, start=corner, shape=extent, axis_names="WH", **decoder)
     else:
-        pixels = fn.decoders.image_slice(encoded, corner, extent, axis_names="WH", **decoder)
+        pixels = fn.decoders.image(encoded, **decoder)
     if not views:
         return pixels
     if Pipeline.current().device_id is not None:
         pixels = pixels.gpu()
     side: list[int] = [rule.out_px, rule.out_px]
-    given: Iterator[Any] = iter(rest)
     finished = []
     for _ in range(views):
         flip = next(given)
         view: Any = pixels
         if cuts:
-            view = fn.slice(view, next(given), next(given), axis_names="WH")
+            corner, extent = next(given), next(given)
+            view = fn.slice(view, start=corner, shape=extent, axis_names="WH")
         if exact:
             corner, extent = next(given), next(given)
             height_width = fn.cast(fn.stack(extent[1], extent[0]), dtype=types.FLOAT)
             view = fn.resize(view, size=height_width, interp_type=types.INTERP_LINEAR, antialias=True)
-            view = fn.slice(view, corner, side, axis_names="WH")
+            view = fn.slice(view, start=corner, shape=side, axis_names="WH")
         else:
             view = fn.resize(view, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
         finished.append(fn.flip(view, horizontal=flip))
