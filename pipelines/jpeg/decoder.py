@@ -12,7 +12,7 @@ there.
 Who owns the memory. DALI reads the encoded bytes in place (`no_copy`): they are arrays of ours, kept alive by the
 feed, which stays in `_feeds` until its outputs have come. Outputs are DALI's own and are seen by torch without a
 copy; DALI may write to them again once torch's last tensor on them is gone. So a CPU batch is written into new memory
-before its regions go, and a CUDA batch is held until the stream has passed its readers.
+before its regions go, and a CUDA batch is held until the stream has passed its readers (`held`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fastanc.batch import Batch
 from fastanc.pipelines.ahead import ahead
 from fastanc.pipelines.drawing import Drawn, draw, images_of
 from fastanc.pipelines.jpeg.bytes import ChangedImage, Indexed, Reader
+from fastanc.pipelines.jpeg.held import Held
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Picks
 from fastanc.pipelines.resize import finished, placed
@@ -176,19 +177,18 @@ class Run:
         return self._batch(feed, images)
 
     def _cuda_batches(self) -> Generator[Batch, None, None]:
-        # DALI may use a tensor's memory again as soon as it dies, whatever torch's stream has yet to read of
-        # it: each is held until the stream has passed all work that was queued while the caller had it.
-        held: deque[tuple[list[Tensor], torch.cuda.Event]] = deque()
-        for _ in self._steps:
-            feed, outputs = self._decode(torch.cuda.current_stream(self._device))
-            views = [torch.from_dlpack(view.as_tensor()) for view in outputs]
-            pixels = views[0] if len(views) == 1 else torch.stack(views, 1).flatten(0, 1)
-            yield self._batch(feed, pixels.permute(0, 3, 1, 2))
-            passed = torch.cuda.Event()
-            passed.record(torch.cuda.current_stream(self._device))
-            held.append((views, passed))
-            while held and held[0][1].query():
-                held.popleft()
+        with Held(self._mark) as held:
+            for _ in self._steps:
+                feed, outputs = self._decode(torch.cuda.current_stream(self._device))
+                views = [torch.from_dlpack(view.as_tensor()) for view in outputs]
+                pixels = views[0] if len(views) == 1 else torch.stack(views, 1).flatten(0, 1)
+                with held.lent(views):
+                    yield self._batch(feed, pixels.permute(0, 3, 1, 2))
+
+    def _mark(self) -> torch.cuda.Event:
+        passing = torch.cuda.Event()
+        passing.record(torch.cuda.current_stream(self._device))
+        return passing
 
     def _batch(self, feed: _Feed, images: Tensor) -> Batch:
         labels = None
