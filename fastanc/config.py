@@ -90,7 +90,7 @@ class DataConfig(Fields):
     prefetch: Ahead = free(2)
     """Batches decoded ahead."""
     decode: Annotated[str, OneOf(("auto", "cpu", "mixed", "mixed_roi"))] = free("auto")
-    """Decode plan on CUDA: auto (probe at start), cpu, mixed or mixed_roi; a CPU has one plan."""
+    """Decode plan on CUDA: auto (the cache's, else measured once and kept), cpu, mixed, mixed_roi; a CPU has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

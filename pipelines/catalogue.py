@@ -252,8 +252,9 @@ def _jpeg_set(
     from fastanc.pipelines.jpeg.jpeg_set import (
         JpegSet,  # DALI takes seconds to import, and array sets do without
     )
+    from fastanc.pipelines.jpeg.plan import plan_path
 
-    return JpegSet(name, index, mean, std, checked=True)
+    return JpegSet(name, index, mean, std, checked=True, memory=plan_path(index.source))
 
 
 def _open_arrays(name: str, split: str, roots: list[Path], may_download: bool) -> ArraySet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def cache_dir() -> Path:
         raise ValueError(
             "there is no home folder to keep a cache in: set FASTANC_CACHE to a folder that may be written"
         ) from None
+
+
+def beside(source: Path, suffix: str) -> Path:
+    """Return where a file about a source lies: beside it, or in the cache folder where that cannot be written."""
+    source = Path(os.path.abspath(source))
+    path = source.with_name(f"{source.name}{suffix}")
+    if path.exists() or os.access(source.parent, os.W_OK):
+        return path
+    digest = hashlib.blake2b(os.fsencode(source), digest_size=6).hexdigest()
+    return cache_dir() / "index" / f"{source.name}-{digest}{suffix}"
 
 
 def make_cache_folder(name: str) -> Path:

@@ -19,6 +19,7 @@ from fastanc.pipelines.index.build import build_index
 from fastanc.pipelines.jpeg import jpeg_set
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.plan import Decision
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
@@ -83,9 +84,9 @@ def test_one_process_probes_for_all_and_once(jpegs: JpegSet, monkeypatch: pytest
     probed: list[int] = []
     sent: list[Any] = []
 
-    def decide(index: object, device: torch.device, options: JpegOptions) -> str:
+    def decide(index: object, device: torch.device, options: JpegOptions, memory: object) -> Decision:
         probed.append(options.threads or 0)
-        return "mixed"
+        return Decision("mixed", "measured just now")
 
     def broadcast(values: list[Any]) -> list[Any]:
         """The main process sends, the others get what it sent."""
@@ -101,17 +102,18 @@ def test_one_process_probes_for_all_and_once(jpegs: JpegSet, monkeypatch: pytest
         accelerator = process(rank, 2, "cuda")
         source = opened(jpegs, jpegs, accelerator, options=JpegOptions(threads=3))
         plans += [source.train.options, source.val.options]
+        note = inputs.input_note(source)
+        assert note is not None
+        why = "" if rank else " (measured just now)"
+        assert note.startswith(f"input: decode plan mixed{why}, 3 threads on")
     assert plans == [JpegOptions(decode="mixed", threads=3)] * 4
     assert probed == [3]
-    note = inputs.input_note(source)
-    assert note is not None
-    assert note.startswith("input: decode plan mixed, 3 threads on")
 
 
 def test_a_users_own_set_leaves_the_plan_to_the_other(
     jpegs: JpegSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jpeg_set, "decide", lambda *_: "mixed_roi")
+    monkeypatch.setattr(jpeg_set, "decide", lambda *_: Decision("mixed_roi", "remembered"))
     items = [(np.zeros((20, 30 + i, 3), np.uint8), i % 3) for i in range(12)]
     own = as_dataset(items, "own", progress=False)
     source = opened(own, jpegs, process(0, 1, "cuda"), options=JpegOptions(threads=2))
@@ -119,7 +121,8 @@ def test_a_users_own_set_leaves_the_plan_to_the_other(
     assert source.train.options == JpegOptions(threads=2)
     note = inputs.input_note(source)
     assert note is not None
-    assert note.startswith("input: the data set's own decoder, 2 threads on")
+    decoders = "the data set's own decoder and, for the validation set, decode plan mixed_roi (remembered)"
+    assert note.startswith(f"input: {decoders}, 2 threads on")
 
 
 def test_arrays_have_no_plan_to_agree_on(monkeypatch: pytest.MonkeyPatch) -> None:

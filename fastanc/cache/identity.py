@@ -58,6 +58,11 @@ def described(fields: Sequence[Field]) -> list[dict[str, object]]:
     return [asdict(field) for field in fields]
 
 
+def store_facts(facts: Mapping[str, Any], fields: Sequence[Field], num_images: int) -> dict[str, Any]:
+    """Return the whole identity of a cache: of the outputs, and of the files that hold them."""
+    return {**facts, "format": FORMAT, "fields": described(fields), "num_images": num_images}
+
+
 def _canonical(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, sort_keys=True, allow_nan=False, separators=(",", ":"))
 

@@ -20,15 +20,14 @@ from fastanc import files
 from fastanc.cache.checksum import seed_of
 from fastanc.cache.column import Column, explain
 from fastanc.cache.identity import (
-    FORMAT,
     IDENTITY,
-    described,
     differences,
     folder_name,
     identity_hash,
     no_cache,
     read_identity,
     shown,
+    store_facts,
 )
 from fastanc.cache.reader import Reader
 from fastanc.cache.rows import Field, encode, not_finite
@@ -88,7 +87,7 @@ class Store:
             FileNotFoundError: there is none and `create` is False; names the nearest one and how it differs.
             ValueError: the cache is not readable, or cannot be made.
         """
-        facts = {**identity, "format": FORMAT, "fields": described(fields), "num_images": num_images}
+        facts = store_facts(identity, fields, num_images)
         path = Path(cache_dir) / folder_name(facts)
         if not (path / IDENTITY).exists():
             if not create:

@@ -15,6 +15,7 @@ from fastanc.errors import MISTAKE, explained, sentence
 from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
+from fastanc.training.inputs import input_note
 
 _OTHER = 0.1
 """Of a row's largest value: rounding of any kind stays below, another teacher, view or image differs by about 1."""
@@ -24,6 +25,8 @@ def _build(options: Namespace) -> None:
     config = parse(options.fields, front=True)
     with explained(batch=config.data.batch, image_px=config.data.image_px):
         bench = open_bench(config, create=True)
+        if bench.accelerator.is_main_process and bench.source.plan_source:
+            print(input_note(bench.source))
         built = build_cache(
             bench.store,
             range(bench.views),

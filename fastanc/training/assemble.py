@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,15 +17,15 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from fastanc.batch import Batch
-from fastanc.cache.rows import PAGE
 from fastanc.cache.store import Store
 from fastanc.config import Config
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
-from fastanc.teacher.answers import Answers, CacheChoice, open_answers, open_store, open_val_answers
+from fastanc.pipelines.dataset import DataSet
+from fastanc.teacher.answers import Answers, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.frozen import FrozenTeacher
-from fastanc.training.assemble_input import open_input
+from fastanc.training.assemble_input import cache_choice, open_input
 from fastanc.training.assemble_networks import (
     NOTHING,
     Given,
@@ -61,13 +60,14 @@ def open_run(config: Config, given: Given | None = None) -> Run:
 
 
 def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Given, began: float) -> Run:
-    source = open_input(config, accelerator, given)
+    teacher_of = _teacher_of(config, given)
+    source = open_input(config, accelerator, given, teacher_of if _caches(config) else None)
     pace = pace_of(config, source.order.steps_per_epoch)
-    game = _open_game(config, accelerator, source, given)
+    game = _open_game(config, accelerator, source, given, teacher_of)
     notes = [*data_notes(source), *(note for note in (input_note(source), beyond(config, pace)) if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
-        cache = _cache_choice(config)
+        cache = cache_choice(config)
         if "latents" in config.method.needs:
             cache = replace(cache, mode="off")
         val_answers = partial(
@@ -112,9 +112,10 @@ def open_bench(config: Config, *, create: bool) -> Bench:
             " trains on images, such as anc"
         )
     accelerator = make_accelerator(batch=config.data.batch)
-    source = open_input(config, accelerator)
-    teacher = open_teacher(config, source.train)
-    store = open_store(teacher, source.train, source.rule, _cache_choice(config), create=create)
+    teacher_of = _teacher_of(config, NOTHING)
+    source = open_input(config, accelerator, teacher=teacher_of)
+    teacher = teacher_of(source.train)
+    store = open_store(teacher, source.train, source.rule, cache_choice(config), create=create)
     return Bench(
         accelerator=accelerator,
         source=source,
@@ -134,22 +135,35 @@ def _accelerator(config: Config) -> Accelerator:
     )
 
 
-def _cache_choice(config: Config) -> CacheChoice:
-    teacher = config.teacher
-    return CacheChoice(
-        mode=teacher.cache,
-        folder=Path(teacher.cache_dir),
-        rows=teacher.rows,
-        align=PAGE if teacher.pad_rows else 1,
-        memory_bytes=int(teacher.memory_gib * 2**30),
-    )
+def _teacher_of(config: Config, given: Given) -> Callable[[DataSet], FrozenTeacher]:
+    """Return what opens the teacher of a training set, once: a cache may be asked for before the networks are."""
+    opened: list[FrozenTeacher] = []
+
+    def teacher(images: DataSet) -> FrozenTeacher:
+        if not opened:
+            opened.append(open_teacher(config, images, given))
+        return opened[0]
+
+    return teacher
 
 
-def _open_game(config: Config, accelerator: Accelerator, source: Input, given: Given) -> Game:
+def _caches(config: Config) -> bool:
+    """Whether a run keeps or reads the teacher's rows."""
+    method = config.method
+    return method.needs_teacher and "latents" not in method.needs and config.teacher.cache != "off"
+
+
+def _open_game(
+    config: Config,
+    accelerator: Accelerator,
+    source: Input,
+    given: Given,
+    teacher_of: Callable[[DataSet], FrozenTeacher],
+) -> Game:
     """Build the networks, hand them to the players, open the teacher; ValueError where they do not fit."""
     method, images = config.method, source.train
     check_needs(method)
-    teacher = open_teacher(config, images, given) if method.needs_teacher else None
+    teacher = teacher_of(images) if method.needs_teacher else None
     if teacher is not None and given.teacher is not None:
         same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
@@ -215,7 +229,7 @@ def _answers(config: Config, source: Input, teacher: FrozenTeacher | None) -> An
         return None
     reads = config.method.needs & OF_TEACHER
     return open_answers(
-        teacher, source.train, source.rule, source.order, _cache_choice(config), reads, source.device
+        teacher, source.train, source.rule, source.order, cache_choice(config), reads, source.device
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from fastanc.cache.rows import PAGE
 from fastanc.config import Config, DataConfig
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset, open_splits
@@ -15,15 +20,24 @@ from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.stored import stored_for
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
+from fastanc.teacher.answers import CacheChoice
+from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.teacher.kept_plan import KeptPlan, kept_plan
 from fastanc.training import inputs
 from fastanc.training.assemble_networks import NOTHING, Given
 from fastanc.training.inputs import Input
 
 
-def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING) -> Input:
+def open_input(
+    config: Config,
+    accelerator: Accelerator,
+    given: Given = NOTHING,
+    teacher: Callable[[DataSet], FrozenTeacher] | None = None,
+) -> Input:
     """Open the data sets of a configuration for one process.
 
-    Of a method that trains on latent vectors only the validation set is opened.
+    Of a method that trains on latent vectors only the validation set is opened. `teacher` opens the one whose rows
+    on the training set are cached; None where none are.
     """
     data, seed = config.data, config.run.seed
     views, views_per_image = data.views or None, data.views_per_image
@@ -33,10 +47,15 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
         size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
         latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
         train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
+    rule = _training_rule(data, train)
+    options = JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode)
+    if teacher is not None:
+        # Rows and pixels must not depend on the batch that an image came in, which the JPEG unit's share decides.
+        options = replace(options, hw_decoder_load=0.0)
     return inputs.open_input(
         train=train,
         val=val,
-        rule=_training_rule(data, train),
+        rule=rule,
         eval_rule=CentreCrop(data.image_px, data.resize_px),
         batch=data.batch,
         eval_batch=data.eval_batch,
@@ -44,8 +63,37 @@ def open_input(config: Config, accelerator: Accelerator, given: Given = NOTHING)
         views=views,
         views_per_image=views_per_image,
         accelerator=accelerator,
-        options=JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode),
+        options=options,
+        kept=_kept_plan(config, accelerator, train, rule, options, teacher),
     )
+
+
+def cache_choice(config: Config) -> CacheChoice:
+    """Return where the teacher's rows are kept, and how."""
+    teacher = config.teacher
+    return CacheChoice(
+        mode=teacher.cache,
+        folder=Path(teacher.cache_dir),
+        rows=teacher.rows,
+        align=PAGE if teacher.pad_rows else 1,
+        memory_bytes=int(teacher.memory_gib * 2**30),
+    )
+
+
+def _kept_plan(
+    config: Config,
+    accelerator: Accelerator,
+    train: DataSet,
+    rule: ViewRule,
+    options: JpegOptions,
+    teacher: Callable[[DataSet], FrozenTeacher] | None,
+) -> KeptPlan | None:
+    """Return the plan that the teacher's cache was decoded with, where one is there; the main process looks."""
+    device = accelerator.device
+    if teacher is None or train.options is None or device.type == "cpu" or not accelerator.is_main_process:
+        return None
+    any_plan = train.on(device, replace(options, decode="cpu"))
+    return kept_plan(any_plan, rule, cache_choice(config), partial(teacher, train))
 
 
 def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import Order, Picks, evaluation_picks
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
+from fastanc.teacher.kept_plan import KeptPlan
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Input:
     device: torch.device
     rank: int
     world: int
+    plan_source: str = ""
+    """Where the decode plan comes from, in words; "" where nothing was to be decided."""
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
@@ -71,6 +74,7 @@ def open_input(
     views: int | None = None,
     views_per_image: int = 1,
     options: JpegOptions | None = None,
+    kept: KeptPlan | None = None,
 ) -> Input:
     """Return the input of one process; all processes decode by one plan.
 
@@ -89,14 +93,17 @@ def open_input(
         views: they repeat after so many; None draws new ones for ever.
         views_per_image: neighbours in a batch that are views of one image, decoded once.
         options: how images are decoded; where its plan is auto the main process decides for all.
+        kept: on the main process, what the teacher's cache was decoded with: that is the plan where it is auto.
     """
     _check_pixels(train, val, rule, eval_rule)
     val = numbered_as(train, val)
     rank, world = accelerator.process_index, accelerator.num_processes
     order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
-    train, options = _bound(train, options or JpegOptions(), accelerator)
-    val, _ = _bound(val, options, accelerator)
-    return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world)
+    options, source = _with_kept(options or JpegOptions(), kept)
+    train, options, decided = _bound(train, options, accelerator)
+    val, _, decided_for_val = _bound(val, options, accelerator)
+    source = source or decided or decided_for_val
+    return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world, source)
 
 
 def _check_pixels(train: DataSet, val: DataSet, rule: ViewRule, eval_rule: CentreCrop) -> None:
@@ -113,16 +120,33 @@ def _check_pixels(train: DataSet, val: DataSet, rule: ViewRule, eval_rule: Centr
             )
 
 
-def _bound(dataset: DataSet, options: JpegOptions, accelerator: Accelerator) -> tuple[DataSet, JpegOptions]:
-    """Return a set on this process's device, and the options with the decode plan of all processes.
+def _with_kept(options: JpegOptions, kept: KeptPlan | None) -> tuple[JpegOptions, str]:
+    """Return the options with the plan of the teacher's cache, and where the plan comes from where that is known."""
+    given = "" if options.decode == "auto" else "given"
+    if kept is None:
+        return options, given
+    if not given:
+        return replace(options, decode=kept.plan), f"that of the cache {kept.path}"
+    if kept.plan != options.decode:
+        given += (
+            f", though the cache {kept.path} was made with {kept.plan}: its rows are not those of this run"
+        )
+    return options, given
 
-    Pixels depend on the plan, so one process probes for all.
+
+def _bound(
+    dataset: DataSet, options: JpegOptions, accelerator: Accelerator
+) -> tuple[DataSet, JpegOptions, str]:
+    """Return a set on this process's device, the options with the decode plan of all, and where that comes from.
+
+    Pixels depend on the plan, so one process decides for all.
     """
     if dataset.options is None:
-        return dataset.on(accelerator.device), options
+        return dataset.on(accelerator.device), options, ""
     bound = dataset.on(accelerator.device, options) if accelerator.is_main_process else dataset
+    source: str = getattr(bound, "plan_source", "")
     options = broadcast_object_list([bound.options])[0]
-    return dataset.on(accelerator.device, options), options
+    return dataset.on(accelerator.device, options), options, source
 
 
 _FEW_CLASSES = 12
@@ -174,7 +198,12 @@ def input_note(source: Input) -> str | None:
         return None
     cores = cores_per_process()
     threads = options.threads or cores
-    decoder = "the data set's own decoder" if options.decode == "auto" else f"decode plan {options.decode}"
+    why = f" ({source.plan_source})" if source.plan_source else ""
+    decoder = "the data set's own decoder"
+    if options.decode != "auto":
+        decoder = f"decode plan {options.decode}{why}"
+    elif source.val.options is not None and why:
+        decoder += f" and, for the validation set, decode plan {source.val.options.decode}{why}"
     where = f"{decoder}, {threads} threads"
     beside = f" for each of the {source.world} processes" if source.world > 1 else ""
     too_many = ": more threads than cores, lower data.threads" if threads > cores else ""

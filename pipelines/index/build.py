@@ -19,7 +19,6 @@ DALI 2.4 ends the process on several of these, so an index is mandatory.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ from fastanc.pipelines.index.origin import Origin, OtherFormat
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, check_class_folders, list_source
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
-from fastanc.pipelines.places import cache_dir
+from fastanc.pipelines.places import beside
 
 __all__ = [
     "Index",
@@ -59,12 +58,7 @@ _FEW = 8  # chunks that are done before another process has started
 
 def index_path(source: Path) -> Path:
     """Return where a source's index lies: beside it, or in the cache folder where that cannot be written."""
-    source = Path(os.path.abspath(source))
-    beside = source.with_name(f"{source.name}.index")
-    if beside.exists() or os.access(source.parent, os.W_OK):
-        return beside
-    digest = hashlib.blake2b(os.fsencode(source), digest_size=6).hexdigest()
-    return cache_dir() / "index" / f"{source.name}-{digest}.index"
+    return beside(source, ".index")
 
 
 def rejected_path(out: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import nvidia.dali
@@ -15,7 +16,7 @@ from fastanc.pipelines.drawing import views_per_image, walked
 from fastanc.pipelines.jpeg.bytes import Indexed, check
 from fastanc.pipelines.jpeg.decoder import Run
 from fastanc.pipelines.jpeg.options import JpegOptions
-from fastanc.pipelines.jpeg.probe import decide
+from fastanc.pipelines.jpeg.plan import Decision, decide
 from fastanc.pipelines.order import Picking
 from fastanc.pipelines.views import PadCrop, ViewRule
 
@@ -36,8 +37,12 @@ class JpegSet:
         std: Sequence[float],
         *,
         checked: bool = False,
+        memory: Path | None = None,
     ) -> None:
-        """`checked` says that the index was compared with its files just now."""
+        """`checked` says that the index was compared with its files just now.
+
+        `memory` is the file in which decode plans are remembered; None measures in every process.
+        """
         self.name, self.index = name, index
         self.classes, self.labels = index.classes, index.labels
         self.numbered: bool = getattr(index, "numbered", False)
@@ -45,36 +50,35 @@ class JpegSet:
         self.num_images, self.num_classes = len(index), len(index.classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._checked = checked
-        self._decided: dict[tuple[str, JpegOptions], JpegOptions] = {}
+        self._memory = memory
+        self._decided: dict[tuple[str, JpegOptions], Decision] = {}
         self.device = torch.device("cpu")
-        self.options = self.decided(self.device)
+        self.options, self.plan_source = self._with_plan(self.device, JpegOptions())
 
     def on(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegSet:
-        """Return the set bound to a device and options; a GPU's plan is probed here, where they say auto.
-
-        Raises ValueError for a GPU's plan on the CPU.
-        """
-        bound = copy.copy(self)
-        bound.device, bound.options = torch.device(device), self.decided(device, options)
-        return bound
-
-    def decided(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegOptions:
-        """Return the options with the decode plan of this device, probed once where it says auto.
+        """Return the set bound to a device and options; a GPU's plan is decided here, where they say auto.
 
         With several processes one must decide and hand its options to the others: pixels depend on the plan.
-        Raises ValueError for a GPU's plan on the CPU.
+        Where it was decided `plan_source` says how. Raises ValueError for a GPU's plan on the CPU.
         """
-        options, device = options or JpegOptions(), torch.device(device)
+        bound = copy.copy(self)
+        bound.device = torch.device(device)
+        bound.options, bound.plan_source = self._with_plan(bound.device, options or JpegOptions())
+        return bound
+
+    def _with_plan(self, device: torch.device, options: JpegOptions) -> tuple[JpegOptions, str]:
+        """The options with the decode plan of this device, and where it comes from; "" where nothing was decided."""
         if device.type == "cpu":
             if options.decode not in ("auto", "cpu"):
                 raise ValueError(f"decode {options.decode!r} needs a CUDA device: use auto or cpu")
-            return replace(options, decode="cpu")
+            return replace(options, decode="cpu"), ""
         if options.decode != "auto":
-            return options
+            return options, ""
         key = (str(device), options)
         if key not in self._decided:
-            self._decided[key] = replace(options, decode=decide(self.index, device, options))
-        return self._decided[key]
+            self._decided[key] = decide(self.index, device, options, self._memory)
+        plan, source = self._decided[key]
+        return replace(options, decode=plan), source
 
     def describe(self) -> dict[str, object]:
         """Return what fixes the pixels of a view, ready for JSON: a part of the cache's identity."""
@@ -92,8 +96,9 @@ class JpegSet:
 
     def subset(self, numbers: np.ndarray) -> JpegSet:
         """Return the set of some images, renumbered: `numbers` is [M] int64."""
-        part = JpegSet(self.name, self.index.subset(numbers), self.mean, self.std, checked=self._checked)
-        part.device, part.options = self.device, self.options
+        index = self.index.subset(numbers)
+        part = JpegSet(self.name, index, self.mean, self.std, checked=self._checked, memory=self._memory)
+        part.device, part.options, part.plan_source = self.device, self.options, self.plan_source
         return part
 
     def sizes(self, index: np.ndarray) -> np.ndarray:

@@ -20,13 +20,13 @@ class JpegOptions:
     """How JPEGs are decoded; `decode` and `hw_decoder_load` may change a pixel's last bits, no other may."""
 
     decode: str = "auto"
-    """On CUDA mixed_roi, mixed, cpu, or auto: what a probe finds fastest. On the CPU there is one plan."""
+    """On CUDA mixed_roi, mixed, cpu, or auto: what `plan` decides once. On the CPU there is one plan."""
     threads: int | None = None
     """Decoding threads; None takes the cores that this process may use."""
     prefetch: int = 2
     """Batches that wait, finished, for the training step."""
     hw_decoder_load: float = 0.65
-    """Share of a batch for the GPU's JPEG unit (mixed plans); 0 decodes every image in the same way."""
+    """Share of a batch for the GPU's JPEG unit (mixed plans); 0, with a teacher's cache, decodes all alike."""
 
     def __post_init__(self) -> None:
         if self.decode not in ("auto", *PLANS):

@@ -1,4 +1,4 @@
-"""Which decode plan is fastest on the user's own images and GPU.
+"""How fast a decode plan is on the user's own images and GPU.
 
 nvImageCodec 0.9 is reported to end the process in mixed_roi on some GPUs, so each plan is tried in a process
 of its own (`measure`).
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fastanc.pipelines.jpeg.bytes import Indexed
-from fastanc.pipelines.jpeg.options import PLANS, JpegOptions, cores_per_process
+from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 
 _SAMPLE, _TIMEOUT_S = 2048, 120.0
 
@@ -32,21 +32,6 @@ class Probed(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.plan} {self.failure or f'{self.images_per_s:.0f} images/s'}"
-
-
-def decide(index: Indexed, device: torch.device | str, options: JpegOptions) -> str:
-    """Return the fastest plan for this device, which is probed, and print one line about it.
-
-    Raises RuntimeError with every plan's failure when none works.
-    """
-    probed = [probe(index, device, replace(options, decode=plan)) for plan in PLANS]
-    found = ", ".join(map(str, probed))
-    rates = {result.plan: result.images_per_s for result in probed if result.images_per_s is not None}
-    if not rates:
-        raise RuntimeError(f"no decode plan works on {device}: {found}")
-    plan = max(rates, key=rates.__getitem__)
-    print(f"decode plan: {plan} ({found})", flush=True)
-    return plan
 
 
 def probe(index: Indexed, device: torch.device | str, options: JpegOptions) -> Probed:

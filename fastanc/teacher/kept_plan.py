@@ -1,0 +1,74 @@
+"""The decode plan that a teacher's cache was made with: whoever fills or reads it must decode alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastanc.cache.identity import caches, differences, read_identity, store_facts
+from fastanc.cache.store import Store
+from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.views import ViewRule
+from fastanc.teacher.answers import CacheChoice
+from fastanc.teacher.frozen import FrozenTeacher
+
+_PLAN = {"dataset.decoder", "dataset.hw_decoder_load"}
+
+
+class KeptPlan(NamedTuple):
+    """A cache that fits but for its decode plan, and that plan."""
+
+    plan: str
+    path: Path
+
+
+def kept_plan(
+    dataset: DataSet, rule: ViewRule, cache: CacheChoice, teacher: Callable[[], FrozenTeacher]
+) -> KeptPlan | None:
+    """Return the plan of the cache that is there for this teacher on these views, whatever its plan.
+
+    Of several the one with most rows counts. `teacher` is called only where a cache is of these views.
+    """
+    if dataset.options is None:
+        return None
+    load = dataset.options.hw_decoder_load
+    views = {"dataset": {"name": dataset.name, **dataset.describe()}, "rule": rule.describe()}
+    found = [
+        path
+        for path, theirs in _identities(cache.folder)
+        if theirs["dataset"].get("hw_decoder_load", load) == load and _alike(theirs, views, of=tuple(views))
+    ]
+    if not found:
+        return None
+    ours = teacher()
+    facts = store_facts(
+        ours.identity(dataset, rule, dataset.name), ours.fields(cache.rows, cache.align), dataset.num_images
+    )
+    stores = [Store.at(path) for path in found]
+    fitting = [store for store in stores if _alike(store.identity, facts, of=tuple(facts))]
+    if not fitting:
+        return None
+    best = max(fitting, key=lambda store: (_rows(store), store.path.name))
+    return KeptPlan(str(best.identity["dataset"]["decoder"]), best.path)
+
+
+def _rows(store: Store) -> int:
+    return sum(view["rows"] for view in store.info()["views"].values())
+
+
+def _identities(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = []
+    for path in caches(folder):
+        with suppress(ValueError, FileNotFoundError):  # who opens such a cache is told
+            theirs = read_identity(path)
+            if isinstance(theirs.get("dataset"), dict):
+                found.append((path, theirs))
+    return found
+
+
+def _alike(theirs: Mapping[str, Any], ours: Mapping[str, Any], *, of: tuple[str, ...]) -> bool:
+    """Whether these parts of two identities differ in nothing but the plan."""
+    found = differences({part: theirs.get(part) for part in of}, {part: ours[part] for part in of})
+    return {difference.key for difference in found} <= _PLAN
