@@ -15,6 +15,7 @@ from fastanc.batch import Batch
 from fastanc.pipelines.drawing import draw, walked
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Picking, Picks
+from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 
 
@@ -117,10 +118,10 @@ class ArraySet:
         self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, windows: Tensor
     ) -> Iterator[Batch]:
         device = self.device
-        labels = None if self.labels is None else torch.from_numpy(self.labels).to(device)
+        labels = None if self.labels is None else moved(torch.from_numpy(self.labels), device)
         for step, (index, view), boxes, flips in draw(picks, rule, self.sizes, steps):
             where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
-            image, y, x, flip = where.to(device, non_blocking=True)
+            image, y, x, flip = moved(where, device)
             pixels = windows[image, y, x]
             pixels = torch.where(flip.bool()[:, None, None, None], pixels.flip(2), pixels)
             yield Batch(

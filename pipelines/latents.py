@@ -13,6 +13,7 @@ from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.drawing import walked
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Picking, Picks
+from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import ViewRule
 
 
@@ -75,5 +76,5 @@ class LatentSet:
             size = len(picks(step).index)
             drawn = latents(size, self.latent_dim, seed=self._seed, step=step, rank=self._rank)
             nowhere = np.zeros(size, np.int64)
-            images = torch.from_numpy(drawn).to(self.device, non_blocking=True)
+            images = moved(torch.from_numpy(drawn), self.device)
             yield Batch(images=images, index=nowhere, view=nowhere, labels=None, step=step)

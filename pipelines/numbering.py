@@ -17,6 +17,7 @@ from fastanc.batch import Batch
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Picking
+from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import ViewRule
 
 
@@ -104,7 +105,7 @@ class Renumbered:
             for batch in batches:
                 assert batch.labels is not None
                 if places is None:
-                    places = torch.from_numpy(self._places).to(batch.labels.device)
+                    places = moved(torch.from_numpy(self._places), batch.labels.device)
                 yield replace(batch, labels=places[batch.labels])
         finally:
             if hasattr(batches, "close"):

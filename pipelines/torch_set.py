@@ -17,6 +17,7 @@ from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Picking, Picks
 from fastanc.pipelines.own_items import Items, Looks
 from fastanc.pipelines.resize import finished, placed
+from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import PadCrop, ViewRule
 
 
@@ -99,7 +100,7 @@ class TorchSet:
                     images=images.to(self.device, non_blocking=True),
                     index=index,
                     view=view,
-                    labels=None if labels is None else labels.to(self.device, non_blocking=True),
+                    labels=None if labels is None else moved(labels, self.device),
                     step=step,
                 )
         finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastanc.cache.store import Store
+from fastanc.pipelines.transfer import moved
 
 _QUEUED_BATCHES = 64
 
@@ -58,8 +59,8 @@ class Writer:
             if len(at) == len(view):
                 self._queue.put(_Piece(number, index, rows))
                 continue
-            chosen = torch.from_numpy(at)
-            self._queue.put(_Piece(number, index[at], {k: v[chosen.to(v.device)] for k, v in rows.items()}))
+            chosen = moved(torch.from_numpy(at), next(iter(rows.values())).device)
+            self._queue.put(_Piece(number, index[at], {k: v[chosen] for k, v in rows.items()}))
 
     def drain(self) -> None:
         """Return when everything handed over so far can be read."""

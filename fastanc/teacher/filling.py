@@ -24,6 +24,7 @@ from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import decode, encode, outputs_of, values_of
 from fastanc.cache.store import Store
 from fastanc.cache.writer import Writer
+from fastanc.pipelines.transfer import moved
 from fastanc.teacher.online import Online
 from fastanc.teacher.prefetch import Fetched, Picked, ReadAhead
 
@@ -114,7 +115,7 @@ class Filling:
         elif len(absent) == size:
             fresh = computed
         else:
-            chosen = torch.from_numpy(absent).to(batch.images.device, non_blocking=True)
+            chosen = moved(torch.from_numpy(absent), batch.images.device)
             fresh = {name: value.index_select(0, chosen) for name, value in computed.items()}
         index, view = batch.index[absent], batch.view[absent]
         self._writer.add(view, index, fresh)
@@ -122,7 +123,7 @@ class Filling:
             self._noted(number)[index[view == number]] = True
         if len(absent) == size:
             return fresh
-        where = torch.from_numpy(absent).to(batch.images.device, non_blocking=True)
+        where = moved(torch.from_numpy(absent), batch.images.device)
         return {name: value.index_copy(0, where, fresh[name]) for name, value in rows.items()}
 
     def _computed(self, batch: Batch) -> dict[str, Tensor]:
@@ -145,7 +146,7 @@ class Filling:
 def _part(batch: Batch, at: np.ndarray, size: int) -> Batch:
     """Return some images of a batch, the first of them repeated up to `size`: one more shape, not many."""
     at = np.concatenate((at, np.repeat(at[:1], size - len(at))))
-    images = batch.images[torch.from_numpy(at).to(batch.images.device)]
+    images = batch.images[moved(torch.from_numpy(at), batch.images.device)]
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     return replace(batch, images=images, index=batch.index[at], view=batch.view[at], labels=None)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastanc.batch import Batch
 from fastanc.cache.reader import Reader
+from fastanc.pipelines.transfer import moved
 
 _LOAD_ROWS = 16384
 
@@ -76,7 +77,7 @@ class Resident:
         rows = {}
         for name, table in self._tables.items():
             if table.is_cuda:
-                rows[name] = table.index_select(0, place.pin_memory().to(table.device, non_blocking=True))
+                rows[name] = table.index_select(0, moved(place, table.device))
             else:
                 out = torch.empty(len(index), table.shape[1], dtype=table.dtype, pin_memory=pin)
                 rows[name] = torch.index_select(table, 0, place, out=out)

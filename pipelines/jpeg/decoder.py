@@ -37,6 +37,7 @@ from fastanc.pipelines.jpeg.held import Held
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Picks
 from fastanc.pipelines.resize import finished, placed
+from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import CentreCrop, ViewRule
 
 types: Any = dali_types  # its constants are made at import, where mypy does not see them
@@ -193,9 +194,7 @@ class Run:
     def _batch(self, feed: _Feed, images: Tensor) -> Batch:
         labels = None
         if self._index.labels is not None:
-            labels = torch.from_numpy(self._index.labels[feed.picks.index]).to(
-                self._device, non_blocking=True
-            )
+            labels = moved(torch.from_numpy(self._index.labels[feed.picks.index]), self._device)
         return Batch(images, feed.picks.index, feed.picks.view, labels, feed.step)
 
 
