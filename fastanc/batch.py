@@ -63,11 +63,12 @@ class Batch:
             index=self.index[where],
             view=self.view[where],
             labels=None if self.labels is None else self.labels[where],
-            target=None if self.target is None else _cut_outputs(self.target, where),
+            target=None if self.target is None else cut(self.target, where),
         )
 
 
-def _cut_outputs(whole: Outputs, where: slice) -> Outputs:
+def cut(whole: Outputs, where: slice) -> Outputs:
+    """Return the outputs of some images of a batch."""
     return Outputs(
         whole.logits[where],
         None if whole.features is None else whole.features[where],

@@ -84,7 +84,7 @@ class DataConfig(Fields):
     batch: Images = 64
     """Images per step over all processes."""
     eval_batch: Images = free(256)
-    """Images per evaluation batch and process."""
+    """Images per evaluation batch over all processes."""
     threads: Threads = free(0)
     """Decoding threads per process; 0 takes what the machine has for each process."""
     prefetch: Ahead = free(2)
@@ -193,7 +193,7 @@ class RunConfig(Fields):
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and dropout."""
     precision: Precision = "fp32"
-    """Arithmetic of the student's pass: fp32, or autocast to bf16 or fp16."""
+    """Arithmetic of the student's passes, trained and evaluated: fp32, or autocast to bf16 or fp16."""
     ema: BelowOne = 0.0
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
     compile: bool = free(False)

@@ -1,35 +1,40 @@
-"""Compiled networks: the same student as eager ones, and one line where compiling fails."""
+"""Compiled networks: the same student as eager ones, no graph that nobody uses, one line where compiling fails."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, fx, nn
+from torch._dynamo.backends.common import aot_autograd
 
-from fastanc.models import zoo
+from fastanc.batch import Batch, Outputs
 from fastanc.parsing import parse
 from fastanc.train import train
-from fastanc.training.compiling import compile_in_place
+from fastanc.training.compiling import compile_in_place, warm_up
+from fastanc.training.validate import evaluate
 from support.tiny_run import LENETS, as_words
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 TINY = {
     **LENETS,
-    "run.max_steps": "5",
+    "run.max_steps": "4",
     "data.batch": "16",
     "optimizer.lr": "0.01",
 }
+COMPILED = {"run.compile": "true"}
 
 
 def students(out: Path, name: str, **options: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Train five steps of ANC through the public entry; return the weights and the notes."""
+    """Train some steps of ANC through the public entry; return the weights and the notes."""
     fields = {**TINY, "run.out": str(out), "run.name": name, **options}
     folder = train(parse(as_words(fields)))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -37,35 +42,135 @@ def students(out: Path, name: str, **options: str) -> tuple[dict[str, torch.Tens
     return load_file(folder / "student.safetensors"), notes
 
 
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every compiler fail, as it does where there is none."""
+def compile_by(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Let a backend of the test's compile every network."""
     real = nn.Module.compile
-
-    def backend(*_: Any) -> None:
-        raise OSError("no C++ compiler\nand more lines")
-
-    monkeypatch.setattr(nn.Module, "compile", lambda module, mode: real(module, backend=backend))
-
-
-@pytest.mark.usefixtures("broken")
-def test_a_compiler_that_fails_leaves_the_network_eager() -> None:
-    network, images = zoo.build("lenet5", num_classes=10), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    before = network(images).logits
-    said = compile_in_place(network, images)
-    assert said is not None
-    assert said.startswith("torch.compile failed (BackendCompilerFailed: ")
-    assert said.endswith(": running eager")
-    assert "\n" not in said
-    assert torch.equal(network(images).logits, before)
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, mode, dynamic: real(module, backend=backend, dynamic=dynamic)
+    )
 
 
-@pytest.mark.usefixtures("broken")
-def test_a_run_whose_compiler_fails_says_so_and_goes_on(tmp_path: Path) -> None:
+def fails(*_: Any) -> None:
+    raise OSError("no C++ compiler\nand more lines")
+
+
+class Counting:
+    """A backend that runs its graphs as they are and counts the calls of each."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, graph: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        number = len(self.calls)
+        self.calls.append(0)
+
+        def run(*values: Any) -> Any:
+            self.calls[number] += 1
+            return graph.forward(*values)
+
+        return run
+
+
+@pytest.mark.parametrize(
+    "backend", [fails, aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=fails)]
+)
+def test_a_run_whose_compiler_fails_says_so_and_goes_on(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     eager, _ = students(tmp_path, "eager")
-    fallen, notes = students(tmp_path, "fallen", **{"run.compile": "true"})
-    assert sum("running eager" in note for note in notes) == 2  # student and teacher
+    compile_by(monkeypatch, backend)
+    fallen, notes = students(tmp_path, "fallen", **COMPILED)
+    said = [note for note in notes if "running eager" in note]
+    # The teacher never goes back, so that half a compiler serves it.
+    assert len(said) == (2 if backend is fails else 1)
+    assert set(said) == {"torch.compile failed (OSError: no C++ compiler): running eager"}
     assert all(torch.equal(fallen[key], eager[key]) for key in eager)
+
+
+@pytest.mark.parametrize("options", [{}, {"student.name": "lenet5"}, {"run.accumulate": "2"}])
+def test_every_graph_that_is_compiled_is_used(
+    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting()
+    compile_by(monkeypatch, counting)
+    students(tmp_path, "run", **COMPILED, **{"run.precision": "bf16", "data.eval_batch": "64"}, **options)
+    # Teacher and student, each at the size of a step and of an evaluation, whose last batch is smaller. In parts
+    # the student passes for another player without a gradient, and for itself with one.
+    assert len(counting.calls) == (5 if "run.accumulate" in options else 4)
+    assert min(counting.calls) > 2, counting.calls
+
+
+def test_a_cache_that_has_every_row_leaves_the_teacher_uncompiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = {"teacher.cache": "fill", "teacher.cache_dir": str(tmp_path / "cache"), "schedule.epochs": "1"}
+    students(tmp_path, "first", **cache, **{"data.batch": "256", "run.max_steps": "0"})
+    counting = Counting()
+    compile_by(monkeypatch, counting)
+    students(tmp_path, "second", **cache, **COMPILED, **{"data.batch": "256", "run.max_steps": "0"})
+    assert len(counting.calls) == 2
+
+
+@pytest.mark.parametrize("name", ["resnet8", "lenet5"])
+def test_compiling_moves_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"student.name": name, "run.max_steps": "2", "run.ema": "0.5"}
+    eager, _ = students(tmp_path, "eager", **short)
+    counting = Counting()
+    compile_by(monkeypatch, counting)
+    compiled, notes = students(tmp_path, "compiled", **short, **COMPILED)
+    assert counting.calls
+    assert not any("running eager" in note for note in notes)
+    # Of a ResNet also the statistics of BatchNorm and how many batches they have seen.
+    assert all(torch.equal(compiled[key], eager[key]) for key in eager)
+
+
+def test_a_warm_up_puts_buffers_and_random_numbers_back() -> None:
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+
+    def action() -> None:
+        network(torch.randn(4, 3, 2, 2))
+        assert network[1].num_batches_tracked == 1
+        raise RuntimeError
+
+    said = warm_up(action, network)
+    assert said == "torch.compile failed (RuntimeError: no reason given): running eager"
+    assert all(torch.equal(network.state_dict()[key], before[key]) for key in before)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+class Sizes(nn.Module):
+    """Gives image i the i-th row of a table of logits; eager it keeps the sizes that it was asked for."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits, self.sizes = nn.Parameter(logits), set[int]()
+
+    def forward(self, images: Tensor) -> Outputs:
+        if not torch.compiler.is_compiling():
+            self.sizes.add(len(images))
+        return Outputs(self.logits[images.flatten().long()])
+
+
+def test_the_last_batch_of_an_evaluation_is_compiled_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting()
+    compile_by(monkeypatch, counting)
+    labels, numbers = torch.randint(10, (103,)), np.arange(103)
+    network = Sizes(torch.randn(103, 10))
+
+    def examined() -> dict[str, float]:
+        parts = [numbers[k : k + 32] for k in range(0, 103, 32)]
+        images = [torch.from_numpy(part).float().view(-1, 1, 1, 1) for part in parts]
+        batches = [Batch(image, part, part, labels[part]) for image, part in zip(images, parts)]
+        return evaluate(network, batches, lambda counts: counts, 103)
+
+    eager = examined()
+    assert network.sizes == {32, 7}  # nothing is added where nothing is compiled
+    compile_in_place(network)
+    assert examined() == eager
+    assert counting.calls == [4]
 
 
 @pytest.mark.slow
@@ -73,7 +178,7 @@ def test_a_run_whose_compiler_fails_says_so_and_goes_on(tmp_path: Path) -> None:
 def test_a_compiled_student_is_the_eager_one(tmp_path: Path) -> None:
     eager, _ = students(tmp_path, "eager")
     for mode in ("default", "reduce-overhead"):
-        compiled, notes = students(tmp_path, mode, **{"run.compile": "true", "run.compile_mode": mode})
+        compiled, notes = students(tmp_path, mode, **COMPILED, **{"run.compile_mode": mode})
         assert not any("running eager" in note for note in notes)
         for key in eager:
             torch.testing.assert_close(compiled[key], eager[key], rtol=1e-4, atol=1e-5)

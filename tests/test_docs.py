@@ -133,6 +133,7 @@ def test_one_file_reads_the_configuration() -> None:
         "parsing.py",
         "train.py",
         "training/assemble.py",
+        "training/assemble_compiled.py",
         "training/assemble_input.py",
         "training/assemble_networks.py",
         "training/assemble_settings.py",

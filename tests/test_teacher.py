@@ -232,8 +232,8 @@ def test_a_kill_between_any_two_writes_changes_no_bit(tmp_path):
     """A batch of which some rows are written goes through the teacher whole, as it did: its bits depend on that."""
 
     class OfItsBatch(Online):
-        def __call__(self, batch: Batch) -> Outputs:
-            out = super().__call__(batch)
+        def __call__(self, batch: Batch, size: int = 0) -> Outputs:
+            out = super().__call__(batch, size)
             return out._replace(features=out.features + len(batch.index))
 
     def filled(folder: Path, stop: int) -> list[Outputs]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastanc.batch import Batch, Outputs
+from fastanc.parsing import parse
+from fastanc.training.assemble import open_run
 from fastanc.training.validate import evaluate, statistics
+from support.tiny_run import LENETS, as_words
 
 
 class Table(nn.Module):
@@ -143,3 +148,19 @@ def test_counts_are_the_same_on_the_gpu() -> None:
     on_gpu = evaluate(Table(logits).cuda(), moved, alone, 200)
     assert on_gpu["top1"] == on_cpu["top1"]
     assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("student", ["lenet5", "lenet5_half"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("ema", ["0", "0.5"])
+def test_what_is_evaluated_does_not_depend_on_an_adapter_or_an_average(
+    student: str, precision: str, ema: str, tmp_path: Path
+) -> None:
+    """The teacher's features are as wide as lenet5's: only the other student gets an adapter around it."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    computed: set[torch.dtype] = set()
+    options = {"student.name": student, "run.precision": precision, "run.ema": ema, "run.max_steps": "1"}
+    with open_run(parse(as_words({**LENETS, **options, "run.out": str(tmp_path)}))) as run:
+        run.game.kept.bare.register_forward_hook(lambda *passed: computed.add(passed[2].dtype))
+        run.evaluate()
+    assert computed == {torch.float32 if precision == "fp32" else torch.bfloat16}

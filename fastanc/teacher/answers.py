@@ -37,6 +37,13 @@ class CacheChoice:
     """Complete views are held in memory when they fit into so much (read)."""
 
 
+def runs_network(answers: Answers, views: int | None) -> bool:
+    """Return whether a run over so many views, or over ever new ones, will pass images through the network."""
+    if isinstance(answers, Filling):
+        return views is None or not all(answers.store.complete(view) for view in range(views))
+    return isinstance(answers, Online)
+
+
 def open_store(
     teacher: FrozenTeacher, dataset: DataSet, rule: ViewRule, cache: CacheChoice, *, create: bool
 ) -> Store:

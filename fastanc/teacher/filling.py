@@ -109,10 +109,8 @@ class Filling:
         """Run the teacher for the missing rows, hand them to the writer, and return all rows."""
         size = len(batch.index)
         few = len(absent) <= size // _FEW and absent[0] > 0
-        computed = self._computed(_part(batch, absent, size // _FEW) if few else batch)
-        if few:
-            fresh = {name: value[: len(absent)] for name, value in computed.items()}
-        elif len(absent) == size:
+        computed = self._computed(_part(batch, absent), size // _FEW) if few else self._computed(batch)
+        if few or len(absent) == size:
             fresh = computed
         else:
             chosen = moved(torch.from_numpy(absent), batch.images.device)
@@ -126,8 +124,8 @@ class Filling:
         where = moved(torch.from_numpy(absent), batch.images.device)
         return {name: value.index_copy(0, where, fresh[name]) for name, value in rows.items()}
 
-    def _computed(self, batch: Batch) -> dict[str, Tensor]:
-        return encode(values_of(self.online(batch), self._fields), self._fields)
+    def _computed(self, batch: Batch, size: int = 0) -> dict[str, Tensor]:
+        return encode(values_of(self.online(batch, size), self._fields), self._fields)
 
     def flush(self) -> None:
         """Return when every row computed so far is on disk."""
@@ -143,9 +141,8 @@ class Filling:
             self._reader.close()
 
 
-def _part(batch: Batch, at: np.ndarray, size: int) -> Batch:
-    """Return some images of a batch, the first of them repeated up to `size`: one more shape, not many."""
-    at = np.concatenate((at, np.repeat(at[:1], size - len(at))))
+def _part(batch: Batch, at: np.ndarray) -> Batch:
+    """Return some images of a batch."""
     images = batch.images[moved(torch.from_numpy(at), batch.images.device)]
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)

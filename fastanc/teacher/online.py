@@ -8,6 +8,7 @@ import torch
 
 from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import head_logits
+from fastanc.models.sizes import one_size, passed
 
 if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
@@ -28,21 +29,26 @@ class Online:
     def __init__(self, network: Tapped | Squeezed, autocast: torch.dtype | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
         self.rows_computed = 0
-        self._autocast = autocast
+        self._autocast, self._most = autocast, 0
 
     @torch.no_grad()
-    def untouched(self, batch: Batch) -> Outputs:
-        """Return what the network itself gives for a batch, its own logits whatever their dtype."""
+    def untouched(self, batch: Batch, size: int = 0) -> Outputs:
+        """Return what the network itself gives for a batch, its own logits whatever their dtype.
+
+        `size` is how many images pass at least; without one a last, smaller batch passes as those before it did.
+        """
         device = batch.images.device.type
+        if not size and one_size(self.network):
+            size = self._most = max(self._most, len(batch.images))
         with torch.autocast(device, self._autocast, enabled=self._autocast is not None):
-            out: Outputs = self.network(batch.images)
-        self.rows_computed += len(batch.images)
+            out = passed(self.network, batch.images, size)
+        self.rows_computed += max(size, len(batch.images))
         return out
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Outputs:
-        """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped."""
-        out = self.untouched(batch)
+    def __call__(self, batch: Batch, size: int = 0) -> Outputs:
+        """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped; `size` as in `untouched`."""
+        out = self.untouched(batch, size)
         if out.logits.dtype == torch.float32:
             return out
         if out.features is None or self.network.head is None:

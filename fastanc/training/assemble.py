@@ -24,14 +24,14 @@ from fastanc.pipelines.dataset import DataSet
 from fastanc.teacher.answers import Answers, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.filling import Filling
-from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.teacher.frozen import AUTOCAST, FrozenTeacher
+from fastanc.training.assemble_compiled import compile_game
 from fastanc.training.assemble_input import cache_choice, open_input
 from fastanc.training.assemble_networks import (
     NOTHING,
     Given,
     build_network,
     check_labels,
-    compile_networks,
     open_teacher,
     said_of,
 )
@@ -64,6 +64,8 @@ def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Giv
     source = open_input(config, accelerator, given, teacher_of if _caches(config) else None)
     pace = pace_of(config, source.order.steps_per_epoch)
     game = _open_game(config, accelerator, source, given, teacher_of)
+    if config.run.compile:
+        game = replace(game, notes=(*game.notes, *compile_game(config, source, game)))
     notes = [*data_notes(source), *(note for note in (input_note(source), beyond(config, pace)) if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
@@ -196,7 +198,6 @@ def _open_game(
         *said_of(student, teacher),
         *try_student(networks["student"], max(share, 1), images.channels, config.data.image_px),
     )
-    notes += compile_networks(config, accelerator, images.channels, networks["student"], teacher)
     if given.student is not None:  # each process may have drawn its own
         same_everywhere(accelerator, student)
     # Copied before the student is wrapped.
@@ -216,6 +217,7 @@ def _open_game(
         average=average,
         teacher=teacher,
         answers=_answers(config, source, teacher),
+        autocast=AUTOCAST[config.run.precision],
         labels_count=labels_count,
         notes=notes,
     )

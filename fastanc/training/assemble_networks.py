@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from fastanc.config import Config, DataConfig, NetworkConfig
@@ -25,7 +24,6 @@ from fastanc.models.weight_files import weights_file
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.teacher.frozen import FrozenTeacher
-from fastanc.training.compiling import compile_in_place
 
 _TEACHER_SEED = 0
 
@@ -174,22 +172,6 @@ def check_labels(config: Config, images: DataSet, num_classes: int) -> None:
             f"data.name {images.name} has one class, {images.classes[0]}, so its labels teach nothing, which"
             f" method.type {config.method.kind} needs: give images of other classes, or take a method without labels"
         )
-
-
-def compile_networks(
-    config: Config, accelerator: Accelerator, channels: int, student: nn.Module, teacher: FrozenTeacher | None
-) -> tuple[str, ...]:
-    """Compile both networks where run.compile asks for it; return a sentence for each that stays eager."""
-    if not config.run.compile:
-        return ()
-    size = config.data.batch // accelerator.num_processes // config.run.accumulate
-    shape = (size, channels, config.data.image_px, config.data.image_px)
-    sample = torch.zeros(shape, dtype=torch.uint8, device=accelerator.device)
-    said = [compile_in_place(student, sample, config.run.compile_mode)]
-    if teacher is not None:
-        # Never as graphs: their outputs are overwritten in the next step, and rows wait longer to be kept.
-        said.append(compile_in_place(teacher.network, sample))
-    return tuple(sentence for sentence in said if sentence)
 
 
 @dataclass(frozen=True, kw_only=True)

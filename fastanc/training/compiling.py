@@ -1,24 +1,49 @@
-"""Networks compiled in place, where that works."""
+"""Networks compiled in place, where that works, and the warm-up that compiles what a run will use and no more."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 
-def compile_in_place(module: nn.Module, sample: torch.Tensor, mode: str = "default") -> str | None:
-    """Compile a network's forward; return one sentence when that fails and eager mode stays.
-
-    `sample` is a batch of the real size: another one would make the compiler think that sizes vary.
-    """
-    # All networks share Tapped.forward, so that their variants (who, in which mode, with a gradient or not, the
-    # last batch of an evaluation) count together against Dynamo's limit of 8, beyond which it stays eager.
+def compile_in_place(module: nn.Module, mode: str = "default") -> None:
+    """Let a network's forward be compiled when it is first called, once for every size of its batches."""
+    # All networks share Tapped.forward, so that their variants (who, in which mode, with a gradient or not, how
+    # many images) count together against Dynamo's limit of 8, beyond which it stays eager.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    module.to(sample.device).compile(mode=mode)
+    # A run's sizes are few and fixed: kernels for a size that may vary are slower, and full batches would get them.
+    module.compile(mode=mode, dynamic=False)
+
+
+def warm_up(action: Callable[[], object], *together: nn.Module) -> str | None:
+    """Do what compiles networks as the run will use them; return one sentence when that fails and eager mode stays.
+
+    Their buffers, and random numbers, are afterwards what they were.
+    """
     try:
-        with torch.no_grad():
-            module(sample)
+        with _unmoved(together):
+            action()
     except Exception as error:  # any compiler error: eager is always right, only slower
-        module._compiled_call_impl = None
-        return f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}): running eager"
+        for part in (part for one in together for part in one.modules()):
+            part._compiled_call_impl = None
+        cause = getattr(error, "inner_exception", error)  # of what a backend raised
+        reason = (str(cause).strip() or "no reason given").splitlines()[0]
+        return f"torch.compile failed ({type(cause).__name__}: {reason}): running eager"
     return None
+
+
+@contextmanager
+def _unmoved(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put every buffer and the random numbers back: BatchNorm's statistics would begin with images of no set."""
+    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    devices = {buffer.device for buffer, _ in before if buffer.is_cuda}
+    try:
+        with torch.random.fork_rng(sorted(devices, key=str)):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in before:
+                buffer.copy_(kept)

@@ -32,6 +32,8 @@ class Game:
     """None for a method without one."""
     answers: Answers | None
     """Who answers for a batch; None also where the method plays the teacher's network itself."""
+    autocast: torch.dtype | None = None
+    """The student's arithmetic where it is evaluated, the same whatever its width: run.precision's."""
     labels_count: bool = True
     """Whether the validation set's labels are the student's classes; else agreement with the teacher counts."""
     notes: tuple[str, ...] = ()

@@ -56,7 +56,8 @@ class Input:
     def val_sample(self, count: int) -> Iterator[Batch]:
         """Return this process's share of `count` validation images, evenly spaced and so of all classes."""
         mine = (np.arange(count) * self.val.num_images // count)[self.rank :: self.world]
-        parts = [mine[k : k + self.eval_batch] for k in range(0, len(mine), self.eval_batch)]
+        size = max(1, self.eval_batch // self.world)
+        parts = [mine[k : k + size] for k in range(0, len(mine), size)]
         picks = [Picks(part, np.zeros_like(part)) for part in parts]
         return self.val.batches(picks, self.eval_rule) if picks else iter(())
 

@@ -116,7 +116,7 @@ class Players(Mapping[str, Player]):
             skip_nonfinite: updates that may be left out because the loss is not finite on some process.
         """
         self.accelerator = accelerator
-        self._skips_left = skip_nonfinite
+        self._skips_left, self._rehearses = skip_nonfinite, False
         self._frozen = dict(frozen or {})
         self._players: dict[str, Player] = {}
         for name, network in networks.items():
@@ -157,7 +157,9 @@ class Players(Mapping[str, Player]):
     def update(self, name: str, terms: Mapping[str, Tensor]) -> None:
         """Minimise the sum of a play's terms by one step of the player's optimizer."""
         loss = _sum(terms)
-        if not self._skips(loss):
+        if self._rehearses:
+            self._grads(name, loss)
+        elif not self._skips(loss):
             self._backward(name, loss)
             self._move(name)
 
@@ -167,6 +169,10 @@ class Players(Mapping[str, Player]):
         Each of `parts` makes the player's turn with one part and returns its terms.
         """
         player = self._players[name]
+        if self._rehearses:
+            for terms in parts:
+                self._grads(name, _sum(terms()))
+            return
         if self.accelerator.gradient_accumulation_steps != len(parts):
             # A loop of one's own: DeepSpeed's engine alone is told at its start and never again.
             if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -186,6 +192,19 @@ class Players(Mapping[str, Player]):
             self.accelerator.step, self.accelerator.sync_gradients = 0, True
             player.optimizer.zero_grad()
             raise
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Let plays go through and back and move nobody meanwhile: what a step compiles is compiled."""
+        self._rehearses = True
+        try:
+            yield
+        finally:
+            self._rehearses = False
+
+    def _grads(self, name: str, loss: Tensor) -> None:
+        # Not `backward`: no gradient is left behind, and no hook of DDP or ZeRO begins to wait for the others.
+        torch.autograd.grad(loss, self._players[name].parameters, allow_unused=True)
 
     def _skips(self, loss: Tensor) -> bool:
         if not self._skips_left:

@@ -277,6 +277,7 @@ class Run:
                 num_images=self.source.val.num_images,
                 teacher=teacher,
                 labels_count=self.game.labels_count,
+                autocast=self.game.autocast,
             )
 
     def finish(self) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastanc.batch import Batch, Outputs
 from fastanc.losses import soft_kl
+from fastanc.models.sizes import one_size, passed
 
 
 @torch.no_grad()
@@ -21,6 +23,7 @@ def evaluate(
     num_images: int,
     teacher: Callable[[Batch], Outputs] | None = None,
     labels_count: bool = True,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return the network's quality on a data set, each image counted once over all processes.
 
@@ -32,6 +35,7 @@ def evaluate(
         num_images: images of the whole set.
         teacher: batch -> Outputs, from the network or the cache; adds the agreement with it.
         labels_count: whether the set's labels are the network's classes; else they are not looked at.
+        autocast: dtype of its passes; None leaves the dtype of its weights.
 
     Returns:
         With labels `top1`, `top5` (of min(5, K) guesses; parts of 1), `error_pct` and `loss` (cross-entropy,
@@ -41,18 +45,15 @@ def evaluate(
     Raises:
         ValueError: neither labels nor a teacher, so that nothing can be counted.
     """
-    modes = {module: module.training for module in network.modules()}
     device = next(network.parameters()).device
     # Counts are exact in float64 up to 2**53, so that they travel with the loss in one reduction.
     counts = torch.zeros(8, dtype=torch.float64, device=device)
-    network.eval()
-    try:
+    size = 0
+    with examined(network, autocast) as logits_of:
         for batch in batches:
+            size = max(size, len(batch.images))  # of all but the last
             labels = batch.labels if labels_count else None
-            counts += _count(network(batch.images).logits, labels, batch, teacher)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+            counts += _count(logits_of(batch.images, size), labels, batch, teacher)
     seen, labelled, top1, top5, agreed, divergence, loss, taught = reduce_sum(counts).tolist()
     assert seen == num_images, f"{seen:.0f} images were counted in a set of {num_images}"
     if not labelled and teacher is None:
@@ -68,6 +69,28 @@ def evaluate(
     return result
 
 
+@contextmanager
+def examined(network: nn.Module, autocast: torch.dtype | None) -> Iterator[Callable[[Tensor, int], Tensor]]:
+    """Put a network into eval mode for a while and yield (images, size of a pass) -> logits [B, K] fp32.
+
+    Its arithmetic is `autocast` whatever stands around it: not all of what is examined was prepared for the training,
+    and two students of one table must be measured alike.
+    """
+    modes = {module: module.training for module in network.modules()}
+
+    @torch.no_grad()
+    def logits_of(images: Tensor, size: int) -> Tensor:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            return passed(network, images, size if one_size(network) else 0).logits.float()
+
+    network.eval()
+    try:
+        yield logits_of
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _count(
     logits: Tensor, labels: Tensor | None, batch: Batch, teacher: Callable[[Batch], Outputs] | None
 ) -> Tensor:
@@ -80,7 +103,7 @@ def _count(
     if labels is not None:
         hits = guesses == labels[:, None]
         top1, top5 = hits[:, 0].sum(), hits.sum()
-        loss = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
+        loss = F.cross_entropy(logits, labels, reduction="none").double().sum()
     if teacher is not None:
         answer = teacher(batch).logits
         theirs = answer.topk(k, dim=1).indices[:, 0]
