@@ -2,7 +2,8 @@
 
 An ImageFolder read by PIL in DataLoader workers, the teacher run on every batch, everything eager and in fp32, and
 the losses read off after every step. PyTorch's own memory format is the default, channels_last the line that a plain
-loop that wants to be fast adds: a speed-up is claimed over the faster of the two.
+loop that wants to be fast adds, as it lets cuDNN search for its kernels: a speed-up is claimed over the faster of the
+two.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class PlainGame:
         dropout: float = 0.5,
         memory_format: torch.memory_format = torch.contiguous_format,
     ):
+        torch.backends.cudnn.benchmark = True
         nodes = {"flatten": "features", "fc": "logits"}
         self.teacher = create_feature_extractor(teacher, nodes).to(device, memory_format=memory_format).eval()
         self.student = (

@@ -25,6 +25,10 @@ _DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 _PACKAGES = {"triton": "triton", "dali": "nvidia-dali-cuda130", "accelerate": "accelerate"}
 
 
+# As a run has it (`processes.choose_kernels`): what is compared with fastanc gets cuDNN's fastest kernels too.
+torch.backends.cudnn.benchmark = True
+
+
 def measure(
     fn: Callable[[], object], *, warmup: int = 3, runs: int = 20, cuda: bool | None = None
 ) -> dict[str, float]:

@@ -196,6 +196,9 @@ class RunConfig(Fields):
     """Arithmetic of the student's passes, trained and evaluated: fp32, or autocast to bf16 or fp16."""
     ema: BelowOne = 0.0
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
+    deterministic: bool = free(False)
+    """Only kernels that give the same bits every time, and none that won a race on this device (cuDNN's search):
+    slower on CUDA, but a run that was killed and went on is there, too, the same to the last bit."""
     compile: bool = free(False)
     """Compile student and teacher (torch.compile); a failure falls back to eager with one line."""
     compile_mode: Annotated[str, OneOf(("default", "reduce-overhead", "max-autotune"))] = "default"
@@ -226,6 +229,11 @@ class RunConfig(Fields):
         _require(
             self.compile or self.compile_mode == "default",
             f"run.compile_mode {self.compile_mode} does nothing alone: set run.compile to true",
+        )
+        _require(
+            self.compile_mode == "default" or self.accumulate == 1,
+            f"run.compile_mode {self.compile_mode} replays one CUDA graph, which would overwrite the gradients of the"
+            " part before it: set it to default, or run.accumulate to 1",
         )
         _require(
             not self.skip_nonfinite or self.accumulate == 1,

@@ -113,7 +113,7 @@ def open_bench(config: Config, *, create: bool) -> Bench:
             f"method.type {config.method.kind} trains on latent vectors, which no cache holds: name a method that"
             " trains on images, such as anc"
         )
-    accelerator = make_accelerator(batch=config.data.batch)
+    accelerator = make_accelerator(batch=config.data.batch, deterministic=config.run.deterministic)
     teacher_of = _teacher_of(config, NOTHING)
     source = open_input(config, accelerator, teacher=teacher_of)
     teacher = teacher_of(source.train)
@@ -134,6 +134,7 @@ def _accelerator(config: Config) -> Accelerator:
         batch=config.data.batch,
         clip=config.optimizer.clip,
         accumulate=config.run.accumulate,
+        deterministic=config.run.deterministic,
     )
 
 
@@ -192,7 +193,7 @@ def _open_game(
         networks["student"].to(memory_format=torch.channels_last)
     share = config.data.batch // accelerator.num_processes // config.run.accumulate
     if teacher is not None:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([source.device] if source.device.type == "cuda" else []):
             try_teacher(teacher.online(source.device), share, images.channels, config.data.image_px)
     notes = (
         *said_of(student, teacher),

@@ -8,6 +8,7 @@ code gives the same weights plain, under DDP and under DeepSpeed.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -78,9 +79,8 @@ class Average:
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        if wholes := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_([mine for mine, _ in wholes], [theirs for _, theirs in wholes])
 
 
 def _sum(terms: Mapping[str, Tensor]) -> Tensor:
@@ -129,7 +129,10 @@ class Players(Mapping[str, Player]):
     def _prepared(self, network: nn.Module, spec: OptimizerConfig) -> Player:
         network.to(self.accelerator.device)
         trainable = [p for p in network.parameters() if p.requires_grad]
-        wrapped, optimizer = self.accelerator.prepare(network, spec.build(trainable))
+        with warnings.catch_warnings():
+            # No other word says that buffers are synchronised neither at the start nor in a pass.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped, optimizer = self.accelerator.prepare(network, spec.build(trainable))
         return Player(network, wrapped, optimizer, spec.clip)
 
     def _beside(self, network: nn.Module, spec: OptimizerConfig) -> Player:

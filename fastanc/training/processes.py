@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -11,16 +12,26 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+_PATIENCE = timedelta(hours=2)
+"""Of processes that wait for each other: one may compile, or close a cache, much longer than another."""
+
 
 def make_accelerator(
-    *, precision: str = "fp32", batch: int = 1, clip: float = 0.0, accumulate: int = 1
+    *,
+    precision: str = "fp32",
+    batch: int = 1,
+    clip: float = 0.0,
+    accumulate: int = 1,
+    deterministic: bool = False,
 ) -> Accelerator:
     """Return the Accelerator of this process; RuntimeError when the launcher started something else than it said.
 
     Works for one process, DDP (gloo on a CPU, NCCL on GPUs) and DeepSpeed ZeRO 0, 1, 2. `precision` is the
     student's arithmetic ("fp32", "bf16", "fp16"), `accumulate` the number of backward passes of an update; DeepSpeed
-    also wants to know the global `batch` and the student's largest gradient norm `clip`.
+    also wants to know the global `batch` and the student's largest gradient norm `clip`. `deterministic` is of the
+    whole process, see `choose_kernels`.
     """
+    choose_kernels(deterministic)
     kept = AcceleratorState._shared_state.get("_mixed_precision")
     if kept is not None and kept != ("no" if precision == "fp32" else precision):
         # Accelerate keeps the first run's arithmetic for the process's life; this one wants another.
@@ -37,7 +48,8 @@ def make_accelerator(
             kwargs_handlers=[
                 # BatchNorm's statistics are averaged before they are used (validate.average_buffers), the same
                 # way under every backend, instead of being overwritten by process 0's in every forward pass.
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=_PATIENCE),
             ],
         )
     accelerator.sync_gradients = (
@@ -49,6 +61,14 @@ def make_accelerator(
             " use one of fastanc/recipes/launch/*.yaml"
         )
     return accelerator
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Let cuDNN try its kernels on every new shape and keep the fastest, or have the same bits every time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:  # read when cuBLAS is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def average_flat(accelerator: Accelerator, tensors: Sequence[Tensor]) -> None:
@@ -79,8 +99,14 @@ def end_processes() -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators as a pure function of (seed, step, process), so that resuming is arithmetic."""
-    torch.manual_seed((seed * 1_000_003 + step) * 8_191 + rank)
+    """Seed torch's generators as a pure function of (seed, step, process), so that resuming is arithmetic.
+
+    The bits are those of `torch.manual_seed`, which in every step also asks for devices that nobody has.
+    """
+    number = (seed * 1_000_003 + step) * 8_191 + rank
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
 
 
 def _deepspeed(precision: str, micro_batch: int, clip: float, accumulate: int) -> Accelerator:
@@ -94,10 +120,10 @@ def _deepspeed(precision: str, micro_batch: int, clip: float, accumulate: int) -
     # With ACCELERATE_USE_CPU set, Accelerate would silently run plain DDP instead.
     os.environ.pop("ACCELERATE_USE_CPU", None)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    handlers = []
+    handlers = [InitProcessGroupKwargs(timeout=_PATIENCE)]
     if not torch.cuda.is_available():
         # Without gloo every process believes to be alone; the compiled op would need g++ and minutes.
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        handlers = [InitProcessGroupKwargs(backend="gloo", timeout=_PATIENCE)]
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     plugin = DeepSpeedPlugin(gradient_accumulation_steps=accumulate)
     plugin.deepspeed_config.update(

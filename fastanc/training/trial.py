@@ -39,8 +39,9 @@ def try_student(network: nn.Module, images: int, channels: int, image_px: int) -
         )
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
+        place = student.scale.device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []), torch.enable_grad():
+            torch.default_generator.manual_seed(0)
             gradients = _gradients(network, student, list(learning.values()), images, channels, image_px)
     finally:
         with torch.no_grad():
