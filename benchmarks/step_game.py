@@ -24,6 +24,7 @@ from fastanc.optimizers import OptimizerConfig
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
+from fastanc.training.compiling import compile_in_place
 from fastanc.training.players import Players
 from fastanc.training.processes import make_accelerator, seed_step
 from fastanc.training.step import moves
@@ -133,7 +134,7 @@ class Game:
         self.method, self.teacher, self.batches, self.device = method, teacher, batches, device
         networks = method.networks(student, spec)
         if mode != "eager":
-            networks["student"].compile(mode="reduce-overhead" if mode == "graphs" else "default")
+            compile_in_place(networks["student"], "reduce-overhead" if mode == "graphs" else "default")
         self.players = Players(make_accelerator(precision=precision), networks, {"student": optimizer})
         self.clock = Clock(device)
         self.players["student"].wrapped.register_forward_hook(lambda *_: self.clock("student_forward"))
@@ -186,7 +187,7 @@ def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool
     calibrate_batchnorm(network, 3, setting.image_px)  # untrained features would leave fp16's range
     network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
     if mode != "eager":
-        network.compile()
+        compile_in_place(network)
     return network
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from fastanc import cli
 from fastanc.batch import Batch, Outputs
 from fastanc.parsing import parse
 from fastanc.train import train
@@ -112,6 +114,32 @@ def test_a_cache_that_has_every_row_leaves_the_teacher_uncompiled(
     assert len(counting.calls) == 2
 
 
+def test_a_cache_is_built_by_one_graph_and_holds_the_teacher_s_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,437 images in batches of 256: the last one, and a row of it, is passed as the others are."""
+    words = ["--teacher.cache_dir", str(tmp_path), "--run.compile", "true", "--data.batch", "256"]
+    words = [*as_words(LENETS), *words]
+    counting = Counting()
+    compile_by(monkeypatch, counting)
+    assert cli.main(["cache", "build", *words]) == 0
+    assert counting.calls == [1 + 6]  # the warm-up, and the view
+    monkeypatch.undo()
+    assert cli.main(["cache", "verify", "--teacher", "50", *words]) == 0
+    assert "1,437 rows, 0 missing" in capsys.readouterr().out
+
+
+def test_a_build_whose_compiler_fails_says_so_and_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compile_by(monkeypatch, fails)
+    words = ["--teacher.cache_dir", str(tmp_path), "--run.compile", "true", "--data.batch", "256"]
+    assert cli.main(["cache", "build", *as_words(LENETS), *words]) == 0
+    said = capsys.readouterr().out
+    assert "torch.compile failed (OSError: no C++ compiler): running eager" in said
+    assert "1,437 rows" in said
+
+
 @pytest.mark.parametrize("name", ["resnet8", "lenet5"])
 def test_compiling_moves_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {"student.name": name, "run.max_steps": "2", "run.ema": "0.5"}
@@ -182,6 +210,29 @@ def test_a_compiled_student_is_the_eager_one(tmp_path: Path) -> None:
         assert not any("running eager" in note for note in notes)
         for key in eager:
             torch.testing.assert_close(compiled[key], eager[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_graphs_and_a_step_in_parts_are_refused(mode: str) -> None:
+    graphs = ["--run.compile", "true", "--run.compile_mode", mode]
+    assert parse(graphs).run.compile_mode == mode
+    with pytest.raises(ValueError, match=rf"run\.compile_mode {mode} .* or run\.accumulate to 1$"):
+        parse([*graphs, "--run.accumulate", "2"])
+
+
+def test_processes_of_a_node_share_its_cores_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
+    monkeypatch.setattr(config, "compile_threads", 24)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "5")
+    compile_in_place(nn.Linear(1, 1))
+    assert config.compile_threads == 24  # the user's word is torch's to read
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    compile_in_place(nn.Linear(1, 1))
+    assert config.compile_threads == 3
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "3"  # of those that are yet to import it
 
 
 def test_a_mode_without_compiling_is_refused() -> None:

@@ -15,6 +15,7 @@ from fastanc.errors import MISTAKE, explained, sentence
 from fastanc.parsing import parse
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
+from fastanc.training.assemble_compiled import compile_bench
 from fastanc.training.inputs import input_note
 
 _OTHER = 0.1
@@ -25,8 +26,12 @@ def _build(options: Namespace) -> None:
     config = parse(options.fields, front=True)
     with explained(batch=config.data.batch, image_px=config.data.image_px):
         bench = open_bench(config, create=True)
-        if bench.accelerator.is_main_process and bench.source.plan_source:
-            print(input_note(bench.source))
+        said = compile_bench(config, bench.source, bench.teacher)
+        if bench.accelerator.is_main_process:
+            if bench.source.plan_source:
+                print(input_note(bench.source))
+            if said:
+                print(said)
         built = build_cache(
             bench.store,
             range(bench.views),

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastanc.batch import Batch
 from fastanc.config import Config
 from fastanc.teacher.answers import runs_network
+from fastanc.teacher.frozen import FrozenTeacher
 from fastanc.training.compiling import compile_in_place, warm_up
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
@@ -42,12 +43,22 @@ def _compile_teacher(game: Game, batch: Batch, views: int | None) -> str | None:
     """Compile the teacher where a step will run it; a cache that has every row is not worth the minutes."""
     if game.teacher is None or (game.answers is not None and not runs_network(game.answers, views)):
         return None
-    # Never as graphs: their outputs are overwritten in the next step, and rows wait longer to be kept.
-    compile_in_place(game.teacher.network)
     if game.answers is None:  # the method plays it, in the step that is rehearsed
+        compile_in_place(game.teacher.network)
         return None
-    online = game.teacher.online(batch.images.device)
-    return warm_up(lambda: online(batch), game.teacher.network)
+    return _compile_online(game.teacher, batch)
+
+
+def compile_bench(config: Config, source: Input, teacher: FrozenTeacher) -> str | None:
+    """Compile the teacher that fills a cache where run.compile asks for it; return a sentence if it stays eager."""
+    return _compile_online(teacher, _fake_step(config, source)) if config.run.compile else None
+
+
+def _compile_online(teacher: FrozenTeacher, batch: Batch) -> str | None:
+    # Never as graphs: their outputs are overwritten in the next step, and rows wait longer to be kept.
+    compile_in_place(teacher.network)
+    online = teacher.online(batch.images.device)
+    return warm_up(lambda: online(batch), teacher.network)
 
 
 def _compile_examined(config: Config, source: Input, game: Game) -> str | None:

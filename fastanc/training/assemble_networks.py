@@ -63,7 +63,8 @@ def open_teacher(config: Config, images: DataSet, given: Given = NOTHING) -> Fro
             " estimators.safetensors"
         )
     return FrozenTeacher(
-        network=whole.eval().requires_grad_(False),
+        # As its images are: else every convolution would lay its weights out anew in every pass.
+        network=whole.eval().requires_grad_(False).to(memory_format=torch.channels_last),
         name=teacher.name,
         precision=teacher.precision,
         folded=teacher.fold,

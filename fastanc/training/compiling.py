@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from fastanc.pipelines.jpeg.options import cores_per_process
+
+_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+
 
 def compile_in_place(module: nn.Module, mode: str = "default") -> None:
     """Let a network's forward be compiled when it is first called, once for every size of its batches."""
+    _share_cores()
     # All networks share Tapped.forward, so that their variants (who, in which mode, with a gradient or not, how
     # many images) count together against Dynamo's limit of 8, beyond which it stays eager.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     # A run's sizes are few and fixed: kernels for a size that may vary are slower, and full batches would get them.
     module.compile(mode=mode, dynamic=False)
+
+
+def _share_cores() -> None:
+    """Let the compiler take this process's cores, where nobody says how many: each of a node would take them all."""
+    if _THREADS in os.environ:
+        return
+    cores = cores_per_process()
+    os.environ[_THREADS] = str(cores)  # read when it is imported, which takes seconds
+    if (config := sys.modules.get("torch._inductor.config")) is not None:
+        setattr(config, "compile_threads", cores)  # noqa: B010  (of an unknown module)
 
 
 def warm_up(action: Callable[[], object], *together: nn.Module) -> str | None:
