@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -538,3 +539,38 @@ def test_on_cuda_filling_and_cached_are_equal(tmp_path, budget):
     cached = Cached(store, teacher.network.head, order, device="cuda", **budget)
     assert_equal(first, cuda(cached, 0, 20))
     cached.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_teacher_s_fp32_is_not_rounded_to_tf32(fails, newer):
+    """On CUDA a convolution would be by default, and a cache holds rows that a CPU has made as well."""
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+
+    def found() -> list[str]:
+        return [part.fp32_precision for part in parts]
+
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append(found())
+        assert not fails
+
+    teacher, before = online(), found()
+    assert before[0] == "tf32"
+    teacher.network.register_forward_hook(look)
+    if newer:  # torch then refuses to answer by the older name
+        parts[1].fp32_precision = "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    wanted = found()
+    try:
+        with pytest.raises(AssertionError) if fails else nullcontext():
+            teacher(batch_of(Picks(np.arange(2), np.zeros(2, np.int64))))
+        assert "tf32" not in seen[0]
+        assert found() == wanted
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        for part, value in zip(parts, before):
+            part.fp32_precision = value
+    assert torch.backends.cudnn.allow_tf32

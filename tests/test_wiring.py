@@ -22,7 +22,9 @@ from fastanc.pipelines.order import Order, evaluation_picks
 from fastanc.pipelines.views import CentreCrop
 from fastanc.teacher.online import Online
 from fastanc.train import train
+from fastanc.training.assemble import open_run
 from fastanc.training.run import Run
+from fastanc.training.step import play
 from support.images import class_folders
 from support.tiny_run import LENETS, as_words
 
@@ -412,3 +414,32 @@ def test_the_start_says_how_good_the_teacher_is(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("fastanc.training.run.Run._try_teacher", lambda self: [])
     silent = run(tmp_path, "anc", **{**options, "run.name": "silent"})
     assert (silent / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("fold", ["false", "true"])
+def test_a_teacher_s_weights_lie_as_its_images_do(fold: str, tmp_path: Path) -> None:
+    """On CUDA each convolution would lay its weights out anew in every pass; a cache's identity does not see it."""
+    options = {"teacher.name": "resnet8", "teacher.fold": fold, "run.out": str(tmp_path)}
+    with open_run(parse(as_words({**TINY, **options}))) as started:
+        teacher = started.game.teacher
+        weights = [m.weight for m in teacher.network.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(weights) > 8
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+        digest = teacher.digest
+        teacher.network.to(memory_format=torch.contiguous_format)
+        assert teacher.digest == digest
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_method_that_plays_the_teacher_does_so_in_its_precision(
+    precision: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    options = {**OWN["datafree"], "teacher.precision": precision, "run.out": str(tmp_path)}
+    words = as_words({**TINY, **options, "method.type": "datafree", "run.compile": "false"})
+    computed: set[torch.dtype] = set()
+    with open_run(parse(words)) as started:
+        started.game.teacher.network.bare.register_forward_hook(lambda *passed: computed.add(passed[2].dtype))
+        _, batch = next(started.batches())
+        moved = play(started.method, started.players, batch)
+    assert computed == {dtype}
+    assert all(term.isfinite() for move in moved for term in move.played.terms.values())

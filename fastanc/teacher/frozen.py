@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fastanc.cache.identity import identity
 from fastanc.cache.rows import Field
@@ -17,7 +18,7 @@ from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import head_digest, weights_digest
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.views import ViewRule, boxes_crc
-from fastanc.teacher.online import Online
+from fastanc.teacher.online import Online, Played
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,6 +48,12 @@ class FrozenTeacher:
         if not isinstance(self.network, Squeezed):
             return self
         return replace(self, network=unwrapped(self.network))
+
+    @property
+    def played(self) -> nn.Module:
+        """What a method passes its own images through, in the arithmetic of the rows."""
+        autocast = AUTOCAST[self.precision]
+        return self.network if autocast is None else Played(self.network, autocast)
 
     def online(self, device: torch.device) -> Online:
         """Return what runs it on every batch, on this device."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import head_logits
@@ -13,6 +16,48 @@ from fastanc.models.sizes import one_size, passed
 if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """What lets CUDA round fp32 products to TF32, and the value with which it does not."""
+    cudnn, blas = torch.backends.cudnn, torch.backends.cuda.matmul
+    old = [(part, "allow_tf32", False) for part in (cudnn, blas)]
+    try:
+        for part, name, _ in old:
+            getattr(part, name)
+    except RuntimeError:  # somebody has used torch's newer names, and now the old ones are not answered
+        parts = (getattr(cudnn, "conv"), getattr(cudnn, "rnn"), blas)  # noqa: B009  (torch declares none of them)
+        return [(part, "fp32_precision", "ieee") for part in parts]
+    return old  # which the compiler asks for, so that the newer ones would not do
+
+
+@contextmanager
+def _whole_fp32() -> Iterator[None]:
+    """Let fp32 be fp32: cuDNN's convolutions are TF32 by default, and a cache is filled here and read there."""
+    switches = _switches()
+    before = [(part, name, getattr(part, name)) for part, name, _ in switches]
+    try:
+        for part, name, exact in switches:
+            setattr(part, name, exact)
+        yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)
+
+
+class Played(nn.Module):
+    """A frozen teacher for a method that plays it itself, with gradients to its images: `Online`'s arithmetic."""
+
+    def __init__(self, network: Tapped | Squeezed, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network, self._autocast = network, autocast
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the teacher's outputs, logits and features in float32."""
+        with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
+            out: Outputs = self.network(images)
+        features = None if out.features is None else out.features.float()
+        return out._replace(logits=out.logits.float(), features=features)
 
 
 class Online:
@@ -40,7 +85,7 @@ class Online:
         device = batch.images.device.type
         if not size and one_size(self.network):
             size = self._most = max(self._most, len(batch.images))
-        with torch.autocast(device, self._autocast, enabled=self._autocast is not None):
+        with _whole_fp32(), torch.autocast(device, self._autocast, enabled=self._autocast is not None):
             out = passed(self.network, batch.images, size)
         self.rows_computed += max(size, len(batch.images))
         return out

@@ -207,7 +207,7 @@ def _open_game(
         accelerator,
         networks,
         {"student": config.optimizer, **method.optimizers()},
-        frozen=frozen_of(method, spec),
+        frozen={name: teacher.played for name in frozen_of(method, spec) if teacher is not None},
         skip_nonfinite=config.run.skip_nonfinite,
     )
     return Game(
