@@ -8,23 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastanc import losses
 from fastanc.kernels.backend import INTERPRETED
 from fastanc.kernels.discriminator_move import discriminator_move, discriminator_move_reference
+from fastanc.kernels.dropout import draw_seed, dropout_mask
 from fastanc.kernels.fooling_move import fooling_move, fooling_move_reference
-from fastanc.kernels.small_set import (
-    crop_flip,
-    crop_flip_normalise,
-    crop_flip_normalise_reference,
-    crop_flip_reference,
-)
-from fastanc.kernels.teacher_tail import Tile, head_squared_error, head_squared_error_reference
-from fastanc.kernels.teacher_tail_kl import head_kl, head_kl_reference
+from fastanc.kernels.logit_losses import soft_kl, squared_error
+from fastanc.kernels.small_set import crop_flip, crop_flip_reference
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-TILES = [
-    Tile(32, 64, 64), Tile(32, 64, 128), Tile(32, 32, 128), Tile(64, 64, 64), Tile(64, 64, 128, stages=3),
-    Tile(64, 128, 64, warps=8), Tile(128, 64, 64, warps=8, stages=3), Tile(128, 64, 128, warps=8, stages=3),
-]  # fmt: skip
 Function = Callable[..., Tensor]
 
 
@@ -65,38 +57,31 @@ def _randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, device=DEVICE).to(dtype)
 
 
-def _tail_cases(kernel: Function, reference: Function, tiles: bool) -> Iterator[Case]:
-    half = torch.float16
-    shapes = [(256, 1000, 2048), (512, 1000, 2048), (1024, 1000, 512), (512, 100, 64), (512, 10, 64)]
-    for batch, classes, depth in [(8, 20, 32)] if INTERPRETED else shapes:
-        for kind in ("fp16", "uint8") if (batch, classes) == (512, 1000) else ("fp16",):
-            student = _randn(batch, classes, dtype=torch.bfloat16).requires_grad_()
-            weight, bias = _randn(classes, depth, dtype=half) / depth**0.5, _randn(classes, dtype=half)
-            rows, scale = _randn(batch, depth, dtype=half), None
-            if kind == "uint8":
-                rows, scale = (rows.abs() * 60).to(torch.uint8), torch.rand(batch, device=DEVICE) / 60
-            for tile in TILES if tiles and depth == 2048 else (None,):
-                named = "" if tile is None else ", tile " + "-".join(map(str, tile))
-                yield Case(
-                    f"B {batch}, K {classes}, D {depth}, {kind}{named}",
-                    (student, rows, weight, bias, scale),
-                    reference,
-                    lambda *operands, tile=tile: kernel(*operands, tile=tile),
-                )
+def _loss_cases(kernel: Function, reference: Function) -> Iterator[Case]:
+    shapes = [(256, 1000), (1024, 1000), (512, 100), (512, 10), (256, 21_841)]
+    for batch, classes in [(8, 20)] if INTERPRETED else shapes:
+        for dtype in (torch.bfloat16, torch.float32):
+            student = _randn(batch, classes, dtype=dtype).requires_grad_()
+            operands = (student, _randn(batch, classes))
+            yield Case(f"B {batch}, K {classes}, {str(dtype)[6:]}", operands, reference, kernel)
 
 
 def _move_cases(function: Callable[..., Any], reference: Callable[..., Any], samples: int) -> Iterator[Case]:
-    """The moves on two samples (teacher, student: gradients of the weights) or on one (student: its own)."""
+    """The moves on two samples (teacher, student: gradients of the weights) or on one (student: its own).
 
-    def exact(keep: Tensor, *operands: Tensor) -> Tensor:
+    All have the mask that the kernels draw; the reference, which is given it, draws as many numbers as for its own.
+    """
+
+    def exact(seed: Tensor, keep: Tensor, *operands: Tensor) -> Tensor:
         return reference(*operands[:samples], operands[samples:], keep, 0.5).loss
 
-    def autocast(keep: Tensor, *operands: Tensor) -> Tensor:
+    def autocast(seed: Tensor, keep: Tensor, *operands: Tensor) -> Tensor:
+        keep = keep & (torch.rand(keep.shape, device=DEVICE) >= 0)
         with torch.autocast(DEVICE, torch.bfloat16):
-            return exact(keep, *operands)
+            return exact(seed, keep, *operands)
 
-    def kernel(keep: Tensor, *operands: Tensor) -> Tensor:
-        return function(*operands[:samples], operands[samples:], keep, 0.5).loss
+    def kernel(seed: Tensor, keep: Tensor, *operands: Tensor) -> Tensor:
+        return function(*operands[:samples], operands[samples:], 0.5, seed).loss
 
     shapes = [(256, 64), (1024, 64), (512, 512), (256, 2048), (1024, 2048)]
     for batch, depth in [(8, 16)] if INTERPRETED else shapes:
@@ -110,8 +95,8 @@ def _move_cases(function: Callable[..., Any], reference: Callable[..., Any], sam
         if samples == 1:
             student.requires_grad_()
             parameters = [p.detach() for p in parameters]
-        keep = torch.rand(batch, depth, device=DEVICE) < 0.5
-        operands = (keep, *(teacher, student)[-samples:], *parameters)
+        seed = draw_seed(student.device)
+        operands = (seed, dropout_mask(seed, batch, depth, 0.5), *(teacher, student)[-samples:], *parameters)
         yield Case(f"B {batch}, D {depth}", operands, autocast, kernel, exact)
 
 
@@ -119,30 +104,15 @@ def _crop_cases() -> Iterator[Case]:
     images = torch.randint(
         0, 256, (64 if INTERPRETED else 50_000, 32, 32, 3), dtype=torch.uint8, device=DEVICE
     )
-    mean, std = torch.rand(3, device=DEVICE), torch.rand(3, device=DEVICE) + 0.2
-
-    def normalise(function: Function, *settings: torch.dtype) -> Function:
-        return lambda images, index, boxes, flips, mean, std: function(
-            images, index, boxes, flips, 32, mean, std, *settings
-        )
-
     for batch in (4,) if INTERPRETED else (256, 1024):
         index = torch.randint(0, len(images), (batch,), device=DEVICE)
-        boxes = torch.randint(-4, 5, (batch, 4), dtype=torch.int32, device=DEVICE)
-        flips = torch.randint(0, 2, (batch,), dtype=torch.uint8, device=DEVICE)
-        picks = (images, index, boxes, flips)
+        corners = torch.randint(0, 9, (batch, 2), device=DEVICE)
+        flips = torch.randint(0, 2, (batch,), device=DEVICE)
         yield Case(
             f"B {batch}, 32 px, uint8",
-            picks,
-            lambda images, index, boxes, flips: crop_flip_reference(images, index, boxes, flips, 32),
-            lambda images, index, boxes, flips: crop_flip(images, index, boxes, flips, 32),
-        )
-        yield Case(
-            f"B {batch}, 32 px, bf16",
-            (*picks, mean, std),
-            normalise(crop_flip_normalise_reference),
-            normalise(crop_flip_normalise),
-            normalise(crop_flip_normalise_reference, torch.float64),
+            (images, index, corners, flips),
+            lambda *picks: crop_flip_reference(*picks, 32, 4),
+            lambda *picks: crop_flip(*picks, 32, 4),
         )
 
 
@@ -159,12 +129,12 @@ def _attention_cases() -> Iterator[Case]:
         )
 
 
-CASES: dict[str, Callable[[bool], Iterator[Case]]] = {
-    "head_squared_error": lambda tiles: _tail_cases(head_squared_error, head_squared_error_reference, tiles),
-    "head_kl": lambda tiles: _tail_cases(head_kl, head_kl_reference, tiles),
-    "discriminator_move": lambda _: _move_cases(discriminator_move, discriminator_move_reference, 2),
-    "fooling_move": lambda _: _move_cases(fooling_move, fooling_move_reference, 1),
-    "crop_flip": lambda _: _crop_cases(),
-    "attention": lambda _: _attention_cases(),
+CASES: dict[str, Callable[[], Iterator[Case]]] = {
+    "squared_error": lambda: _loss_cases(squared_error, losses.squared_error),
+    "soft_kl": lambda: _loss_cases(soft_kl, losses.soft_kl),
+    "discriminator_move": lambda: _move_cases(discriminator_move, discriminator_move_reference, 2),
+    "fooling_move": lambda: _move_cases(fooling_move, fooling_move_reference, 1),
+    "crop_flip": _crop_cases,
+    "attention": _attention_cases,
 }
-"""Every kernel by name; the flag asks for other tiles too."""
+"""Every kernel by name."""

@@ -107,12 +107,12 @@ def timed(kernel: str, case: Case, calls: Mapping[str, Callable[[], object]]) ->
     return row
 
 
-def work(kernel: str, tiles: bool) -> None:
+def work(kernel: str) -> None:
     """Prepare one kernel's cases, wait for a line on the standard input, time them, print the rows."""
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     ready = []
-    for case in CASES[kernel](tiles):
+    for case in CASES[kernel]():
         try:
             ready.append((case, prepare(case)))
         except Exception:
@@ -137,10 +137,10 @@ def failure(kernel: str, shape: str, text: str) -> dict[str, Any]:
 class Worker:
     """A process that prepares one kernel's cases, and times them when told to."""
 
-    def __init__(self, kernel: str, arguments: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, kernel: str, environment: Mapping[str, str]):
         self.kernel = kernel
         self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
-        command = [sys.executable, "-m", "benchmarks.kernels", "--worker", kernel, *arguments]
+        command = [sys.executable, "-m", "benchmarks.kernels", "--worker", kernel]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=ROOT
@@ -193,27 +193,24 @@ def main() -> None:
     )
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes in the interpreter, on the CPU")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="these kernels")
-    parser.add_argument(
-        "--tiles", action="store_true", help="also other tiles for the teacher's tail; not recorded"
-    )
     parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        return work(chosen.worker, chosen.tiles)
+        return work(chosen.worker)
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
     if chosen.rehearse:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     elif not torch.cuda.is_available():
         parser.error("there is no CUDA device: add --rehearse to run tiny shapes in the interpreter")
     began = time.perf_counter()
-    workers = [Worker(kernel, ["--tiles"] if chosen.tiles else [], environment) for kernel in chosen.only]
+    workers = [Worker(kernel, environment) for kernel in chosen.only]
     for worker in workers:
         worker.wait()
     rows = [row for worker in workers for row in worker.rows()]
     rows += decisions(rows)
     print(table(rows))
     print(f"{time.perf_counter() - began:.0f} s")
-    if not (chosen.rehearse or chosen.tiles):
+    if not chosen.rehearse:
         print(f"appended to {record('kernels', rows)}")
     return None
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fastanc.batch import Batch
+from fastanc.kernels.backend import runs_kernels
+from fastanc.kernels.small_set import crop_flip
 from fastanc.pipelines.drawing import draw, walked
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Picking, Picks
@@ -112,25 +114,40 @@ class ArraySet:
                 f"{self.name} is kept as {side} px arrays: "
                 f"use PadCrop(out_px={side}) or CentreCrop(resize_px={side}), not {rule}"
             )
-        return self._stream(*walked(picks, start, stop), rule, _windows(self._padded(pad), rule.out_px))
+        return self._stream(*walked(picks, start, stop), rule, self._cutter(pad, rule.out_px))
 
     def _stream(
-        self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, windows: Tensor
+        self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, cut: Callable[[Tensor], Tensor]
     ) -> Iterator[Batch]:
         device = self.device
         labels = None if self.labels is None else moved(torch.from_numpy(self.labels), device)
         for step, (index, view), boxes, flips in draw(picks, rule, self.sizes, steps):
-            where = torch.from_numpy(np.stack([index, boxes[:, 1], boxes[:, 0], flips]).astype(np.int64))
-            image, y, x, flip = moved(where, device)
-            pixels = windows[image, y, x]
-            pixels = torch.where(flip.bool()[:, None, None, None], pixels.flip(2), pixels)
+            where = torch.from_numpy(np.stack([index, boxes[:, 0], boxes[:, 1], flips]).astype(np.int64))
+            where = moved(where, device)
             yield Batch(
-                images=pixels.permute(0, 3, 1, 2),
+                images=cut(where).permute(0, 3, 1, 2),
                 index=index,
                 view=view,
-                labels=None if labels is None else labels[image],
+                labels=None if labels is None else labels[where[0]],
                 step=step,
             )
+
+    def _cutter(self, pad: int, side: int) -> Callable[[Tensor], Tensor]:
+        """Return what takes (image, x, y, flip) [4, B] int64 to crops [B, side, side, C] uint8.
+
+        A kernel reads zeros beyond the edge, so where it runs the set lies on the device without its border.
+        """
+        if runs_kernels(torch.empty(0, device=self.device)):
+            images = self._padded(0)
+            return lambda where: crop_flip(images, where[0], where[1:3].t(), where[3], side, pad)
+        windows = _windows(self._padded(pad), side)
+
+        def cut(where: Tensor) -> Tensor:
+            image, x, y, flip = where
+            pixels = windows[image, y, x]
+            return torch.where(flip.bool()[:, None, None, None], pixels.flip(2), pixels)
+
+        return cut
 
     def _padded(self, pad: int) -> Tensor:
         """All images with a border of zeros, [N, S + 2 pad, S + 2 pad, C] uint8 on the device; made once."""

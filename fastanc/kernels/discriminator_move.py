@@ -26,8 +26,10 @@ from fastanc.kernels.mlp import (
     first_layer,
     judge,
     later_layers,
+    mask_of,
     operand,
     sample,
+    seed_of,
     slope_at_first,
     slope_at_third,
     softplus,
@@ -56,7 +58,7 @@ def discriminator_move_reference(
 def _judge_kernel(
     teacher, teacher_b, teacher_d,  # [B, D]
     student, student_b, student_d,  # [B, D]
-    keep, keep_b, keep_d, gain,  # [B, D] uint8 or None
+    seed, drop,  # [1] int64 or None, and the probability
     w1, b1, w2, b2, w3, b3, w4, b4,
     acts, acts_b,  # [3B, H1 + H2 + H3] bf16, written
     slopes, slopes_b,  # [3B, H1 + H2 + H3 + 1] bf16, written
@@ -71,17 +73,11 @@ def _judge_kernel(
     h3 = tl.arange(0, P3)
     inside = (b < B)[:, None]
     if which == 0:
-        hidden1 = first_layer(
-            teacher, teacher_b, teacher_d, None, 0, 0, gain, w1, b1, b, h, B, D, H1, BB, BD, P1
-        )
+        hidden1 = first_layer(teacher, teacher_b, teacher_d, None, drop, w1, b1, b, h, B, D, H1, BB, BD, P1)
     elif which == 1:
-        hidden1 = first_layer(
-            student, student_b, student_d, None, 0, 0, gain, w1, b1, b, h, B, D, H1, BB, BD, P1
-        )
+        hidden1 = first_layer(student, student_b, student_d, None, drop, w1, b1, b, h, B, D, H1, BB, BD, P1)
     else:
-        hidden1 = first_layer(
-            student, student_b, student_d, keep, keep_b, keep_d, gain, w1, b1, b, h, B, D, H1, BB, BD, P1
-        )
+        hidden1 = first_layer(student, student_b, student_d, seed, drop, w1, b1, b, h, B, D, H1, BB, BD, P1)
     acts += which * B * acts_b
     slopes += which * B * slopes_b
     tl.store(acts + b[:, None] * acts_b + h[None, :], hidden1, mask=inside & (h < H1)[None, :])
@@ -146,7 +142,7 @@ def _layer_gradient(
 
 @jit
 def _first_gradient(
-    teacher, teacher_b, teacher_d, student, student_b, student_d, keep, keep_b, keep_d, gain,
+    teacher, teacher_b, teacher_d, student, student_b, student_d, seed, drop,
     slopes, slopes_b, flat, tile, B, D, H1, BO: tl.constexpr, BI: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """One tile of the first layer's gradient; its inputs are the three samples themselves."""
@@ -160,9 +156,9 @@ def _first_gradient(
         on_teacher = _slope_tile(slopes, slopes_b, b, o, B, H1)
         on_student = _slope_tile(slopes + B * slopes_b, slopes_b, b, o, B, H1)
         on_adversarial = _slope_tile(slopes + 2 * B * slopes_b, slopes_b, b, o, B, H1)
-        t = sample(teacher, teacher_b, teacher_d, None, 0, 0, gain, b, i, B, D)
-        s = sample(student, student_b, student_d, None, 0, 0, gain, b, i, B, D)
-        a = sample(student, student_b, student_d, keep, keep_b, keep_d, gain, b, i, B, D)
+        t = sample(teacher, teacher_b, teacher_d, None, drop, b, i, B, D)
+        s = sample(student, student_b, student_d, None, drop, b, i, B, D)
+        a = sample(student, student_b, student_d, seed, drop, b, i, B, D)
         weight = tl.dot(tl.trans(operand(on_teacher)), operand(t), weight)
         weight = tl.dot(tl.trans(operand(on_student)), operand(s), weight)
         weight = tl.dot(tl.trans(operand(on_adversarial)), operand(a), weight)
@@ -174,7 +170,7 @@ def _first_gradient(
 
 @jit
 def _weights_kernel(
-    teacher, teacher_b, teacher_d, student, student_b, student_d, keep, keep_b, keep_d, gain,
+    teacher, teacher_b, teacher_d, student, student_b, student_d, seed, drop,
     acts, acts_b, slopes, slopes_b, partial, parts,
     flat,  # the gradient of all parameters, in their order, fp32, written
     loss, terms,  # scalar and [3], fp32, written
@@ -192,7 +188,7 @@ def _weights_kernel(
     tile = tl.program_id(0)
     if tile < second:
         _first_gradient(
-            teacher, teacher_b, teacher_d, student, student_b, student_d, keep, keep_b, keep_d, gain,
+            teacher, teacher_b, teacher_d, student, student_b, student_d, seed, drop,
             slopes, slopes_b, flat, tile, B, D, H1, BO, BI, BM,
         )  # fmt: skip
     elif tile < third:
@@ -218,7 +214,7 @@ def _weights_kernel(
 def _launch(
     teacher: Tensor,
     student: Tensor,
-    keep: Tensor | None,
+    seed: Tensor | None,
     drop: float,
     parameters: Sequence[Tensor],
     hidden: Widths,
@@ -232,8 +228,7 @@ def _launch(
     move = Move(*(student.new_empty(shape, dtype=torch.float32) for shape in ((), (3,), (3, batch))))
     partial = student.new_empty(3 * parts, dtype=torch.float32)
     flat = student.new_empty(sum(p.numel() for p in parameters), dtype=torch.float32)
-    mask = (None, 0, 0) if keep is None else (keep.view(torch.uint8), *keep.stride())
-    samples = (teacher, *teacher.stride(), student, *student.stride(), *mask, 1 / (1 - drop))
+    samples = (teacher, *teacher.stride(), student, *student.stride(), seed, drop)
     sizes = (batch, depth, *hidden)
     weights = [p.contiguous() for p in parameters]
     _judge_kernel[parts, 3](
@@ -254,12 +249,12 @@ class _DiscriminatorMove(torch.autograd.Function):
         ctx: Any,
         teacher: Tensor,
         student: Tensor,
-        keep: Tensor | None,
+        seed: Tensor | None,
         drop: float,
         hidden: Widths,
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        move, flat = _launch(teacher, student, keep, drop, parameters, hidden)
+        move, flat = _launch(teacher, student, seed, drop, parameters, hidden)
         ctx.save_for_backward(flat)
         ctx.like = [(p.shape, p.dtype) for p in parameters]
         ctx.mark_non_differentiable(move.terms, move.judged)
@@ -276,28 +271,29 @@ def discriminator_move(
     teacher: Tensor,
     student: Tensor,
     parameters: Sequence[Tensor],
-    keep: Tensor | None = None,
     drop: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Move:
     """BCE(D(t), 1) + BCE(D(s), 0) + BCE(D(drop(s)), 1), with the gradient of D's parameters alone.
 
-    ANC eq. 2 and 7. The kernels take the bf16 products of autocast and fp32 sums; use them where autocast
-    is on. They read, per sample, 2 D bytes (bf16) and D of the mask in each launch, per block of samples
-    the weights twice, write and read 2 KB of scratch a sample (128-256-128), and write the gradient once.
+    ANC eq. 2 and 7. The kernels take the bf16 products of autocast and fp32 sums. They read, per sample, 2 D bytes
+    (bf16) in each launch, per block of samples the weights twice, write and read 2 KB of scratch a sample
+    (128-256-128), and write the gradient once; the dropout mask is drawn where it is read.
 
     Args:
         teacher: [B, D], any float type, any strides; no gradient.
         student: [B, D], likewise.
         parameters: `list(discriminator.parameters())`, weights [out, in] and biases [out] in turn; the
             kernels hold three hidden layers of at most 256, another discriminator goes through the reference.
-        keep: [B, D] bool, the entries that dropout leaves; without it the adversarial sample is the
+        drop: dropout's probability; kept entries are divided by 1 - drop. At 0 the adversarial sample is the
             student's.
-        drop: dropout's probability; kept entries are divided by 1 - drop.
+        seed: of the mask, [1] int64, see `dropout.dropout_mask`; by default a new one, see `dropout.draw_seed`.
 
     Returns:
         Move with terms [3] and judged [3, B], in the order teacher, student, adversarial.
     """
     hidden = widths(parameters)
+    seed = seed_of(student, drop, seed)
     if hidden is None or not runs_kernels(student):
-        return discriminator_move_reference(teacher, student, parameters, keep, drop)
-    return Move(*_DiscriminatorMove.apply(teacher, student, keep, drop, hidden, *parameters))
+        return discriminator_move_reference(teacher, student, parameters, mask_of(student, drop, seed), drop)
+    return Move(*_DiscriminatorMove.apply(teacher, student, seed, drop, hidden, *parameters))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastanc.kernels.backend import INTERPRETED, jit, power_of_two, tl
+from fastanc.kernels.dropout import draw_seed, dropout_mask, kept
 
 WIDEST = 256
 # The interpreter cannot multiply bf16 and truncates where the GPU rounds: there the products are fp32.
@@ -44,15 +45,20 @@ class Widths(NamedTuple):
     h3: int
 
     def pieces(self, depth: int, batch: int) -> dict[str, int]:
-        """Return the kernels' compile-time sizes for samples of `depth` features and a batch."""
+        """Return the kernels' compile-time sizes for samples of `depth` features and a batch.
+
+        Two stages of fp32 weights [P1, BD], [BJ, P1] and [P3, BJ] have to fit into the chip's shared memory beside
+        the samples, and eight warps keep the rest in registers: benchmarks/kernels_compiled.py has the table.
+        """
+        p1 = power_of_two(self.h1)
         return {
             "BB": 16 if batch <= 512 else 32,
-            "BD": min(64, power_of_two(depth)),
+            "BD": min(64 if p1 <= 128 else 32, power_of_two(depth)),
             "BJ": min(32, power_of_two(self.h2)),
-            "P1": power_of_two(self.h1),
+            "P1": p1,
             "P3": power_of_two(self.h3),
             "num_warps": 8,
-            "num_stages": 3,
+            "num_stages": 2,
         }
 
 
@@ -67,6 +73,19 @@ def widths(parameters: Sequence[Tensor]) -> Widths | None:
 def adversarial_sample(student: Tensor, keep: Tensor | None, drop: float) -> Tensor:
     """The student's features [B, D] after dropout with a given mask; untouched without one."""
     return student if keep is None else student * keep.to(student.dtype) / (1 - drop)
+
+
+def seed_of(student: Tensor, drop: float, seed: Tensor | None) -> Tensor | None:
+    """The seed of a move's dropout: the given one, a new one, or None where nothing is dropped."""
+    if drop == 0:
+        return None
+    return draw_seed(student.device) if seed is None else seed
+
+
+def mask_of(student: Tensor, drop: float, seed: Tensor | None) -> Tensor | None:
+    """The mask [B, D] of a seed from `seed_of`."""
+    batch, depth = student.shape
+    return None if seed is None else dropout_mask(seed, batch, depth, drop)
 
 
 def judge(samples: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -84,14 +103,20 @@ def operand(values):
 
 
 @jit
-def sample(x, x_b, x_d, keep, keep_b, keep_d, gain, b, d, B, D):
-    """Samples [b, d] in fp32, dropped where there is a mask."""
+def dropped(values, seed, drop, b, d, D):
+    """Entries [b, d] of a sample, or of its slope, after dropout; untouched without a seed."""
+    if seed is not None:
+        keep = kept(tl.load(seed), drop, b[:, None], d[None, :], D)
+        values = tl.where(keep, values * (1.0 / (1.0 - drop)), 0.0)
+    return values
+
+
+@jit
+def sample(x, x_b, x_d, seed, drop, b, d, B, D):
+    """Samples [b, d] in fp32, dropped where there is a seed."""
     inside = (b < B)[:, None] & (d < D)[None, :]
     values = tl.load(x + b[:, None] * x_b + d[None, :] * x_d, mask=inside, other=0).to(tl.float32)
-    if keep is not None:
-        kept = tl.load(keep + b[:, None] * keep_b + d[None, :] * keep_d, mask=inside, other=0)
-        values = tl.where(kept != 0, values * gain, 0.0)
-    return values
+    return dropped(values, seed, drop, b, d, D)
 
 
 @jit
@@ -109,14 +134,14 @@ def rectified(values, bias, h, H):
 
 @jit
 def first_layer(
-    x, x_b, x_d, keep, keep_b, keep_d, gain, w1, b1, b, h, B, D, H1,
+    x, x_b, x_d, seed, drop, w1, b1, b, h, B, D, H1,
     BB: tl.constexpr, BD: tl.constexpr, P1: tl.constexpr,
 ):  # fmt: skip
     """The first layer of a block of samples, [BB, P1]."""
     total = tl.zeros((BB, P1), dtype=tl.float32)
     for start in range(0, D, BD):
         d = start + tl.arange(0, BD)
-        values = sample(x, x_b, x_d, keep, keep_b, keep_d, gain, b, d, B, D)
+        values = sample(x, x_b, x_d, seed, drop, b, d, B, D)
         total = tl.dot(operand(values), tl.trans(matrix(w1, h, d, H1, D)), total)
     return rectified(total, b1, h, H1)
 
