@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from fastanc.batch import Batch, Outputs
-from fastanc.kernels.discriminator_move import discriminator_move
-from fastanc.kernels.fooling_move import fooling_move
-from fastanc.losses import squared_error
 from fastanc.methods.anc import Anc
-from fastanc.methods.base import Method, Nets, Played, TeacherSpec, sides
+from fastanc.methods.base import Method, Nets, Play, Played, TeacherSpec
 from fastanc.models import zoo
 from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
@@ -25,6 +22,7 @@ from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.online import Online
 from fastanc.training.compiling import compile_in_place
+from fastanc.training.fused import fused
 from fastanc.training.players import Players
 from fastanc.training.processes import make_accelerator, seed_step
 from fastanc.training.step import moves
@@ -63,29 +61,20 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelAnc(Anc):
-    """ANC with its two moves by the Triton kernels; the same losses, for the default configuration alone."""
+class FusedAnc(Anc):
+    """ANC with its plays by the Triton kernels, see `training.fused`."""
 
-    def _keep(self, sample: Tensor) -> Tensor:
-        return torch.rand(sample.shape, device=sample.device) >= self.dropout
+    @property
+    def plays(self) -> tuple[Play, ...]:
+        """The plays of Anc, each by kernels."""
+        plain = Anc(**{field.name: getattr(self, field.name) for field in fields(Anc)})
+        return tuple(Play(play.player, partial(_fused, plain, play)) for play in plain.plays)
 
-    def discriminator_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
-        """The discriminator's move in two launches."""
-        teacher, student = sides(batch, out)
-        assert teacher.features is not None
-        assert student.features is not None
-        features = student.features.detach()
-        weights = list(nets["discriminator"].parameters())
-        move = discriminator_move(teacher.features, features, weights, self._keep(features), self.dropout)
-        return Played({"discriminate": move.loss})
 
-    def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
-        """The fooling loss in one launch, and the squared error."""
-        teacher, student = sides(batch, out)
-        assert student.features is not None
-        weights = list(nets["discriminator"].parameters())
-        move = fooling_move(student.features, weights, self._keep(student.features), self.dropout)
-        return Played({"fool": move.loss, "data": squared_error(student.logits, teacher.logits)})
+def _fused(method: Method, play: Play, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
+    loss = fused(method, play, nets)
+    assert loss is not None, f"the {play.player}'s play has no kernels here"
+    return loss(nets, batch, out)
 
 
 class Clock:
@@ -178,7 +167,7 @@ class Game:
 
 def make_method(name: str) -> Method:
     """Return a method with its default options."""
-    return KernelAnc() if name == "anc kernels" else Method.get_choice_class(name)()
+    return FusedAnc() if name == "anc kernels" else Method.get_choice_class(name)()
 
 
 def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:

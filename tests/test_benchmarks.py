@@ -20,7 +20,7 @@ from benchmarks.harness import ROOT
 from benchmarks.records import students
 from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
 from benchmarks.step import compare, enter
-from benchmarks.step_game import PARTS, Game, KernelAnc, Setting
+from benchmarks.step_game import PARTS, Game, Setting
 from fastanc.batch import Batch
 from fastanc.jobs.plan import load_of
 from fastanc.jobs.study_table import Row, as_values
@@ -195,23 +195,6 @@ def test_a_speed_up_is_over_the_best_plain_loop() -> None:
     assert (last["times_best_plain"], last["times_best_plain_per_cpu_s"]) == (0.5, 1)
     assert (ours["times_best_plain"], ours["times_best_plain_per_cpu_s"], ours["of_synthetic"]) == (4, 2, 1)
     assert (plain["data_share"], ours["data_share"]) == (None, 0.5)
-
-
-def test_kernel_variant_is_the_method() -> None:
-    """Without dropout nothing is random: the moves by kernels (here their references) have ANC's losses."""
-    torch.manual_seed(0)
-    spec = TeacherSpec(10, 64)
-    losses = []
-    for kind in (Anc(dropout=0.0), KernelAnc(dropout=0.0)):
-        torch.manual_seed(1)
-        nets = {name: net.eval() for name, net in kind.networks(TINY.network("resnet8"), spec).items()}
-        images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-        batch = Batch(images, np.arange(4), np.arange(4), None, 0, nets["student"](images.flip(0)))
-        out = kind.forward(nets, batch)
-        losses.append(
-            [float(sum(play.loss(nets, batch, out).terms.values()).detach()) for play in kind.plays]
-        )
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_fixed_views_show_the_pixels_of_fastancs_input(real_jpegs, tmp_path) -> None:
