@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from fastanc.pipelines.waiting import waiting
+
 T = TypeVar("T")
 
 
@@ -15,12 +17,13 @@ def ahead(work: Callable[[int], T], steps: Iterable[int], depth: int) -> Generat
     """Yield work(step) of every step in order, done up to `depth` steps early on one background thread."""
     steps = iter(steps)
     with ThreadPoolExecutor(1, "ahead") as thread:
-        waiting = deque(thread.submit(work, step) for step in islice(steps, depth))
+        begun = deque(thread.submit(work, step) for step in islice(steps, depth))
         try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(thread.submit(work, step) for step in islice(steps, 1))
+            while begun:
+                with waiting():
+                    result = begun.popleft().result()
+                begun.extend(thread.submit(work, step) for step in islice(steps, 1))
                 yield result
         finally:
-            for future in waiting:
+            for future in begun:
                 future.cancel()

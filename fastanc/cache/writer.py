@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastanc.cache.store import Store
 from fastanc.pipelines.transfer import moved
+from fastanc.pipelines.waiting import waiting
 
 _QUEUED_BATCHES = 64
 
@@ -57,14 +58,19 @@ class Writer:
         for number in np.unique(view).tolist():
             at = np.flatnonzero(view == number)
             if len(at) == len(view):
-                self._queue.put(_Piece(number, index, rows))
+                self._put(_Piece(number, index, rows))
                 continue
             chosen = moved(torch.from_numpy(at), next(iter(rows.values())).device)
-            self._queue.put(_Piece(number, index[at], {k: v[chosen] for k, v in rows.items()}))
+            self._put(_Piece(number, index[at], {k: v[chosen] for k, v in rows.items()}))
+
+    def _put(self, piece: _Piece) -> None:
+        with waiting():  # where the queue is full
+            self._queue.put(piece)
 
     def drain(self) -> None:
         """Return when everything handed over so far can be read."""
-        self._queue.join()
+        with waiting():
+            self._queue.join()
         self._raise()
 
     def flush(self) -> None:

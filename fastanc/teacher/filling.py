@@ -25,6 +25,7 @@ from fastanc.cache.rows import decode, encode, outputs_of, values_of
 from fastanc.cache.store import Store
 from fastanc.cache.writer import Writer
 from fastanc.pipelines.transfer import moved
+from fastanc.pipelines.waiting import waiting
 from fastanc.teacher.online import Online
 from fastanc.teacher.prefetch import Fetched, Picked, ReadAhead
 
@@ -97,8 +98,9 @@ class Filling:
         elif time.monotonic() - self._looked_s < _LOOK_AGAIN_S:
             return fetched
         self._looked_s = time.monotonic()
-        found = any(self.store.look_again(v, index[view == v]).any() for v in views)
-        return self._ahead.read_now(batch) if found else fetched
+        with waiting():
+            found = any(self.store.look_again(v, index[view == v]).any() for v in views)
+            return self._ahead.read_now(batch) if found else fetched
 
     def _noted(self, view: int) -> np.ndarray:
         if view not in self._taken:

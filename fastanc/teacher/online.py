@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastanc.batch import Batch, Outputs
 from fastanc.cache.rows import head_logits
 from fastanc.models.sizes import one_size, passed
+from fastanc.pipelines.waiting import waiting
 
 if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
@@ -85,7 +86,9 @@ class Online:
         device = batch.images.device.type
         if not size and one_size(self.network):
             size = self._most = max(self._most, len(batch.images))
-        with _whole_fp32(), torch.autocast(device, self._autocast, enabled=self._autocast is not None):
+        # A GPU's pass is only launched here, a CPU's is waited for.
+        waits = waiting() if device == "cpu" else nullcontext()
+        with waits, _whole_fp32(), torch.autocast(device, self._autocast, enabled=self._autocast is not None):
             out = passed(self.network, batch.images, size)
         self.rows_computed += max(size, len(batch.images))
         return out

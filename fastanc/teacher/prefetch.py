@@ -22,6 +22,7 @@ from torch import Tensor
 from fastanc.batch import Batch
 from fastanc.cache.reader import Reader
 from fastanc.pipelines.transfer import moved
+from fastanc.pipelines.waiting import waiting
 
 _LOAD_ROWS = 16384
 
@@ -135,7 +136,8 @@ class ReadAhead:
         in_order = expected is not None and _same(expected, batch)
         if in_order:
             self._schedule(batch.step)
-        fetched = due[1].result() if due and in_order else self.read_now(batch)
+        with waiting():
+            fetched = due[1].result() if due and in_order else self.read_now(batch)
         if fetched.ready is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(fetched.ready)

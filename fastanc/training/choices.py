@@ -31,6 +31,7 @@ from fastanc.files import write_text
 from fastanc.kernels.backend import INTERPRETED
 from fastanc.kernels.choice import TOLERANCE, Cost, Trial, cost_of, fastest, tried
 from fastanc.methods.base import Method, Nets, Play, Played
+from fastanc.training.fused import fused
 from fastanc.training.players import Players
 
 Loss: TypeAlias = Callable[[Nets, Batch, Outputs | None], Played]
@@ -66,7 +67,7 @@ def spelled(name: str, method: Method, play: Play, nets: Nets) -> Loss | None:
     if name == "plain":
         return play.loss
     if name == "triton":
-        return None
+        return fused(method, play, nets)
     later.arrive()
     # The generator of eager mode: the same dropout mask, so that a spelling can be held to another.
     options: dict[str, Any] = {"fallback_random": True}

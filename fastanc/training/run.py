@@ -17,6 +17,7 @@ from fastanc.errors import Interrupted
 from fastanc.methods.base import Play
 from fastanc.models import zoo
 from fastanc.models.counting import count
+from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training.choices import Choice, available, choose, plain
@@ -141,9 +142,9 @@ class Run:
         """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
         batches = self.source.batches(self.start, self.pace.total_steps)
         for step in range(self.start, self.pace.total_steps):
-            began = time.perf_counter()
+            before_s = waited_s()
             batch = next(batches)
-            self._step_s["data_s"] = time.perf_counter() - began
+            self._step_s["data_s"] = waited_s() - before_s
             assert batch.step == step, (batch.step, step)
             if self._settings.cuda_graphs or "captured" in self._names:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -153,9 +154,9 @@ class Run:
         """Return the teacher's outputs on a batch; None where the method has no teacher."""
         if self.answers is None:
             return None
-        began = time.perf_counter()
+        before_s = waited_s()
         target = self.answers(batch)
-        self._step_s["teacher_s"] = time.perf_counter() - began
+        self._step_s["teacher_s"] = waited_s() - before_s
         return target
 
     def plays(self, batch: Batch) -> tuple[Play, ...]:

@@ -39,6 +39,7 @@ from fastanc.pipelines.order import Picks
 from fastanc.pipelines.resize import finished, placed
 from fastanc.pipelines.transfer import moved
 from fastanc.pipelines.views import CentreCrop, ViewRule
+from fastanc.pipelines.waiting import waiting
 
 types: Any = dali_types  # its constants are made at import, where mypy does not see them
 _PREPARED = 2
@@ -151,7 +152,9 @@ class Run:
         if self._failed:
             raise RuntimeError("the run ended with the error before")
         try:
-            outputs = self._pipeline.run(stream)
+            self._pipeline.schedule_run()
+            with waiting():
+                outputs = self._pipeline.outputs(stream)
         except RuntimeError as error:
             self._failed = True
             if isinstance(error, ChangedImage) or not self._feeds:
