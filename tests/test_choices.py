@@ -22,9 +22,10 @@ from fastanc.methods.kd import Kd
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
-from fastanc.training import choices
-from fastanc.training.choices import Choice, choose, plain
+from fastanc.training import play_trials
+from fastanc.training.choices import choose
 from fastanc.training.players import Players, players_of
+from fastanc.training.spellings import Choice, Loss, plain
 from fastanc.training.step import play
 from support.tiny_run import LENETS, as_words
 
@@ -111,7 +112,7 @@ def spelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Played], Pl
     def put(change: Callable[[Played], Played]) -> list[str]:
         asked: list[str] = []
 
-        def spelled(name: str, method: Method, play: Play, nets: Nets) -> choices.Loss | None:
+        def spelled(name: str, method: Method, play: Play, nets: Nets) -> Loss | None:
             asked.append(name)
             if name == "plain":
                 return play.loss
@@ -122,7 +123,7 @@ def spelling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Played], Pl
             return next(costs)
 
         costs = iter([Cost(2e-3, 2e-3), Cost(1e-3, 1e-3)] * 2)
-        monkeypatch.setattr(choices, "spelled", spelled)
+        monkeypatch.setattr(play_trials, "spelled", spelled)
         monkeypatch.setattr("fastanc.kernels.choice.cost_of", timed)
         return asked
 

@@ -12,12 +12,12 @@ from fastanc.config import Config, DataConfig, default_fields, free_fields
 from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.places import make_cache_folder
-from fastanc.training.choices import available
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.schedule import factor
 from fastanc.training.settings import Pace, Settings
+from fastanc.training.spellings import available
 
 
 def open_claim(config: Config, accelerator: Accelerator) -> Claim:
@@ -84,7 +84,8 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
         log_every=config.run.log_every,
         skip_nonfinite=config.run.skip_nonfinite,
         cuda_graphs=config.run.compile_mode != "default",  # the other two use them
-        kernels=config.run.kernels,
+        # What a stopwatch chooses may differ from start to start.
+        kernels="plain" if config.run.deterministic and config.run.kernels == "auto" else config.run.kernels,
         memory=_memory(),
         precision=config.run.precision,
         teacher_cache=config.teacher.cache,

@@ -20,7 +20,7 @@ from fastanc.models.counting import count
 from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
-from fastanc.training.choices import Choice, available, choose, plain
+from fastanc.training.choices import choose
 from fastanc.training.claim import Claim
 from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
@@ -29,6 +29,7 @@ from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
 from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.settings import Settings
+from fastanc.training.spellings import Choice, available, plain
 from fastanc.training.step import Move
 from fastanc.training.validate import evaluate, top1_of
 
