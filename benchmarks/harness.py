@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastanc.files import make_folder, write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RECORDS = ROOT / "benchmarks" / "records" / "results"
@@ -94,6 +96,35 @@ def environment() -> dict[str, Any]:
     }
 
 
+class Recording:
+    """One run's line in NAME-DEVICE.jsonl, written anew with every row: what was found before an end stays."""
+
+    def __init__(self, name: str, results: Path = RESULTS):
+        """Begin the line, with the command and the environment of now.
+
+        Args:
+            name: the benchmark's; it becomes a heading of docs/results.md.
+            results: the folder of all results, RECORDS for what is run once.
+        """
+        around = environment()
+        slug = re.sub(r"[^a-z0-9]+", "-", around["device"].lower()).strip("-")
+        self.path = results / f"{name}-{slug}.jsonl"
+        self._rows: list[dict[str, Any]] = []
+        self._line = {"benchmark": name, "command": _command(), "environment": around, "rows": self._rows}
+        self._at = len(self._lines())
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+
+    def add(self, *rows: Mapping[str, Any]) -> None:
+        """Put rows into the line; keys are columns, units belong into the keys."""
+        self._rows += [dict(row) for row in rows]
+        lines = self._lines()
+        lines[self._at : self._at + 1] = [json.dumps(self._line, ensure_ascii=False)]
+        make_folder(self.path.parent)
+        write_text(self.path, "\n".join(lines) + "\n")
+
+
 def record(name: str, rows: Sequence[Mapping[str, Any]], results: Path = RESULTS) -> Path:
     """Append one run's rows to NAME-DEVICE.jsonl in `results`, with its command and environment; return the file.
 
@@ -102,15 +133,9 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], results: Path = RESULTS
         rows: one mapping per measurement; keys are columns, units belong into the keys.
         results: the folder of all results, RECORDS for what is run once.
     """
-    around = environment()
-    slug = re.sub(r"[^a-z0-9]+", "-", around["device"].lower()).strip("-")
-    path = results / f"{name}-{slug}.jsonl"
-    results.mkdir(parents=True, exist_ok=True)
-    rows = [dict(row) for row in rows]
-    line = {"benchmark": name, "command": _command(), "environment": around, "rows": rows}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return path
+    recording = Recording(name, results)
+    recording.add(*rows)
+    return recording.path
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from benchmarks.harness import ROOT
@@ -30,11 +32,19 @@ class Ended(NamedTuple):
 
 
 def run_limited(
-    command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+    *,
+    heard: Callable[[str], None] = lambda line: None,
+    grace_s: float = 0.0,
 ) -> Ended:
-    """Run a command from the repository's root; after `limit_s` end it with all its children."""
+    """Run a command from the repository's root; after `limit_s` end it with all that it started.
+
+    `heard` gets every line soon after it was said. The command is asked to end (SIGTERM) `grace_s` before it is.
+    """
     began = time.perf_counter()
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -44,17 +54,61 @@ def run_limited(
             env=environment,
             start_new_session=True,
         )
+        lines = _Lines(said.fileno(), heard)
         try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _wait(process, limit_s - grace_s, lines)
+            if code is None and grace_s:
+                process.terminate()
+                _wait(process, grace_s, lines)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        said.seek(0)
-        output = said.read()
-    return Ended(_failure(code, limit_s, output), output, time.perf_counter() - began)
+            _end(process)
+        lines.read()
+    return Ended(_failure(code, limit_s, lines.text), lines.text, time.perf_counter() - began)
+
+
+class _Lines:
+    """What a process writes into a file, line by line while it runs; its place in the file is left alone."""
+
+    def __init__(self, descriptor: int, heard: Callable[[str], None]):
+        self._descriptor, self._heard = descriptor, heard
+        self._said, self._told = b"", 0
+
+    @property
+    def text(self) -> str:
+        """All that was said so far."""
+        return self._said.decode(errors="replace")
+
+    def read(self) -> None:
+        """Hear the lines that are new."""
+        while new := os.pread(self._descriptor, 1 << 20, len(self._said)):
+            self._said += new
+        whole = self._said.rfind(b"\n") + 1
+        for line in self._said[self._told : whole].decode(errors="replace").splitlines():
+            self._heard(line)
+        self._told = max(self._told, whole)
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float, lines: _Lines) -> int | None:
+    """Return the exit code, or None where the process still runs after the limit."""
+    until = time.perf_counter() + limit_s
+    while time.perf_counter() < until:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(min(0.2, max(0.0, until - time.perf_counter())))
+        lines.read()
+    return process.poll()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its descendants; those of torchrun have sessions of their own."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
 
 
 def _failure(code: int | None, limit_s: float, output: str) -> str | None:
