@@ -22,7 +22,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import chain, count, repeat
@@ -112,11 +112,13 @@ def _bare(setting: Setting, name: str) -> ResNet:
 class Contest:
     """The loops over one folder: each opens its input and gives a step to call."""
 
-    def __init__(self, folder: Path, cache: Path, setting: Setting, device: torch.device, workers: int):
+    def __init__(
+        self, folder: Path, cache: Path, setting: Setting, device: torch.device, workers: int, decode: str
+    ):
         self.folder, self.setting, self.device, self.workers = folder, setting, device, workers
         index = build_index(folder, out=cache / "train.index", progress=False)
         data = JpegSet("samples", index, baseline_loop.MEAN, baseline_loop.STD)
-        self.data = data.on(device, JpegOptions(threads=workers))
+        self.data = data.on(device, JpegOptions(threads=workers, decode=decode))
         self.rule = RandomResizedCrop(setting.image_px, seed=0)
         self.order = Order(len(index), setting.batch, views=_VIEWS)
         mode = "compiled" if device.type == "cuda" else "eager"
@@ -241,15 +243,23 @@ def timed(contest: Contest, name: str, warmup: int, steps: int) -> dict[str, flo
     return {**rates, "data_share": spent["data"] / spent["step"]} if spent["step"] else rates
 
 
-def compare(contest: Contest, rounds: int, warmup: int, steps: int) -> list[dict[str, Any]]:
-    """Let the loops take turns and return a row for each, with the medians of its ratios to the best plain one."""
+def turns(
+    contest: Contest, rounds: int, warmup: int, steps: int, begin: Callable[[str], None] = lambda what: None
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Let the loops take turns; yield the name and the rates of each, `begin` being told of it before."""
     names = list(contest.loops)
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[:: -1 if number % 2 else 1]:
-            turns[name].append(timed(contest, name, warmup, steps))
+            begin(f"{name}, turn {number + 1}")
+            yield name, timed(contest, name, warmup, steps)
 
-    return rows_of(turns, contest.setting)
+
+def gathered(taken: Iterable[tuple[str, dict[str, float]]], setting: Setting) -> list[dict[str, Any]]:
+    """Return the comparison's rows from all turns."""
+    by_name: dict[str, list[dict[str, float]]] = {}
+    for name, rates in taken:
+        by_name.setdefault(name, []).append(rates)
+    return rows_of(by_name, setting)  # the first turns were in the order of the loops
 
 
 def rows_of(turns: dict[str, list[dict[str, float]]], setting: Setting) -> list[dict[str, Any]]:
@@ -281,15 +291,15 @@ def rows_of(turns: dict[str, list[dict[str, float]]], setting: Setting) -> list[
     ]
 
 
-def run(
-    setting: Setting, device: torch.device, *, rounds: int, warmup: int, steps: int,
-    workers: int | None = None, folder: Path | None = None, copies: int = 1, every: int = 1,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Prepare images and cache in a temporary folder and return the comparison's rows."""
+@contextmanager
+def opened(
+    setting: Setting, device: torch.device, *, workers: int | None = None, folder: Path | None = None,
+    copies: int = 1, every: int = 1, decode: str = "auto",
+) -> Generator[Contest, None, None]:  # fmt: skip
+    """Prepare images and cache in a temporary folder and yield the contest over them."""
     with tempfile.TemporaryDirectory() as place:
         images = folder or real_images(Path(place), copies, every)
-        contest = Contest(images, Path(place), setting, device, workers or cores_per_process())
-        return compare(contest, rounds, warmup, steps)
+        yield Contest(images, Path(place), setting, device, workers or cores_per_process(), decode)
 
 
 def default(device: torch.device) -> Setting:
@@ -315,11 +325,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="DataLoader workers and decoding threads; the cores")
     parser.add_argument("--folder", type=Path, help="a folder of class folders of JPEGs")
     parser.add_argument("--copies", type=int, default=8 if cuda else 1, help="of each sample image")
+    parser.add_argument("--decode", default="auto", help="plan of fastanc's decoder; auto probes first")
     chosen = parser.parse_args()
     sizes = {name: getattr(chosen, name) for name in ("student", "teacher", "image_px", "batch")}
-    names = ("rounds", "warmup", "steps", "workers", "folder", "copies")
+    place = {name: getattr(chosen, name) for name in ("workers", "folder", "copies", "decode")}
+    amount = (chosen.rounds, chosen.warmup, chosen.steps)
     try:
-        rows = run(replace(normal, **sizes), device, **{name: getattr(chosen, name) for name in names})
+        with opened(replace(normal, **sizes), device, **place) as contest:
+            rows = gathered(turns(contest, *amount), contest.setting)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     record("end_to_end", rows)

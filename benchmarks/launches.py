@@ -69,7 +69,7 @@ def measure_once(
         launcher: a folder -> the module that starts processes, with its options.
 
     Raises:
-        RuntimeError: the run failed; says its last line.
+        RuntimeError: the run failed; says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -91,7 +91,7 @@ def measure_once(
             )
         marks = _watch(running, Path(folder) / "run" / "metrics.jsonl", steps // LOG_EVERY)
         if running.wait() or len(marks) < 2:
-            raise RuntimeError(f"the run failed: {log.read_text().strip().splitlines()[-1]}")
+            raise RuntimeError(f"the run failed: {reason(log.read_text())}")
     (first, first_s, first_bytes), (last, last_s, last_bytes) = marks[0], marks[-1]
     moved = (last - first) * LOG_EVERY
     return {
@@ -99,6 +99,12 @@ def measure_once(
         "ms_step": 1e3 * (last_s - first_s) / moved,
         "bytes_step": (last_bytes - first_bytes) / moved,
     }
+
+
+def reason(log: str) -> str:
+    """Return the sentence that the run itself ended with, or the last line; launchers put much below it."""
+    lines = log.strip().splitlines() or ["it said nothing"]
+    return next((line for line in lines[::-1] if line.startswith("fastanc: ")), lines[-1])
 
 
 def _watch(running: subprocess.Popen[bytes], metrics: Path, lines: int) -> list[tuple[int, float, int]]:

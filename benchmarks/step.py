@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -116,8 +116,12 @@ def compare(
     device: torch.device,
     ceilings: Ceilings,
     copies: int = 1,
+    begin: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Let the variants take turns and return a row for each; the first one must be supervised."""
+    """Let the variants take turns and return a row for each; the first one must be supervised.
+
+    `begin` is told which game is prepared and which round is played, before it is.
+    """
     assert variants[0] == "supervised"
     with tempfile.TemporaryDirectory() as folder:
         contestants: list[Contestant] = []  # the copies of a variant lie `len(modes) * len(variants)` apart
@@ -126,6 +130,7 @@ def compare(
             for mode in modes:
                 teacher = frozen_teacher(setting, device, mode)
                 for variant in variants:
+                    begin(f"{variant}, {mode}: its first steps")
                     before = _allocated(device)
                     own = Path(folder) / f"{variant}-{mode}-{copy}"
                     contestants.append(enter(variant, setting, teacher, device, own, mode))
@@ -134,6 +139,7 @@ def compare(
         turns: list[list[dict[str, float]]] = [[] for _ in contestants]
         peaks = [0.0] * len(contestants)
         for number in range(rounds):
+            begin(f"round {number + 1} of {rounds}, {', '.join(modes)}")
             for k in range(len(contestants))[:: -1 if number % 2 else 1]:
                 _forget_peak(device)
                 before = _allocated(device)
@@ -193,33 +199,29 @@ def _least_s(setting: Setting, variant: str, ceilings: Ceilings) -> float:
 
 def teacher_rates(
     setting: Setting, modes: Sequence[str], rounds: int, device: torch.device, ceilings: Ceilings
-) -> list[dict[str, Any]]:
-    """Return a row for the frozen teacher alone: as it comes, folded, and folded in the other modes."""
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for the frozen teacher alone: as it comes, folded, and folded in the other modes."""
     images = torch.randint(0, 256, (setting.batch, 3, setting.image_px, setting.image_px), dtype=torch.uint8)
     images = images.to(device, memory_format=torch.channels_last)
     nowhere = np.zeros(setting.batch, np.int64)
     batch = Batch(images, nowhere, nowhere, None, 0)
     work = passes(setting.network(setting.teacher), 3, setting.image_px, trained=False)
     least = least_s(work, setting.batch, setting.itemsize, ceilings)
-    rows = []
     for mode in modes:
         for fold in (False, True) if mode == "eager" else (True,):
             network = frozen_teacher(setting, device, mode, fold)
             online = Online(network, setting.autocast)
             found = measure(partial(online, batch), warmup=2, runs=rounds, cuda=device.type == "cuda")
-            rows.append(
-                {
-                    "teacher": setting.teacher.removeprefix("torchvision:"),
-                    "px": setting.image_px,
-                    "batch": setting.batch,
-                    "variant": "BatchNorm folded" if fold else "as it comes",
-                    "mode": f"{mode}, {setting.precision}",
-                    "images_per_s": 1e3 * setting.batch / found["ms"],
-                    "step_ms": found["ms"],
-                    "of_roofline": 1e3 * least / found["ms"],
-                }
-            )
-    return rows
+            yield {
+                "teacher": setting.teacher.removeprefix("torchvision:"),
+                "px": setting.image_px,
+                "batch": setting.batch,
+                "variant": "BatchNorm folded" if fold else "as it comes",
+                "mode": f"{mode}, {setting.precision}",
+                "images_per_s": 1e3 * setting.batch / found["ms"],
+                "step_ms": found["ms"],
+                "of_roofline": 1e3 * least / found["ms"],
+            }
 
 
 def _allocated(device: torch.device) -> float:
