@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint types bench gpu-check clean
+.PHONY: demo test test-all lint types bench gpu-check gpu-results clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
@@ -22,7 +22,7 @@ lint: $(VENV)/.all
 
 types: $(VENV)/.all
 	@# mypy cannot follow the mapping of pipelines/ to fastanc.pipelines, so it is shown the installed layout.
-	@rm -rf build/types && mkdir -p build/types && cp -r fastanc build/types/ && cp -r pipelines build/types/fastanc/
+	@rm -rf build/types && mkdir -p build/types && cp -r fastanc build/types/ && rm -f build/types/fastanc/pipelines && cp -r pipelines build/types/fastanc/
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 bench: $(VENV)/.all
@@ -30,6 +30,9 @@ bench: $(VENV)/.all
 
 gpu-check: $(VENV)/.all
 	$(BIN)/python -m benchmarks.gpu_check
+
+gpu-results: $(VENV)/.all
+	$(BIN)/python -m benchmarks.gpu_check --results
 
 # uv installs in well under a minute what takes pip four and a half; where it is missing, pip brings it into .venv. Without
 # it (an old pip, a mirror that lacks it) pip does the same.

@@ -59,7 +59,7 @@ def one_round(words: Sequence[str], steps: int, cache_dir: Path | None, number: 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         out, own = Path(folder), Path(folder) / "cache"
-        fill_steps = steps if cache_dir else _steps_to_fill(parse(words))
+        fill_steps = steps if cache_dir else steps_to_fill(parse(words))
         order = list(SOURCES) if number % 2 == 0 else ["filling", "cached", "online", "supervised"]
         for source in order:
             cache = cache_dir if cache_dir and source == "cached" else own
@@ -70,7 +70,7 @@ def one_round(words: Sequence[str], steps: int, cache_dir: Path | None, number: 
     return found
 
 
-def _steps_to_fill(config: Config) -> int:
+def steps_to_fill(config: Config) -> int:
     """Steps after which every view of every image was seen; ValueError where they would not end."""
     if not config.data.views:
         raise ValueError("data.views is 0, so that no cache is ever complete: give --data.views 1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from functools import partial
 
@@ -13,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu_check, launches, run_all, sources, studies
+from benchmarks import launches, run_all, sources, studies
 from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews, rows_of
-from benchmarks.harness import ROOT
 from benchmarks.records import students
 from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
 from benchmarks.step import compare, enter
@@ -235,9 +233,9 @@ def test_the_four_sources_are_runs_of_the_public_entry(tmp_path, monkeypatch, ca
 
 def test_sources_refuse_a_recipe_whose_cache_is_never_complete() -> None:
     with pytest.raises(ValueError, match=r"data\.views is 0"):
-        sources._steps_to_fill(parse(["--data.views", "0"]))
+        sources.steps_to_fill(parse(["--data.views", "0"]))
     with pytest.raises(ValueError, match=r"schedule\.epochs 2 is below data\.views 8"):
-        sources._steps_to_fill(parse(["--schedule.epochs", "2"]))
+        sources.steps_to_fill(parse(["--schedule.epochs", "2"]))
 
 
 def test_launches_compare_with_one_process_of_the_same_part() -> None:
@@ -256,6 +254,12 @@ def test_launches_compare_with_one_process_of_the_same_part() -> None:
         None,
     )
     assert (ddp["start_s"], ddp["overhead_ms"], ddp["mb_step"], ddp["planned_mb_step"]) == (8, 5, 2.0, 1.9)
+
+
+def test_a_failed_launch_says_what_the_run_said_and_not_what_torchrun_put_below() -> None:
+    log = f"starting\nfastanc: data.decode does nothing here\nTraceback:\n  line 1\n{'=' * 60}\n"
+    assert launches.reason(log) == "fastanc: data.decode does nothing here"
+    assert launches.reason("one\ntwo\n") == "two"
 
 
 @pytest.mark.slow
@@ -299,20 +303,3 @@ def test_a_hanging_process_is_ended_and_keeps_what_it_said() -> None:
     assert ended.output == "ROW 1\n"
     crash = run_all.run_limited([sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"], 600)
     assert crash.failure == "ended by SIGSEGV"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_gpu_check_without_a_gpu_says_so_and_succeeds(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_check"])
-    assert gpu_check.main() == 0
-    assert "--rehearse" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_gpu_check_rehearses(data_root) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")} >= set(
-        gpu_check.PARTS
-    )
