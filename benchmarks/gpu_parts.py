@@ -51,6 +51,23 @@ def _kernel_row(each: Row) -> Row:
     )
 
 
+def plays(rehearse: bool) -> Iterator[Row]:
+    """What `run.kernels auto` would choose for each play at 32 px, and what every spelling costs."""
+    from benchmarks.plays import METHODS, rows
+
+    size, precision = (8, "fp32") if rehearse else (128, "bf16")
+    for method in ("l2",) if rehearse else ("anc", "kd", *(m for m in METHODS if m not in ("anc", "kd"))):
+        begin(method)
+        for each in rows(method, size, precision):
+            wrong = each["failure"] or f"{each['error']:.1e} from float64"
+            yield row(
+                f"{method}, {each['player']}, {each['spelling']}",
+                f"{wrong}{', chosen' if each['chosen'] else ''}; host {each['host_ms'] or 0:.3f} ms",
+                ms=each["device_ms"],
+                ratio=each["saved_of_step"],
+            )
+
+
 def launched(rehearse: bool) -> Iterator[Row]:
     """The public entry in each precision, one process by torchrun and under ZeRO-1; "reducer" has DDP."""
     from benchmarks import launches
@@ -116,13 +133,14 @@ PARTS = {
     "step resnet50": Part(step_of("resnet50"), 240, 240),
     # The 32 px step may be bound by launches, which graphs save.
     "step resnet20": Part(step_of("resnet20_v1", ("compiled", "eager", "graphs")), 240, 130),
-    "end to end": Part(end_to_end, 240, 190),
+    "plays": Part(plays, 150, 40),
+    "end to end": Part(end_to_end, 240, 170),
 }
 
 CALLS = (
     ("tests", "kernels", "teacher", "step resnet18"),
     ("stability", "reducer", "decode", "launches"),
-    ("step resnet50", "step resnet20", "end to end"),
+    ("step resnet50", "step resnet20", "plays", "end to end"),
 )
 """Parts of one call of `CALL_S`, the most important first."""
 CALL_S = 590.0
