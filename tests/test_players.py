@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from fastanc.optimizers import OptimizerConfig
-from fastanc.training.players import Average, Players
+from fastanc.training.player import Average
+from fastanc.training.players import Players
 
 SGD = OptimizerConfig(lr=0.1, momentum=0.9, weight_decay=0.0)
 
@@ -88,7 +89,8 @@ _GAME = """
 import os, sys, torch
 from torch import nn
 from fastanc.optimizers import OptimizerConfig
-from fastanc.training.players import Average, Players
+from fastanc.training.player import Average
+from fastanc.training.players import Players
 from fastanc.training.processes import make_accelerator
 
 accelerator = make_accelerator()

@@ -39,7 +39,8 @@ from fastanc.training.assemble_settings import beyond, open_claim, pace_of, sett
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input, data_notes, input_note
-from fastanc.training.players import Average, Players, check_classes, frozen_of, same_everywhere
+from fastanc.training.player import Average
+from fastanc.training.players import Players, check_classes, frozen_of, same_everywhere
 from fastanc.training.processes import make_accelerator
 from fastanc.training.run import Run
 from fastanc.training.trial import try_student, try_teacher

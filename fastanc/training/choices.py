@@ -11,15 +11,19 @@ where all plays together cost too little of what is left to pay for trying.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch
 from fastanc.files import write_text
 from fastanc.methods.base import Method
 from fastanc.training.play_trials import PlayTrials, undisturbed
 from fastanc.training.players import Players
-from fastanc.training.spellings import SPELLINGS, Choice, plain, said
+from fastanc.training.spellings import SPELLINGS, Choice, available, plain, said
 
 _WORTH_S = 60.0
 """That all plays together must cost in the rest of a run before another spelling is compiled to be tried."""
@@ -64,6 +68,34 @@ def choose(
         if kept is not None:
             write_text(kept, json.dumps({"names": choice.names, "trials": trials}, indent=1))
         return choice
+
+
+def choose_for_all(
+    accelerator: Accelerator,
+    method: Method,
+    players: Players,
+    batch: Batch,
+    *,
+    kept: Sequence[str] | None,
+    **options: Any,
+) -> Choice:
+    """Return what every process takes: what a checkpoint kept, else what process 0 chooses (`choose`).
+
+    What was kept is taken to the last bit, unless it cannot be had on this device.
+    """
+    if kept is not None and all(available(name, accelerator.device) for name in kept):
+        return Choice(names=tuple(kept))
+    made: list[Choice | Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            made = [choose(method, players, batch, **options)]
+        except (ValueError, OSError) as error:
+            made = [error]
+    broadcast_object_list(made)
+    if isinstance(made[0], Exception):
+        raise made[0]
+    assert made[0] is not None
+    return made[0]
 
 
 def compared(

@@ -47,8 +47,7 @@ class Claim:
         self.folder, self.fields = folder, fields
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
         self.notes: list[str] = []
-        self.meta: dict[str, Any] = {}
-        """What was written beside the checkpoint; empty for a run that begins."""
+        self._meta: dict[str, Any] = {}
         self._owner = self._own(accelerator)
         try:
             self.path = self._chosen(resume)
@@ -103,7 +102,7 @@ class Claim:
     def _check(
         self, path: Path, defaults: Mapping[str, Mapping[str, Any]], free: Mapping[str, Set[str]]
     ) -> None:
-        meta = self.meta = checkpoint.read_meta(path)
+        meta = self._meta = checkpoint.read_meta(path)
         # A field that did not exist yet had the value that is now its default.
         old = {group: {**defaults[group], **kept} for group, kept in meta["config"].items()}
         plugin = old.get("run", {}).get("plugin")
@@ -120,6 +119,10 @@ class Claim:
         checkpoint.check_origins(self.path, meta.get("origins", {}), origins)
         self.notes.append(f"resumed from {self.path} at step {meta['step']}")
         return state, int(meta["step"])
+
+    def kept(self, what: str, before: Any) -> Any:
+        """Return what was written beside the checkpoint, `before` if it is older than that; None without one."""
+        return None if self.path is None else self._meta.get(what) or before
 
     def release(self) -> None:
         """Give the folder free, and take it away where nothing was written into it."""

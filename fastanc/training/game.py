@@ -13,7 +13,8 @@ from fastanc.methods.base import Method
 from fastanc.models.taps import Tapped
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.frozen import FrozenTeacher
-from fastanc.training.players import Average, Players
+from fastanc.training.player import Average
+from fastanc.training.players import Players
 from fastanc.training.processes import average_flat
 from fastanc.training.validate import statistics
 

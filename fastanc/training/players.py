@@ -7,7 +7,6 @@ code gives the same weights plain, under DDP and under DeepSpeed.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,74 +20,12 @@ from fastanc.methods.base import Method, Nets, TeacherSpec, check_needs, spec_of
 from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
+from fastanc.training.player import Player
 from fastanc.training.processes import average_flat, make_accelerator
-from fastanc.training.zero import take_whole_state, whole_state
-
-
-class Player:
-    """One network of the game with its optimizer."""
-
-    def __init__(self, module: nn.Module, wrapped: nn.Module, optimizer: torch.optim.Optimizer, clip: float):
-        self.module = module
-        self.wrapped = wrapped
-        self.optimizer = optimizer
-        self.clip = clip
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-
-    def freeze(self, frozen: bool) -> None:
-        """Let no gradient reach the weights, or let it again."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(not frozen)
-
-    @property
-    def zero(self) -> Any | None:
-        """The optimizer of ZeRO 1 or 2, which has only a part of the state; None with a whole one."""
-        inner = getattr(self.optimizer, "optimizer", None)
-        return inner if hasattr(inner, "single_partition_of_fp32_groups") else None
-
-    def state(self) -> dict[str, Any]:
-        """Return weights and optimizer as one process alone would have them; every process calls it."""
-        whole = self.optimizer.state_dict() if self.zero is None else whole_state(self.zero)
-        return {"module": self.module.state_dict(), "optimizer": whole}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take weights and optimizer, whatever number of processes they come from."""
-        self.module.load_state_dict(state["module"])
-        if self.zero is None:
-            self.optimizer.load_state_dict(state["optimizer"])
-        else:
-            take_whole_state(self.zero, state["optimizer"])
-
-    def set_lr(self, factor: float) -> None:
-        """Set every learning rate to its base times `factor`."""
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
-
-
-class Average:
-    """The exponential moving average of a network: of its weights and of BatchNorm's statistics."""
-
-    def __init__(self, network: nn.Module, decay: float, device: torch.device):
-        self.network = copy.deepcopy(network).to(device).requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards the network's present weights by 1 - decay; whole numbers are copied."""
-        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay)
-        if wholes := [pair for pair in pairs if not pair[0].is_floating_point()]:
-            torch._foreach_copy_([mine for mine, _ in wholes], [theirs for _, theirs in wholes])
 
 
 def _sum(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([term.float() for term in terms.values()]).sum()
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
 
 
 class Players(Mapping[str, Player]):

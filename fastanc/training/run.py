@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
@@ -20,7 +19,7 @@ from fastanc.models.counting import count
 from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
-from fastanc.training.choices import choose
+from fastanc.training.choices import choose_for_all
 from fastanc.training.claim import Claim
 from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
@@ -29,7 +28,7 @@ from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
 from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.settings import Settings
-from fastanc.training.spellings import Choice, available, plain
+from fastanc.training.spellings import Choice, plain
 from fastanc.training.step import Move
 from fastanc.training.validate import evaluate, top1_of
 
@@ -164,41 +163,22 @@ class Run:
         """Return the plays as they are executed; how is chosen on the first batch, or was by a checkpoint."""
         if self._choice is None:
             with self.monitor.pause():
-                self._choice = self._chosen(batch.parts(self.parts)[0])
+                self._choice = choose_for_all(
+                    self.accelerator,
+                    self.method,
+                    self.players,
+                    batch.parts(self.parts)[0],
+                    kept=self._claim.kept("kernels", plain(self.method).names),
+                    wanted=self._settings.kernels,
+                    precision=self._settings.precision,
+                    steps_left=self.pace.total_steps - self.start,
+                    memory=self._settings.memory,
+                )
             with self.players.turn("student") as nets:
                 self._plays = self._choice.plays(self.method, nets)
             for note in self._choice.notes:
                 self.monitor.note(note)
         return self._plays
-
-    def _chosen(self, batch: Batch) -> Choice:
-        settings, kept = self._settings, self._claim.meta.get("kernels")
-        if self._claim.path is not None:
-            # As before, to the last bit; before there was a choice, plays were plain.
-            names = tuple(kept or plain(self.method).names)
-            if all(available(name, self.accelerator.device) for name in names):
-                return Choice(names=names)
-        made: list[Choice | Exception | None] = [None]
-        if self.is_main:
-            try:
-                made = [
-                    choose(
-                        self.method,
-                        self.players,
-                        batch,
-                        wanted=settings.kernels,
-                        precision=settings.precision,
-                        steps_left=self.pace.total_steps - self.start,
-                        memory=settings.memory,
-                    )
-                ]
-            except (ValueError, OSError) as error:
-                made = [error]
-        broadcast_object_list(made)  # the others wait: what is fastest here is so for all
-        if isinstance(made[0], Exception):
-            raise made[0]
-        assert made[0] is not None
-        return made[0]
 
     def after(self, step: int, made: Sequence[Move]) -> None:
         """Close a step: log, and at its time evaluate and write a checkpoint; Interrupted when asked to stop.
