@@ -127,7 +127,17 @@ def test_a_strange_mark_is_none(tmp_path: Path, seal: str) -> None:
 # What a resumed run may change, written out a second time on purpose.
 FREE = {
     "run": {
-        *("out", "name", "compile", "max_steps", "log_every", "eval_every", "checkpoint_every", "keep"),
+        *(
+            "out",
+            "name",
+            "compile",
+            "deterministic",
+            "max_steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+        ),
         *("resume", "accumulate", "skip_nonfinite"),
     },
     "data": {"root", "threads", "prefetch", "decode", "eval_batch"},

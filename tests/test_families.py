@@ -235,7 +235,10 @@ def test_a_cache_of_two_heads_or_a_convolution_gives_the_losses_of_the_network(
         for cache in ("off", "fill", "read")
     ]
     assert losses[0] > 0
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    # A convolution and the product with its weights sum in different orders: logits of 0.4 differ by some 1e-7, of
+    # which a KL at temperature 4 makes four times as much.
+    assert losses == pytest.approx([losses[0]] * 3, abs=4e-6)
+    assert losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("method", ["fitnets", "attention_transfer"])

@@ -689,8 +689,10 @@ def test_nodes_that_write_whole_stale_pages_lose_rows_and_never_make_wrong_ones(
         )  # one the even, one the odd images
         for k in range(0, 1000, 20):
             store.put(0, order[k : k + 20], values(0, order[k : k + 20]))
-            if k % 200 == 0:
-                time.sleep(0.005)
+            if k % 200 == 0:  # both hold pages, and neither is done before the other has begun
+                (tmp_path / f"{seed} at {k}").touch()
+                while not (tmp_path / f"{1 - seed} at {k}").exists():
+                    time.sleep(0.001)
 
     nodes = [forked(partial(node, seed)) for seed in (0, 1)]
     assert [os.waitpid(child, 0)[1] for child in nodes] == [0, 0]

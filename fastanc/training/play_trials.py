@@ -48,8 +48,9 @@ class PlayTrials:
     def __init__(self, method: Method, players: Players, batch: Batch, precision: str):
         self.method, self.players, self.batch, self.precision = method, players, batch, precision
         self.device = batch.images.device
-        with torch.no_grad(), players.turn("student") as nets:
-            # The bare one: nobody's hooks, and no other process is waited for.
+        with players.turn("student") as nets:
+            # The bare one: nobody's hooks, and no other process is waited for. With gradient, as a step's pass has
+            # it: a compiled network would otherwise be compiled once more.
             self.out = method.forward({**nets, "student": players["student"].module}, batch)
         self._plain: dict[int, Trial] = {}
 
