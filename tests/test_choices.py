@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def test_a_call_is_made_warm_and_then_so_many_times() -> None:
     cost = cost_of(lambda: made.append(0) or [], CPU, rounds=7)
     assert len(made) == 7 + 3
     assert cost.host_s == cost.device_s > 0
+    made.clear()
+    cost_of(lambda: made.append(0) or time.sleep(1) or [], CPU, rounds=7)
+    assert len(made) == 3 + 3  # seconds are enough, however long a call takes
 
 
 # ---- the choice
@@ -151,6 +155,16 @@ def test_plays_that_cost_too_little_are_not_tried(spelling: Any) -> None:
     asked = spelling(lambda played: played)
     assert chosen(Kd(alpha=1.0), steps_left=29_000) == plain(Kd(alpha=1.0))  # 58 s
     assert asked == []
+
+
+def test_a_play_that_cannot_be_tried_stays_plain_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrow(module: nn.Module) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more lines")
+
+    monkeypatch.setattr(play_trials, "_double", narrow)
+    choice = chosen(Kd(alpha=1.0))
+    assert choice.names == ("plain",)
+    assert choice.notes == ("plays: plain, no other could be tried (OutOfMemoryError: CUDA out of memory)",)
 
 
 def test_a_choice_is_remembered_for_the_same_game_alone(spelling: Any, tmp_path: Path) -> None:

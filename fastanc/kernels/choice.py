@@ -24,6 +24,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
 LEAST_GAIN = 0.05
 """Of its time; less is within what two measurements differ by."""
 _WARM, _ROUNDS = 3, 20
+_SECONDS = 2.0
 _CYCLES_PER_S = 2e9
 
 
@@ -53,9 +54,16 @@ class Trial:
 
 
 def cost_of(call: Call, device: torch.device, rounds: int = _ROUNDS) -> Cost:
-    """Return what a call costs, after some that do not count: medians on a CPU, means over `rounds` on a GPU."""
+    """Return what a call costs, after some that do not count: medians on a CPU, means on a GPU.
+
+    It is made `rounds` times, or as often as goes into a second or two, but thrice at least.
+    """
+    began = time.perf_counter()
     for _ in range(_WARM):
         call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    rounds = max(3, min(rounds, int(_SECONDS * _WARM / max(time.perf_counter() - began, 1e-9))))
     if device.type != "cuda":
         taken = []
         for _ in range(rounds):
@@ -63,7 +71,6 @@ def cost_of(call: Call, device: torch.device, rounds: int = _ROUNDS) -> Cost:
             call()
             taken.append(time.perf_counter() - began)
         return Cost(median(taken), median(taken))
-    torch.cuda.synchronize(device)
     began = time.perf_counter()
     for _ in range(rounds):
         call()

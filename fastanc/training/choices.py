@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,31 @@ def choose(
     if wanted == "plain":
         return plain(method)
     with undisturbed(players, batch.images.device):
-        bench = PlayTrials(method, players, batch, precision)
         if wanted != "auto":
-            return bench.forced(wanted)
-        if bench.out is None or bench.cost_s() * steps_left < _WORTH_S:
-            return plain(method)
-        kept = None if memory is None else memory / f"{bench.key()}.json"
-        if kept is not None and (names := _read(kept, method)):
-            return Choice(names=names, notes=(said(method, names, ", as measured at an earlier start"),))
-        choice, trials = bench.measured()
-        if kept is not None:
-            write_text(kept, json.dumps({"names": choice.names, "trials": trials}, indent=1))
-        return choice
+            return PlayTrials(method, players, batch, precision).forced(wanted)
+        try:
+            return _fastest(method, players, batch, precision, steps_left, memory)
+        except (
+            Exception
+        ) as error:  # memory for float64, a play that cannot be wide: nobody asked for more than plain
+            lines = str(error).strip().splitlines() or [""]
+            why = f"plays: plain, no other could be tried ({type(error).__name__}: {lines[0][:120]})"
+            return replace(plain(method), notes=(why,))
+
+
+def _fastest(
+    method: Method, players: Players, batch: Batch, precision: str, steps_left: int, memory: Path | None
+) -> Choice:
+    trials = PlayTrials(method, players, batch, precision)
+    if trials.out is None or trials.cost_s() * steps_left < _WORTH_S:
+        return plain(method)
+    kept = None if memory is None else memory / f"{trials.key()}.json"
+    if kept is not None and (names := _read(kept, method)):
+        return Choice(names=names, notes=(said(method, names, ", as measured at an earlier start"),))
+    choice, found = trials.measured()
+    if kept is not None:
+        write_text(kept, json.dumps({"names": choice.names, "trials": found}, indent=1))
+    return choice
 
 
 def choose_for_all(
