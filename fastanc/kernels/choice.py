@@ -107,7 +107,7 @@ def tried(call: Call, truth: Sequence[Tensor], device: torch.device, seed: int) 
     except (
         Exception
     ) as error:  # a compiler's, the device's, a kernel that does not fit: the plain one remains
-        lines = str(error).strip().splitlines()
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
         return Trial(None, failure=f"{type(error).__name__}: {lines[0] if lines else ''}"[:160])
 
 
