@@ -382,3 +382,9 @@ def test_a_folder_made_for_a_run_that_wrote_nothing_goes_with_it(tmp_path: Path)
     with owned(tmp_path / "runs" / "mine"), owned(tmp_path / "runs" / "written"):
         (tmp_path / "runs" / "written" / "config.yaml").touch()
     assert names(tmp_path / "runs") == ["mine", "written"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_where_no_folder_can_be_made_it_is_said_at_once() -> None:
+    with pytest.raises(FileNotFoundError, match="/proc/x"), owned(Path("/proc/x/y")):
+        pass

@@ -23,6 +23,7 @@ _LEFT = (
 """What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
 no old checkpoint that could be taken for the new run's."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+_TRIES = 100
 _mine: set[Path] = set()
 """Folders that runs of this process own: a record lock does not bar its own process."""
 
@@ -48,11 +49,15 @@ class Owner:
         _mine.add(self._place)
 
     def _locked(self, folder: Path) -> TextIO:
+        tries = 0
         while True:
             try:
                 make_folder(folder)
                 file = self._path.open("a+")
             except FileNotFoundError:  # an owner that wrote nothing took the folder away in between
+                tries += 1
+                if tries == _TRIES:  # there is no making one here, as in /proc
+                    raise
                 continue
             file.seek(0)
             said = file.read().strip()
