@@ -127,6 +127,10 @@ def compress(
         return _result(folder, given)
 
 
+_ARGUMENTS = {"data.name": "data", "method.type": "method"}
+"""Fields that an argument without a default says already."""
+
+
 def _check(teacher: object, student: object, method: object, fields: Mapping[str, Any]) -> None:
     """Raise TypeError for an argument of another kind, ValueError for a field that an object makes idle."""
     of_many = isinstance(teacher, Sequence) and all(isinstance(one, (str, nn.Module)) for one in teacher)
@@ -139,6 +143,13 @@ def _check(teacher: object, student: object, method: object, fields: Mapping[str
         if not good:
             kind = "a name or a fastanc.Method" if name == "method" else "a network or a name"
             raise TypeError(f"{name} is {value!r}: give {kind}")
+    if not isinstance(fields, Mapping):
+        raise TypeError(f'fields is {fields!r}: give a dictionary such as {{"optimizer.lr": 0.1}}')
+    if wrong := [key for key in fields if not isinstance(key, str)]:
+        raise TypeError(f'fields holds {wrong[0]!r}: its keys are names such as "optimizer.lr"')
+    for key, argument in _ARGUMENTS.items():
+        if key in fields:
+            raise ValueError(f"{key} in fields is what the argument {argument} says: leave it out")
     for name, value in (("teacher", teacher), ("student", student)):
         idle = [f"{name}.{key}" for key in ("name", "weights") if f"{name}.{key}" in fields]
         if idle and not isinstance(value, str):

@@ -81,8 +81,10 @@ def put(part: Path, path: Path) -> None:
     """Make a finished file or folder durable and give it its name.
 
     A folder of that name is moved aside first, because no folder can be renamed over it: a kill in that moment
-    leaves none. Raises OSError.
+    leaves none. Raises OSError; IsADirectoryError where a file would take the place of a folder.
     """
+    if path.is_dir() and not part.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     inside = part.rglob("*") if part.is_dir() else ()
     for file in (*inside, part):
         sync(file)

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -543,3 +543,19 @@ fastanc.compress(*nets, (images, labels), "l2", val=(images, labels), cache=None
     ), last
     assert [*(tmp_path / "out" / "checkpoints").glob("step-*/COMPLETE")]
     assert not (tmp_path / "out" / ".owner").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"data.name": "digits"}, "data.name in fields is what the argument data says"),
+        ({"method.type": "kd"}, "method.type in fields is what the argument method says"),
+        ({3: 1}, "fields holds 3: its keys are names"),
+        (["optimizer.lr"], "fields is .*: give a dictionary"),
+    ],
+    ids=str,
+)
+def test_fields_that_contradict_an_argument_or_are_none_are_refused(fields: Any, why: str) -> None:
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    with pytest.raises((ValueError, TypeError), match=why):
+        fastanc.compress("lenet5", "lenet4", images, fields=fields)

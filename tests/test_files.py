@@ -388,3 +388,14 @@ def test_a_folder_made_for_a_run_that_wrote_nothing_goes_with_it(tmp_path: Path)
 def test_where_no_folder_can_be_made_it_is_said_at_once() -> None:
     with pytest.raises(FileNotFoundError, match="/proc/x"), owned(Path("/proc/x/y")):
         pass
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("photos")
+    for name in ("photos", "link"):
+        with pytest.raises(IsADirectoryError, match="photos"):
+            files.write_text(tmp_path / name, "a page")
+    assert names(tmp_path / "photos") == ["1.jpg"]
+    assert names(tmp_path) == ["link", "photos"]

@@ -235,6 +235,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path: Path, jpegs: dict[str
     for name, part in expected.items():
         assert part in reasons[name], (name, reasons[name])
     assert index.rejected == len(expected)
+    assert any("beside the class folders are left out (1 of them)" in remark for remark in index.remarks)
     assert f"{len(expected)} files left out" in summary(index)
 
 

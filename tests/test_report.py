@@ -171,3 +171,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         summary_table([tmp_path])
     with pytest.raises(ValueError, match="name at least one"):
         summary_table([])
+
+
+def test_a_folder_is_no_page_s_name(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "1.jpg").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match=r"photos is a folder: name a file in it"):
+        write_report([run(tmp_path / "a", SUMMARY)], photos)
+    assert [path.name for path in photos.iterdir()] == ["1.jpg"]

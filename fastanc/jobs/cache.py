@@ -60,6 +60,8 @@ def _info(options: Namespace) -> int:
     for folder in folders:
         try:
             print(json.dumps(Store.at(folder).info(), indent=1))
+        except BrokenPipeError:  # nobody reads on
+            raise
         except (ValueError, OSError) as error:
             if len(folders) == 1:
                 raise

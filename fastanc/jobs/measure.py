@@ -94,6 +94,10 @@ def as_measured(config: Config, sketch: Sketch, load: Load, cluster: Cluster) ->
     rates: dict[str, Any] = {}
     if found.images_per_s is not None:
         rates["flop_per_s"] = found.images_per_s * load.flop
+        if accelerator.device.type == "cpu":
+            print(
+                f"note: there is no GPU here: each of the {cluster.gpus} is taken to be as fast as this CPU"
+            )
         print(f"measured: {found.images_per_s:,.1f} images/s a device in the step ({accelerator.device})")
     if found.decoded_per_s is not None:
         rates["decoded_per_s"] = found.decoded_per_s

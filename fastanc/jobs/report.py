@@ -48,6 +48,10 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
         ValueError: matplotlib is not installed.
     """
     out_path = Path(out_path)
+    if out_path.is_dir():
+        raise FileExistsError(
+            f"{out_path} is a folder: name a file in it, such as {out_path / 'report.html'}"
+        )
     if out_path.is_file() and not out_path.read_bytes()[:9].lower().startswith(b"<!doctype"):
         raise FileExistsError(f"{out_path} exists and is no report: choose another name")
     runs = _read(run_dirs)

@@ -134,6 +134,8 @@ def chosen(
     if recipe or not _COMPARED.isdisjoint(field.partition("=")[0] for field in fields):
         paper = {}
         study = replace(study, title=f"{study.title}; but on other data or networks, see below")
+    if twice := {seed for seed in seeds if list(seeds).count(seed) > 1}:
+        raise ValueError(f"--seeds names {min(twice)} twice: a run cannot be counted as two")
     return replace(
         study,
         grid=tuple(grid),

@@ -80,6 +80,11 @@ def answers_of(tapped: Tapped) -> list[int]:
     with _undisturbed(tapped, place):
         images = (noise((1, tapped.in_channels, px, px)) * 32 + 128).clamp(0, 255).to(torch.uint8)
         logits = tapped(images.to(place)).logits[0].double().cpu()
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the teacher's logits are not finite on a picture of noise: its weights hold NaN or infinite values, or"
+            " negative variances; give a sound file by teacher.weights"
+        )
     signs = noise((len(logits), 8)).sign().double()
     sums = logits @ signs / logits.norm().clamp_min(torch.finfo(torch.float32).tiny)
     return [int(value) for value in (16 * sums).round()]

@@ -37,6 +37,7 @@ from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.limits import MOST_WORKERS, whole_number
 from fastanc.pipelines.index.origin import Origin, OtherFormat
 from fastanc.pipelines.index.sources import Candidate, Label, Listing, check_class_folders, list_source
+from fastanc.pipelines.index.sources.listing import OUTSIDE
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import beside
@@ -176,8 +177,14 @@ def _label_texts(
 
 
 def _passed(listing: Listing) -> list[str]:
-    names = sorted(listing.passed)
-    return [f"passed over: {few_of(names)}"] if names else []
+    names, outside = sorted(listing.passed), sum(why == OUTSIDE for _, why in listing.rejected)
+    remarks = [f"passed over: {few_of(names)}"] if names else []
+    if outside:
+        remarks.append(
+            f"images beside the class folders are left out ({outside:,} of them): put them into a class, or all images"
+            " into one folder"
+        )
+    return remarks
 
 
 def _look_at_all(listing: Listing, journal: Journal, workers: int, full: bool, progress: bool) -> list[Look]:

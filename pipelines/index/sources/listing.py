@@ -111,11 +111,14 @@ def rubbish_in(name: str) -> str | None:
     return next((folder for folder in folders if is_rubbish_folder(folder)), None)
 
 
+OUTSIDE = "outside of the class folders"
+
+
 def by_class_folder(candidates: list[Candidate], rejected: list[tuple[str, str]]) -> list[Candidate]:
     """Label every candidate by its first folder; without any folder there are no labels."""
     if not any("/" in candidate.name for candidate in candidates):
         return candidates
-    rejected += [(c.name, "outside of the class folders") for c in candidates if "/" not in c.name]
+    rejected += [(c.name, OUTSIDE) for c in candidates if "/" not in c.name]
     return [c._replace(label=c.name.partition("/")[0]) for c in candidates if "/" in c.name]
 
 
