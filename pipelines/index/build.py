@@ -181,7 +181,7 @@ def _passed(listing: Listing) -> list[str]:
     remarks = [f"passed over: {few_of(names)}"] if names else []
     if outside:
         remarks.append(
-            f"images beside the class folders are left out ({outside:,} of them): put them into a class, or all images"
+            f"images beside the class folders are left out ({outside:,} of them): put them into one, or all images"
             " into one folder"
         )
     return remarks
