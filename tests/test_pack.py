@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fastanc.pipelines.index import pack as pack_module
 from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index.pack import Packed, pack
 from support.images import encoded, jpeg, picture, put
+from support.processes import forked
 from support.tars import contents, write_tar
 
 
@@ -253,3 +255,29 @@ def test_a_part_of_other_settings_is_begun_anew(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "p.tar.part").stat().st_size > 0
     index = _pack(source, tmp_path / "p.tar", short_side=30).index
     assert index.sizes.tolist() == [[45, 30]] * 70
+
+
+def test_killed_between_the_tar_and_its_index_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = put(tmp_path / "set", {f"{c}/{k}.jpg": jpeg(k, (90, 60)) for c in "ab" for k in range(3)})
+    (source / "0empty").mkdir()  # a class without images, which the tar cannot tell
+    whole = _pack(source, tmp_path / "whole.tar", short_side=32)
+
+    def killed() -> None:
+        monkeypatch.setattr(pack_module, "build_index", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        _pack(source, tmp_path / "p.tar", short_side=32)
+
+    os.waitpid(forked(killed), 0)
+    assert (tmp_path / "p.tar").read_bytes() == (tmp_path / "whole.tar").read_bytes()
+    assert not index_path(tmp_path / "p.tar").exists()
+    with pytest.raises(FileExistsError):  # with other settings it is somebody else's
+        _pack(source, tmp_path / "p.tar", short_side=33)
+    again = _pack(source, tmp_path / "p.tar", short_side=32)
+    assert (again.index.classes, again.index.labels.tolist()) == (
+        whole.index.classes,
+        whole.index.labels.tolist(),
+    )
+    assert not list(tmp_path.glob("*.part*"))
+    with pytest.raises(FileExistsError):
+        _pack(source, tmp_path / "p.tar", short_side=32)

@@ -87,23 +87,30 @@ def pack(
     source, out, workers = Path(source), Path(out), workers_of(workers)
     short_side = whole_number("short_side", short_side, LARGEST_SIDE)
     quality = whole_number("quality", quality, BEST_QUALITY)
-    _check_free(out)
+    part = out.with_name(f"{out.name}.part")
+    note = _identity_path(part)
+    if not note.exists():
+        _check_free(out)
     index = open_index(source)
     names, rows = _members(index)
     make_folder(out.parent)
     with locked(out.with_name(f"{out.name}.lock")):
-        _check_free(out)
-        part = out.with_name(f"{out.name}.part")
-        note = _identity_path(part)
+        identity = _identity(index, short_side, quality)
+        # Killed after the tar had its name: nothing but its index is missing.
+        written = out.exists() and not part.exists() and _said(note) == identity
+        if not written:
+            _check_free(out)
         sweep(out.parent, note.name)
-        done = _resume(part, _identity(index, short_side, quality), names)
+        done = len(names) if written else _resume(part, identity, names)
         shrink = partial(_shrink, short_side=short_side, quality=quality)
         tasks = _tasks(index, names, rows, done, short_side)
         members = in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1)
         try:
             with tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar:
-                _append(part, members, bar)
-            put(part, out)
+                if not written:
+                    _append(part, members, bar)
+            if not written:
+                put(part, out)
             classes = class_folders(index) if index.labels is not None else None
             packed = build_index(out, classes=classes, workers=workers, progress=progress)
         except ValueError:  # nothing to go on from: it takes another source
