@@ -109,6 +109,7 @@ def test_a_val_folder_is_taken_as_it_is(tmp_path: Path) -> None:
         ("Training", "validation"),
         ("train", "Valid"),
         ("tRaIn", "VALIDATION"),
+        ("train_images", "val_images"),
     ],
 )
 def test_splits_are_known_in_any_case(tmp_path: Path, train: str, val: str) -> None:

@@ -209,6 +209,9 @@ def test_wrong_studies_are_refused(tmp_path: Path) -> None:
         load(str(written(tmp_path, STUDY.replace("{anc: 8.08}", "{bnc: 8.08}"))))
     with pytest.raises(ValueError, match="gird"):
         load(str(written(tmp_path, STUDY.replace("grid:", "gird:"))))
+    for own in ("run.name", "run.out"):
+        with pytest.raises(ValueError, match=rf"{own} is what the study itself gives every run"):
+            load(str(written(tmp_path, STUDY.replace("method.discriminator", own))))
     wrong = load(str(written(tmp_path, STUDY.replace("method.discriminator", "method.discriminatr"))))
     with pytest.raises(ValueError, match=r"method\.discriminatr"):
         cells(wrong, tmp_path, 1.0, [])

@@ -78,6 +78,21 @@ def test_a_teacher_that_overflows_in_its_precision_is_one_sentence() -> None:
         try_teacher(Online(network, torch.float16), 4, 3, 32)
 
 
+@pytest.mark.parametrize(
+    "end", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid()], ids=lambda end: type(end).__name__
+)
+def test_a_teacher_that_gives_probabilities_is_refused(end: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 5), end)
+    online = Online(tap(network, image_px=8).eval())
+    if not isinstance(
+        end, nn.Softmax
+    ):  # the logarithms are logits too; independent sigmoids are no distribution
+        try_teacher(online, 4, 3, 8)
+        return
+    with pytest.raises(ValueError, match="gives probabilities, whose sum is 1"):
+        try_teacher(online, 4, 3, 8)
+
+
 class Says(nn.Module):
     """A classifier that returns its logits in some wrapping."""
 

@@ -68,6 +68,9 @@ class Cell:
         return read_summary(self.config.run.folder) is not None
 
 
+_OWN = {"run.out", "run.name", "run.resume"}
+
+
 def study_names() -> list[str]:
     """Return the names of the studies that come with fastanc."""
     return sorted(path.stem for path in _home().glob("*.yaml"))
@@ -92,6 +95,10 @@ def load(name: str) -> Study:
         raise ValueError(f"study {path}: {error}") from error
     if study.metric not in METRICS:
         raise ValueError(f"study {path}: metric {study.metric!r} is unknown: use {' or '.join(METRICS)}")
+    every = (study.set, *study.prepare.values(), *dict(_rows(study)).values())
+    own = _OWN & set().union(*every)
+    if own:
+        raise ValueError(f"study {path}: {min(own)} is what the study itself gives every run: leave it out")
     unknown = study.paper.keys() - dict(_rows(study))
     if unknown:
         raise ValueError(f"study {path}: paper names {min(unknown)!r}, which is no row of the grid")

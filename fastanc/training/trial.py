@@ -57,7 +57,7 @@ def try_student(network: nn.Module, images: int, channels: int, image_px: int) -
 
 
 def try_teacher(teacher: Online, images: int, channels: int, image_px: int) -> None:
-    """Pass a batch through the teacher as it will be run; ValueError where its logits are not finite."""
+    """Pass a batch through the teacher as it will be run; ValueError where its logits are none, or not finite."""
     network = unwrapped(teacher.network)
     shape = (min(images, _MOST), channels, image_px, image_px)
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +69,13 @@ def try_teacher(teacher: Online, images: int, channels: int, image_px: int) -> N
         raise ValueError(
             f"the teacher {network.title} gives numbers that are not finite: set teacher.precision to fp32 or bf16"
             " where it is fp16, else name sound weights"
+        )
+    sums = out.logits.double().sum(1)
+    if bool((out.logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()) and network.num_classes > 1:
+        # Distilled as logits they would be nearly uniform, silently; logits come to 1 by no chance.
+        raise ValueError(
+            f"the teacher {network.title} gives probabilities, whose sum is 1, in the place of logits: leave out the"
+            " softmax at its end"
         )
 
 

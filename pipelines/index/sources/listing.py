@@ -16,9 +16,9 @@ _ARCHIVES = "tar tgz gz bz2 xz zst zip 7z rar parquet arrow"
 ARCHIVE_SUFFIXES = frozenset(f".{kind}" for kind in _ARCHIVES.split())
 """Files that may hold images which nobody would miss silently: they are passed over, and said."""
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "train_images", "images_train"),
+    "val": ("val", "valid", "validation", "val_images", "images_val", "valid_images", "validation_images"),
+    "test": ("test", "testing", "test_images", "images_test"),
 }
 """What the folder of a split may be called, in lower case; the first is the usual name."""
 _RUBBISH = frozenset(
