@@ -126,6 +126,7 @@ def plan(cuda: bool) -> list[tuple[list[str], float]]:
     chosen: list[tuple[list[str], float]] = [
         (["kernels", *([] if cuda else ["--rehearse"])], 400),
         (["kernels_compiled"], 600),
+        (["plays"], 600),
         (["cache", *small], 600),
         (["input"], 600),
         (["step", *(["--compile"] if cuda else [])], 600),
