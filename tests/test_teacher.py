@@ -556,6 +556,7 @@ def test_the_teacher_s_fp32_is_not_rounded_to_tf32(fails, newer):
         seen.append(found())
         assert not fails
 
+    torch.backends.cudnn.allow_tf32 = True  # torch's default, whatever ran before in this process
     teacher, before = online(), found()
     assert before[0] == "tf32"
     teacher.network.register_forward_hook(look)
@@ -573,4 +574,18 @@ def test_the_teacher_s_fp32_is_not_rounded_to_tf32(fails, newer):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
         for part, value in zip(parts, before):
             part.fp32_precision = value
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_passes_that_overlap_leave_the_switches_as_they_were() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    first, second = (threading.Event() for _ in range(2))
+    ours, theirs = online(), online()
+    ours.network.register_forward_hook(lambda *_: (first.set(), second.wait(60), None)[-1])
+    batch = batch_of(Picks(np.arange(2), np.zeros(2, np.int64)))
+    thread = threading.Thread(target=ours, args=(batch,))
+    thread.start()
+    first.wait(60)
+    theirs.network.register_forward_hook(lambda *_: (second.set(), thread.join(60), None)[-1])
+    theirs(batch)  # begins and ends after the other, which began and ends before
     assert torch.backends.cudnn.allow_tf32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -32,18 +33,32 @@ def _switches() -> list[tuple[Any, str, Any]]:
     return old  # which the compiler asks for, so that the newer ones would not do
 
 
+_turning, _passes = threading.Lock(), 0
+_before: list[tuple[Any, str, Any]] = []
+
+
 @contextmanager
 def _whole_fp32() -> Iterator[None]:
-    """Let fp32 be fp32: cuDNN's convolutions are TF32 by default, and a cache is filled here and read there."""
-    switches = _switches()
-    before = [(part, name, getattr(part, name)) for part, name, _ in switches]
+    """Let fp32 be fp32: cuDNN's convolutions are TF32 by default, and a cache is filled here and read there.
+
+    The switches are the process's: of passes that overlap in several threads the first turns them, the last back.
+    """
+    global _passes
+    with _turning:
+        if not _passes:
+            switches = _switches()
+            _before[:] = [(part, name, getattr(part, name)) for part, name, _ in switches]
+            for part, name, exact in switches:
+                setattr(part, name, exact)
+        _passes += 1
     try:
-        for part, name, exact in switches:
-            setattr(part, name, exact)
         yield
     finally:
-        for part, name, value in before:
-            setattr(part, name, value)
+        with _turning:
+            _passes -= 1
+            if not _passes:
+                for part, name, value in _before:
+                    setattr(part, name, value)
 
 
 class Played(nn.Module):
