@@ -42,6 +42,8 @@ VARIANTS = {  # name -> method, source of the teacher's outputs
     "supervised": ("supervised", None),
     "supervised again": ("supervised", None),
     "l2 cached": ("l2", "cached"),
+    "kd online": ("kd", "online"),
+    "kd cached": ("kd", "cached"),
     "anc online": ("anc", "online"),
     "anc filling": ("anc", "filling"),
     "anc cached": ("anc", "cached"),
