@@ -25,7 +25,7 @@ from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.train import train
 from fastanc.training import play_trials
-from fastanc.training.choices import choose
+from fastanc.training.choices import choose, choose_for_all
 from fastanc.training.players import Players, players_of
 from fastanc.training.spellings import Choice, Loss, plain
 from fastanc.training.step import play
@@ -167,6 +167,21 @@ def test_a_play_that_cannot_be_tried_stays_plain_and_says_why(monkeypatch: pytes
     choice = chosen(Kd(alpha=1.0))
     assert choice.names == ("plain",)
     assert choice.notes == ("plays: plain, no other could be tried (OutOfMemoryError: CUDA out of memory)",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_a_checkpoint_kept_is_taken_or_said_to_be_impossible() -> None:
+    method = Kd(alpha=1.0)
+    players, batch = game(method)
+    options = {"wanted": "auto", "precision": "fp32", "steps_left": 1}
+
+    def taken(*kept: str) -> Choice:
+        return choose_for_all(players.accelerator, method, players, batch, kept=kept, **options)
+
+    assert taken("compiled") == Choice(names=("compiled",))
+    anew = taken("captured")
+    assert anew.names == ("plain",)
+    assert anew.notes[0].startswith("plays: captured (student) before, which this device has not")
 
 
 def test_a_choice_is_remembered_for_the_same_game_alone(spelling: Any, tmp_path: Path) -> None:

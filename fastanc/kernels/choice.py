@@ -104,9 +104,7 @@ def tried(call: Call, truth: Sequence[Tensor], device: torch.device, seed: int) 
         torch.manual_seed(seed)
         error = distance(call(), truth)
         return Trial(cost_of(call, device), error)
-    except (
-        Exception
-    ) as error:  # a compiler's, the device's, a kernel that does not fit: the plain one remains
+    except Exception as error:  # a compiler's, the device's, a kernel's that does not fit: plain remains
         lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
         return Trial(None, failure=f"{type(error).__name__}: {lines[0] if lines else ''}"[:160])
 

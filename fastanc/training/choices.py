@@ -22,7 +22,8 @@ from accelerate.utils import broadcast_object_list
 from fastanc.batch import Batch
 from fastanc.files import write_text
 from fastanc.methods.base import Method
-from fastanc.training.play_trials import PlayTrials, undisturbed
+from fastanc.training.compiling import unmoved
+from fastanc.training.play_trials import PlayTrials
 from fastanc.training.players import Players
 from fastanc.training.spellings import SPELLINGS, Choice, available, plain, said
 
@@ -56,14 +57,13 @@ def choose(
     """
     if wanted == "plain":
         return plain(method)
-    with undisturbed(players, batch.images.device):
+    with unmoved(players.modules().values()):
         if wanted != "auto":
             return PlayTrials(method, players, batch, precision).forced(wanted)
         try:
             return _fastest(method, players, batch, precision, steps_left, memory)
-        except (
-            Exception
-        ) as error:  # memory for float64, a play that cannot be wide: nobody asked for more than plain
+        # Memory for float64, a play that cannot be wide: nobody asked for more than plain.
+        except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             why = f"plays: plain, no other could be tried ({type(error).__name__}: {lines[0][:120]})"
             return replace(plain(method), notes=(why,))
@@ -95,10 +95,15 @@ def choose_for_all(
 ) -> Choice:
     """Return what every process takes: what a checkpoint kept, else what process 0 chooses (`choose`).
 
-    What was kept is taken to the last bit, unless it cannot be had on this device.
+    What was kept is taken to the last bit; where it cannot be had on this device the choice is made anew, and said.
     """
-    if kept is not None and all(available(name, accelerator.device) for name in kept):
-        return Choice(names=tuple(kept))
+    notes: tuple[str, ...] = ()
+    if kept is not None:
+        if all(available(name, accelerator.device) for name in kept):
+            return Choice(names=tuple(kept))
+        notes = (
+            f"{said(method, kept, ' before')}, which this device has not: chosen anew, other bits follow",
+        )
     made: list[Choice | Exception | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -109,14 +114,14 @@ def choose_for_all(
     if isinstance(made[0], Exception):
         raise made[0]
     assert made[0] is not None
-    return made[0]
+    return replace(made[0], notes=(*notes, *made[0].notes))
 
 
 def compared(
     method: Method, players: Players, batch: Batch, precision: str
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return what auto would choose whatever it costs to try, and what was measured: a row for each spelling."""
-    with undisturbed(players, batch.images.device):
+    with unmoved(players.modules().values()):
         return PlayTrials(method, players, batch, precision).measured()
 
 

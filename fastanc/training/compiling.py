@@ -41,7 +41,7 @@ def warm_up(action: Callable[[], object], *together: nn.Module) -> str | None:
     Their buffers, and random numbers, are afterwards what they were.
     """
     try:
-        with _unmoved(together):
+        with unmoved(together):
             action()
     except Exception as error:  # any compiler error: eager is always right, only slower
         for part in (part for one in together for part in one.modules()):
@@ -53,7 +53,7 @@ def warm_up(action: Callable[[], object], *together: nn.Module) -> str | None:
 
 
 @contextmanager
-def _unmoved(modules: Iterable[nn.Module]) -> Iterator[None]:
+def unmoved(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put every buffer and the random numbers back: BatchNorm's statistics would begin with images of no set."""
     before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     devices = {buffer.device for buffer, _ in before if buffer.is_cuda}

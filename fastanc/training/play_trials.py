@@ -28,20 +28,6 @@ from fastanc.training.spellings import Choice, Loss, said, spelled
 _SEED = 20_180_314
 
 
-@contextmanager
-def undisturbed(players: Players, device: torch.device) -> Iterator[None]:
-    """Put generators and every buffer (BatchNorm's statistics) back afterwards."""
-    buffers = [buffer for module in players.modules().values() for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in zip(buffers, before):
-                    buffer.copy_(value)
-
-
 class PlayTrials:
     """The plays of one batch, ready to be called again and again without anybody moving."""
 
