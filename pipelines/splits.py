@@ -119,7 +119,30 @@ def chosen_of(given: Path, folder: Path, source: Path, both: bool) -> list[str]:
         test, other = split_source(folder, "test"), _other_source(folder, "val")
         unused = [f"{test.name} is not used"] if test is not None else []
         said += [f"{what}; validation images are held out of {source}" for what in [*unused, other] if what]
+    if source != folder and (beside := _unused(folder)):
+        said.append(f"{', '.join(beside)} in {folder} hold images and are not used: no split is called so")
     return said
+
+
+def _unused(folder: Path) -> list[str]:
+    """The folders with images, at most one folder deep, beside the splits of one."""
+
+    def holds_images(path: Path, deep: int) -> bool:
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.is_dir())
+        except OSError:  # somebody else's
+            return False
+        return any(
+            (deep > 0 and holds_images(Path(entry.path), deep - 1))
+            if entry.is_dir()
+            else os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+            for entry in entries
+        )
+
+    names = (e.name for e in os.scandir(folder) if e.is_dir() and not is_rubbish_folder(e.name))
+    used = {path.name for split in SPLITS if (path := split_source(folder, split)) is not None}
+    others = sorted(name for name in names if name not in used and name.lower() not in SPLIT_NAMES["test"])
+    return [name for name in others if holds_images(folder / name, 1)]
 
 
 def open_split(folder: Path, source: Path, split: str, said: Sequence[str] = ()) -> Index:

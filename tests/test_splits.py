@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -412,3 +413,21 @@ def test_an_impossible_share_is_refused(share: str) -> None:
         ValueError, match=r"data\.val_share is '.*': it takes a number, above 0, up to less than 1"
     ):
         parse(["--data.val_share", share])
+
+
+def test_a_folder_of_images_beside_the_splits_is_said(tmp_path: Path) -> None:
+    home = tmp_path / "set"
+    for split in ("train", "val"):
+        class_folders(home / split, a=4, b=4)
+    class_folders(home / "train (1)", a=3)
+    class_folders(home / "c", x=2)
+    class_folders(home / "test", a=2)
+    (home / "notes" / "deep").mkdir(parents=True)
+    (home / "notes" / "read.txt").write_text("no image")
+    remarks = open_dataset(str(home), "train").remarks
+    assert [r for r in remarks if "not used" in r] == [
+        f"c, train (1) in {home} hold images and are not used: no split is called so"
+    ]
+    shutil.rmtree(home / "c")
+    shutil.rmtree(home / "train (1)")
+    assert not [r for r in open_dataset(str(home), "train").remarks if "not used" in r]
