@@ -54,7 +54,8 @@ class Owner:
             try:
                 make_folder(folder)
                 file = self._path.open("a+")
-            except FileNotFoundError:  # an owner that wrote nothing took the folder away in between
+            # An owner that wrote nothing took the folder away in between, perhaps as `mkdir` was looking at it.
+            except (FileNotFoundError, FileExistsError):
                 tries += 1
                 if tries == _TRIES:  # there is no making one here, as in /proc
                     raise
