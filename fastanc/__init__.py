@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastanc.models.zoo import tap as tap
     from fastanc.parsing import configure as configure
     from fastanc.pipelines.catalogue import register_dataset as register_dataset
+    from fastanc.pipelines.own_looks import register_look as register_look
     from fastanc.teacher.online import Online as Online
     from fastanc.training.players import Players as Players
     from fastanc.training.players import players_of as players_of
@@ -49,6 +50,7 @@ _HOMES = {
     "play": "training.step",
     "players_of": "training.players",
     "register_dataset": "pipelines.catalogue",
+    "register_look": "pipelines.own_looks",
     "register_method": "methods.base",
     "register_network": "models.registered",
     "tap": "models.zoo",

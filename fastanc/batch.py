@@ -43,7 +43,8 @@ class Batch:
     view: np.ndarray = field(default_factory=_nobody)
     """[B] int64 view numbers, likewise."""
     labels: Tensor | None = None
-    """[B] int64 on the training device; None where the set has none."""
+    """[B] int64 on the training device, or [B, K] shares of classes where pictures are mixed or labels smoothed; None
+    where the set has none."""
     step: int = 0
     """The global step this batch belongs to."""
     target: Outputs | None = None

@@ -21,11 +21,13 @@ from fastanc.fields import (
     Images,
     Inside,
     Length,
+    MixAlpha,
     OneOf,
     Padding,
     Pixels,
     Positive,
     Precision,
+    Ratio,
     Seed,
     Share,
     Steps,
@@ -65,8 +67,29 @@ class DataConfig(Fields):
     image_px and gets a border of zeros), or auto: padded for sets kept as small arrays, resized for all others."""
     min_scale: Share = 0.6
     """Smallest share of an image's area that a random crop may have (resized crops)."""
+    max_ratio: Ratio = 4 / 3
+    """Widest shape w / h that a random crop may have, and the tallest h / w (resized crops)."""
     flip: bool = False
     """Mirror half of the views."""
+    vflip: bool = False
+    """Turn half of the views upside down."""
+    looks: Text = "none"
+    """How views look: none, jitter[-bB-cC-sS-hH], rand-mM-nN[-mstdS] (RandAugment, M of 30), trivial, three, or the
+    name of a plugin's own; applied after the crop, part of what a teacher's cache is kept for."""
+    grey: Unit = 0.0
+    """Share of the views that lose their colours."""
+    erase: Unit = 0.0
+    """Share of the views of which a rectangle is erased."""
+    erase_fill: Annotated[str, OneOf(("mean", "zero"))] = "mean"
+    """What is seen where nothing is left, of an erased rectangle or a turned picture: the set's mean, or black."""
+    mix: Annotated[str, OneOf(("none", "mixup", "cutmix", "both"))] = "none"
+    """Mix the pictures of each view by pairs: the teacher is asked about the mixed picture, and its row is kept."""
+    mix_alpha: MixAlpha = 1.0
+    """Of the mixing weight's distribution Beta(alpha, alpha); 1 is uniform."""
+    mix_share: Unit = 1.0
+    """Share of the pairs that are mixed."""
+    smoothing: BelowOne = 0.0
+    """Share of a label's weight that is spread over all classes."""
     pad: Padding = 4
     """Zero padding around an image before its random crop, pixels; less than image_px (padded crops)."""
     views: Count = 8

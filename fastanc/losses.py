@@ -42,9 +42,9 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of [B, K] logits with [B] int64 labels, mean over the batch."""
-    return F.cross_entropy(fp32(logits), labels, label_smoothing=smoothing)
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of [B, K] logits with labels [B] int64, or shares of classes [B, K], mean over the batch."""
+    return F.cross_entropy(fp32(logits), labels)
 
 
 def kd_terms(
@@ -55,7 +55,7 @@ def kd_terms(
     Args:
         student: [B, K] logits.
         teacher: [B, K] logits, unread when alpha is 0.
-        labels: [B] int64, unread when alpha is 1.
+        labels: [B] int64 or shares of classes [B, K], unread when alpha is 1.
         alpha: weight of the teacher's word, 0..1.
         temperature: softmax temperature of the KL, > 0.
     """

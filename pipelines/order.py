@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastanc.pipelines.pairing import Pairing
+
 _SHARE_SEED, _HELD_OUT_SEED = 1 << 32, (1 << 32) + 1  # apart from the seeds that users give
 
 
@@ -94,13 +96,22 @@ class Order:
     """Views repeat after so many; None draws fresh ones for ever."""
     views_per_image: int = 1
     """K neighbours in a batch are K views of one image, decoded once; an epoch has K views of each then."""
+    pairing: Pairing | None = None
+    """Of mixed views: pairs are drawn in the place of images, so that partners are in one process's part of a batch.
+    Of an odd number of images an epoch leaves one out, the one without a partner."""
 
     def __post_init__(self) -> None:
-        share = self.world * self.views_per_image
+        share = self.world * self.views_per_image * self._together
         if self.batch < 1 or self.batch % share:
+            pairs = " in pairs of mixed images" if self.pairing else ""
             raise ValueError(
                 f"data.batch {self.batch} cannot be divided among {self.world} processes "
-                f"with {self.views_per_image} views an image: use a multiple of {share}"
+                f"with {self.views_per_image} views an image{pairs}: use a multiple of {share}"
+            )
+        if self.pairing and self.views and self.views % self.views_per_image:
+            raise ValueError(
+                f"data.views {self.views} of mixed images must be a multiple of data.views_per_image"
+                f" {self.views_per_image}, since the views that come from one decode have one partner"
             )
         if self.n < self._images:
             raise ValueError(
@@ -116,9 +127,14 @@ class Order:
         return self.batch // self.views_per_image
 
     @property
+    def _together(self) -> int:
+        """Images that are drawn together: a pair or one."""
+        return 2 if self.pairing else 1
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the set."""
-        return self.n // self._images
+        return self.n // self._together // (self._images // self._together)
 
     def epoch(self, step: int) -> int:
         """Return the epoch of a step."""
@@ -127,13 +143,18 @@ class Order:
     def __call__(self, step: int) -> Picks:
         """Return this process's images and views of a step."""
         epoch, k = divmod(step, self.steps_per_epoch)
-        mine = self._images // self.world
-        first = k * self._images + self.rank * mine
-        images = _permutation(self.n, self.seed, epoch)[first : first + mine]
+        mine = self._images // self.world // self._together
+        first = (k * self.world + self.rank) * mine
+        drawn = _permutation(self.n // self._together, self.seed, epoch)[first : first + mine]
         view = epoch * self.views_per_image + np.arange(self.views_per_image, dtype=np.int64)
         if self.views is not None:
             view %= self.views
-        return Picks(np.repeat(images, self.views_per_image), np.tile(view, mine))
+        images = drawn if self.pairing is None else self._of_pairs(self.pairing, drawn, int(view[0]))
+        return Picks(np.repeat(images, self.views_per_image), np.tile(view, len(images)))
+
+    def _of_pairs(self, pairing: Pairing, pairs: np.ndarray, view: int) -> np.ndarray:
+        places = 2 * np.repeat(pairs, 2) + np.tile([0, 1], len(pairs))
+        return pairing.images(places, np.full(len(places), view))
 
 
 def evaluation_picks(n: int, batch: int, rank: int = 0, world: int = 1) -> list[Picks]:

@@ -1,16 +1,8 @@
 """Views: a rule turns (seed, view number, image number) into the box and the flip of every image.
 
-A usual generator has a state: the n-th number needs the n - 1 before it, so a view would depend on batch, order and
-process. A counter generator has none: it is a hash, `philox(counter, key)`, whose four output words are as random as
-any. The key is the seed; the counter holds image number (64 bits), view number and the number of the draw, so every
-view's numbers can be had at once, in any order, for ever. RandomResizedCrop hashes draws 0 to 9 of a view (words:
-area, shape, x, y) and takes the first that fits into the image, as torchvision tries anew; the flip is draw 10. Most
-fit at draw 0, so the others are hashed for the rest alone, which changes no number. Words become numbers without a
-rounding that could differ: to [0, 1) times 2^-32, to whole numbers below n by multiply and shift.
-
-Only operations that IEEE 754 rounds exactly are used (+ - * / sqrt rint): NumPy's exp and log differ in their last
-bit from CPU to CPU, and with a box rounded differently the cache would hold pixels the student never sees. So both
-are written out here as sums, in a fixed order.
+RandomResizedCrop hashes draws 0 to 9 of a view (words: area, shape, x, y; see `draws`) and takes the first that fits
+into the image, as torchvision tries anew; the flip is draw 10. Most fit at draw 0, so the others are hashed for the
+rest alone, which changes no number.
 """
 
 from __future__ import annotations
@@ -21,9 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
-_WEYL, _ROUNDS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64), np.arange(10, dtype=np.uint64)[:, None]
-_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+from fastanc.pipelines.draws import below, exp, log, uniform, words_of
+
 _TRIES = 10
 _CRC_ROWS = 1 << 16
 _STRIP = 8
@@ -48,59 +39,8 @@ class ViewRule(Protocol):
         """Return the rule's name and knobs, ready for JSON: a part of the cache's identity."""
 
 
-def philox(counter: np.ndarray, key: int) -> np.ndarray:
-    """Return random 32-bit words [4, ...] in uint64, from counters [4, ...] of 32-bit words and a 64-bit key.
-
-    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), both lanes at once.
-    """
-    lanes = (2,) + (1,) * (counter.ndim - 1)
-    factors = _MULTIPLIERS.reshape(lanes)
-    even, odd = counter[0::2], counter[1::2]
-    keys = np.array([key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF], np.uint64) + _ROUNDS * _WEYL & _LOW
-    for round_key in keys.reshape(10, *lanes):
-        product = even * factors
-        even, odd = (product >> _SHIFT)[::-1] ^ odd ^ round_key, (product & _LOW)[::-1]
-    return np.stack([even, odd], 1).reshape(counter.shape)
-
-
-def _words(seed: int, index: np.ndarray, view: np.ndarray, draw: np.ndarray | int) -> np.ndarray:
-    """Four random 32-bit words [4, ...] for each (index, view, draw); `draw` numbers the draws of one view."""
-    index, view, draw = np.broadcast_arrays(index, view, draw)
-    counter = np.array([index, index, view, draw]).astype(np.uint64)
-    counter[0] &= _LOW
-    counter[1] >>= _SHIFT
-    return philox(counter, seed)
-
-
-def _uniform(words: np.ndarray) -> np.ndarray:
-    """In [0, 1), float64, exact."""
-    return words.astype(np.float64) * 2.0**-32
-
-
-def _below(words: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
-    """In [0, bound), int64, by multiply and shift (Lemire 2019)."""
-    return (words * np.asarray(bound).astype(np.uint64) >> _SHIFT).astype(np.int64)
-
-
 def _flips(words: np.ndarray, flip: bool) -> np.ndarray:
     return (words >> np.uint64(31)).astype(np.uint8) * np.uint8(flip)
-
-
-def _exp(z: np.ndarray) -> np.ndarray:
-    """The exponential of |z| < 2 by Horner's rule, the same bits everywhere."""
-    result = np.ones_like(z)
-    for k in range(16, 0, -1):
-        result = 1.0 + result * z * (1.0 / k)
-    return result
-
-
-def _log(x: float) -> float:
-    """The logarithm of 1/8 < x < 8 by its inverse-tangent series, the same bits everywhere."""
-    z = (x - 1.0) / (x + 1.0)
-    total, power = 0.0, z
-    for k in range(1, 161, 2):
-        total, power = total + power / k, power * z * z
-    return 2.0 * total
 
 
 @dataclass(frozen=True)
@@ -135,22 +75,22 @@ class RandomResizedCrop:
             found, fits = self._draw(index[left], view[left], sizes[left], draws)
             result[left[fits]] = found[fits]
             left = left[~fits]
-        return result.astype(np.int32), _flips(_words(self.seed, index, view, _TRIES)[0], self.flip)
+        return result.astype(np.int32), _flips(words_of(self.seed, index, view, _TRIES)[0], self.flip)
 
     def _draw(
         self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray, draws: range
     ) -> tuple[np.ndarray, np.ndarray]:
         """The first of some tries that fits, [B, 4], and whether one does, [B]."""
-        words = _words(self.seed, index[:, None], view[:, None], np.array(draws))
+        words = words_of(self.seed, index[:, None], view[:, None], np.array(draws))
         width, height = sizes[:, :1], sizes[:, 1:]
-        area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * _uniform(words[0]))
-        low, high = _log(self.ratio[0]), _log(self.ratio[1])
-        shape = _exp(low + (high - low) * _uniform(words[1]))
+        area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniform(words[0]))
+        low, high = log(self.ratio[0]), log(self.ratio[1])
+        shape = exp(low + (high - low) * uniform(words[1]))
         w = np.rint(np.sqrt(area * shape)).astype(np.int64)
         h = np.rint(np.sqrt(area / shape)).astype(np.int64)
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        x = _below(words[2], np.where(fits, width - w + 1, 1))
-        y = _below(words[3], np.where(fits, height - h + 1, 1))
+        x = below(words[2], np.where(fits, width - w + 1, 1))
+        y = below(words[3], np.where(fits, height - h + 1, 1))
         first = np.arange(len(index)), fits.argmax(1)
         return np.stack([x[first], y[first], w[first], h[first]], 1), fits.any(1)
 
@@ -183,8 +123,8 @@ class PadCrop:
 
     def boxes(self, index: np.ndarray, view: np.ndarray, sizes: np.ndarray) -> Boxes:
         """Return boxes [B, 4] int32 of (x, y, w, h) in padded pixels, and flips [B] uint8."""
-        words = _words(self.seed, index, view, 0)
-        x, y = (_below(word, 2 * self.pad + 1) for word in words[:2])
+        words = words_of(self.seed, index, view, 0)
+        x, y = (below(word, 2 * self.pad + 1) for word in words[:2])
         side = np.full_like(x, self.out_px)
         return np.stack([x, y, side, side], 1).astype(np.int32), _flips(words[2], self.flip)
 

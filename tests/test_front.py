@@ -392,7 +392,7 @@ def test_networks_that_no_memory_holds_are_refused_before_they_are_built() -> No
         ("Kd", {"temperature": math.nan}),
         ("Kd", {"alpha": None}),
         ("Anc", {"lambda_data": -1.0}),
-        ("Supervised", {"label_smoothing": math.nan}),
+        ("Kd", {"alpha": math.nan}),
         ("Can", {"depth": -1}),
         ("DataFree", {"fool": math.inf}),
     ],

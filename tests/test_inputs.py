@@ -22,6 +22,7 @@ from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.jpeg.plan import Decision
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.own_sets import as_dataset
+from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
 from fastanc.training.assemble_input import open_input
@@ -53,7 +54,7 @@ def jpegs(tmp_path: Path) -> JpegSet:
 
 def opened(train: DataSet, val: DataSet, accelerator: Any, **others: Any) -> inputs.Input:
     rule = PadCrop(8, 0) if isinstance(train, ArraySet) else RandomResizedCrop(8, 0)
-    rules = {"rule": rule, "eval_rule": CentreCrop(8, 8)}
+    rules = {"views": Views(rule), "eval_rule": CentreCrop(8, 8)}
     return inputs.open_input(
         train=train, val=val, batch=6, eval_batch=4, seed=0, accelerator=accelerator, **rules, **others
     )
@@ -61,7 +62,7 @@ def opened(train: DataSet, val: DataSet, accelerator: Any, **others: Any) -> inp
 
 def test_an_input_is_its_sets_in_their_order(jpegs: JpegSet) -> None:
     for data in (arrays(), jpegs):
-        source = opened(data, data, process(), views=2)
+        source = opened(data, data, process(), num_views=2)
         seen = list(source.batches(1, 4))
         assert [batch.step for batch in seen] == [1, 2, 3]
         assert all((batch.index == source.order(batch.step).index).all() for batch in seen)

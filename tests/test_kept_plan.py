@@ -66,7 +66,7 @@ class Runs:
         """Make the cache of this input, with some rows of view 0."""
         config = self.config(**words)
         teacher = open_teacher(config, source.train)
-        store = open_store(teacher, source.train, source.rule, cache_choice(config), create=True)
+        store = open_store(teacher, source.train, source.views, cache_choice(config), create=True)
         if rows:
             (field,) = store.fields
             store.put(0, np.arange(rows), {field.name: torch.ones(rows, field.width)})

@@ -67,7 +67,7 @@ def test_needs_are_exact(name: str) -> None:
     for need in make_game(name).method.needs - {"network", "latents", "student_stages"}:
         game = make_game(name)
         batch = game.batch(0)
-        if need == "labels":
+        if need in ("labels", "soft_labels"):
             batch.labels = None
             with pytest.raises(AssertionError):
                 _terms(game, batch)
@@ -89,8 +89,8 @@ def _terms(game: Game, batch: Batch) -> list[Tensor]:
         ("anc", {}, {"logits", "features"}),
         ("kd", {"alpha": 1.0}, {"logits"}),
         ("fitnets", {"alpha": 1.0}, {"logits", "stages"}),
-        ("attention_transfer", {"alpha": 0.5}, {"logits", "stages", "labels"}),
-        ("fsp", {}, {"stages", "labels"}),
+        ("attention_transfer", {"alpha": 0.5}, {"logits", "stages", "soft_labels"}),
+        ("fsp", {}, {"stages", "soft_labels"}),
         ("ksanc", {"labels": "teacher"}, {"logits", "descriptors"}),
         ("ksanc_teacher", {"labels": "teacher"}, {"logits", "student_stages"}),
         ("can", {}, {"logits", "labels"}),

@@ -19,6 +19,7 @@ from fastanc.pipelines.index.build import build_index, summary
 from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.own_sets import as_dataset
+from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, RandomResizedCrop
 from fastanc.train import train as run_train
 from fastanc.training import inputs
@@ -197,7 +198,8 @@ def test_a_run_counts_by_the_training_sets_classes(tmp_path: Path) -> None:
         device=torch.device("cpu"), process_index=0, num_processes=1, is_main_process=True
     )
     source = inputs.open_input(
-        train=train, val=val, rule=RandomResizedCrop(8, 0), eval_rule=CentreCrop(8, 8), batch=4, eval_batch=4, seed=0,
+        train=train, val=val, views=Views(RandomResizedCrop(8, 0)), eval_rule=CentreCrop(8, 8),
+        batch=4, eval_batch=4, seed=0,
         accelerator=process,  # type: ignore[arg-type]
     )  # fmt: skip
     (batch,) = source.val_batches()
@@ -221,7 +223,7 @@ def noted(train: list[int], val: list[int], classes: list[str] | None) -> list[s
         for name, labels in (("here", train), ("there", val))
     ]
     rule = CentreCrop(8, 8)
-    source = inputs.Input(*sets, rule, rule, Order(len(train), 1), 1, torch.device("cpu"), 0, 1)  # type: ignore[arg-type]
+    source = inputs.Input(*sets, Views(rule), rule, Order(len(train), 1), 1, torch.device("cpu"), 0, 1)  # type: ignore[arg-type]
     return inputs.data_notes(source)[2:]
 
 

@@ -41,7 +41,9 @@ FIELDS = (Field("features", 24), Field("descriptors", 5, "fp32"))
 
 def facts(**changes):
     teacher = {"name": "resnet56", "weights": "abc"} | changes
-    return identity({"name": "digits", "decoder": "cpu"}, {"rule": "PadCrop", "out_px": 32}, 7, teacher)
+    return identity(
+        {"name": "digits", "decoder": "cpu"}, {"rule": "PadCrop", "out_px": 32}, {"boxes_crc": 7}, teacher
+    )
 
 
 def make(path, fields=FIELDS, n=N, **changes) -> Store:
@@ -308,10 +310,10 @@ def test_another_identity_is_refused_with_both_values(tmp_path):
 @pytest.mark.parametrize("part", ["crop", "decoder", "seed", "set", "boxes"])
 def test_every_part_of_the_identity_counts(part):
     rule, dataset, crc = {"out_px": 224, "seed": 0}, {"fingerprint": "a", "decoder": "cpu"}, 1
-    before = identity(dataset, rule, crc, {"name": "t"})
+    before = identity(dataset, rule, {"boxes_crc": crc}, {"name": "t"})
     rule |= {"crop": {"out_px": 192}, "seed": {"seed": 1}}.get(part, {})
     dataset |= {"decoder": {"decoder": "mixed"}, "set": {"fingerprint": "b"}}.get(part, {})
-    after = identity(dataset, rule, crc + (part == "boxes"), {"name": "t"})
+    after = identity(dataset, rule, {"boxes_crc": crc + (part == "boxes")}, {"name": "t"})
     assert len(differences(before, after)) == 1
 
 

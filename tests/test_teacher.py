@@ -74,7 +74,7 @@ def batches_for(view: int, images: np.ndarray) -> Iterator[Batch]:
 
 def make(path, dtype="fp32") -> Store:
     fields = (Field("features", D, dtype),)
-    facts = identity({"name": "noise"}, {"out_px": 8}, 0, {"name": "small"})
+    facts = identity({"name": "noise"}, {"out_px": 8}, {"boxes_crc": 0}, {"name": "small"})
     return Store.open(path, facts, fields, N, create=True)
 
 
@@ -358,7 +358,7 @@ def test_missing_rows_are_one_sentence_even_when_read_ahead(tmp_path):
 
 
 def test_a_teacher_without_linear_head_stores_logits(tmp_path):
-    facts = identity({}, {}, 0, {"name": "headless"})
+    facts = identity({}, {}, {}, {"name": "headless"})
     store = Store.open(tmp_path, facts, (Field("logits", K, "fp32"),), N, create=True)
     order = Order(N, 10, seed=1, views=1)
     filling = Filling(online(), store, None, order, device=CPU)

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from fastanc.pipelines import views
+from fastanc.pipelines import draws, views
 
 SHAPES = [(500, 375), (600, 64), (50, 50)]
 
@@ -36,7 +36,7 @@ def farthest(a: np.ndarray, b: np.ndarray) -> float:
 )
 def test_philox_gives_the_published_words(counter: tuple, key: int, words: tuple) -> None:
     # Random123's kat_vectors file, philox4x32 with 10 rounds
-    found = views.philox(np.array(counter, np.uint64)[:, None], key)
+    found = draws.philox(np.array(counter, np.uint64)[:, None], key)
     assert tuple(found[:, 0].tolist()) == words
 
 

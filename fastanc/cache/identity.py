@@ -33,21 +33,21 @@ class Difference(NamedTuple):
 def identity(
     dataset: Mapping[str, object],
     rule: Mapping[str, object],
-    boxes_crc: int,
+    checks: Mapping[str, int],
     teacher: Mapping[str, object],
 ) -> dict[str, Any]:
     """Return the identity of a teacher's outputs, as plain JSON values.
 
     Args:
         dataset: the data set's describe(): fingerprint, decoder, resizer and their versions.
-        rule: the view rule's describe(), seed included.
-        boxes_crc: CRC32 of the boxes that the rule gives on this set: no change of its code goes unseen.
+        rule: the views' describe(): rule, looks and mixing, seed included.
+        checks: CRC-32 of what each of these does to the images: no change of their code goes unseen.
         teacher: name, digests of weights and head, autocast dtype, whether BatchNorm is folded.
     """
     facts = {
         "dataset": dict(dataset),
         "rule": dict(rule),
-        "boxes_crc": boxes_crc,
+        **checks,
         "teacher": dict(teacher),
     }
     return json.loads(_canonical(facts))

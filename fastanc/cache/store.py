@@ -158,10 +158,6 @@ class Store:
         """Return the image numbers of a view that have no row now, ascending int64."""
         return np.flatnonzero(~self.there(view))
 
-    def todo(self, view: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """Return this process's share of the image numbers that are missing now: neighbours, ascending."""
-        return np.array_split(self.missing(view), world)[rank]
-
     def look_again(self, view: int, index: np.ndarray) -> np.ndarray:
         """Return which images [R] of a view have a row now, wherever it was written, [R] bool."""
         columns = self.columns(view)

@@ -40,6 +40,7 @@ def _build(options: Namespace) -> None:
             rank=bench.source.rank,
             world=bench.source.world,
             wait=bench.accelerator.wait_for_everyone,
+            arranged=bench.source.views.arranged,
             epochs=bench.epochs,
             students=options.students,
         )

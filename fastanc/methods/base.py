@@ -30,7 +30,7 @@ Reduction = Annotated[str, OneOf(("sum", "mean"))]
 """Over the classes of the logits; the mean over the batch comes after it."""
 
 OF_TEACHER = frozenset({"logits", "features", "stages", "descriptors", "network"})
-OF_BATCH = frozenset({"labels", "latents"})
+OF_BATCH = frozenset({"labels", "soft_labels", "latents"})
 OF_STUDENT = frozenset({"student_stages"})
 
 
@@ -119,8 +119,10 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         """What is read, and so what a trainer has to prepare; a plain class attribute will do.
 
         Of the teacher: logits, features, stages, descriptors (KSANC's), network (with gradient to its input, as
-        `nets["teacher"]`). Of the batch: labels; latents (vectors [B, latent_dim] in the place of images, for which
-        the method has a field `latent_dim`). Of the student: student_stages; stages and descriptors tap both.
+        `nets["teacher"]`). Of the batch: labels (one true class each, [B] int64); soft_labels (the same, or shares of
+        classes [B, K] where pictures are mixed or labels smoothed: for what goes into a cross entropy and nowhere
+        else); latents (vectors [B, latent_dim] in the place of images, for which it has a field `latent_dim`).
+        Of the student: student_stages; stages and descriptors tap both.
         """
         return frozenset()
 
@@ -229,4 +231,4 @@ def own_optimizer(player: str, config: OptimizerConfig | None) -> dict[str, Opti
 
 def task_needs(alpha: float) -> frozenset[str]:
     """Return what `losses.kd_terms` needs at this weight."""
-    return frozenset({"logits"} if alpha > 0 else ()) | frozenset({"labels"} if alpha < 1 else ())
+    return frozenset({"logits"} if alpha > 0 else ()) | frozenset({"soft_labels"} if alpha < 1 else ())

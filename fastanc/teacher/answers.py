@@ -11,7 +11,7 @@ import torch
 
 from fastanc.cache.store import Store
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.views import ViewRule
+from fastanc.pipelines.viewing import Views
 from fastanc.teacher.cached import Cached
 from fastanc.teacher.filling import Filling
 from fastanc.teacher.frozen import FrozenTeacher
@@ -45,10 +45,10 @@ def runs_network(answers: Answers, views: int | None) -> bool:
 
 
 def open_store(
-    teacher: FrozenTeacher, dataset: DataSet, rule: ViewRule, cache: CacheChoice, *, create: bool
+    teacher: FrozenTeacher, dataset: DataSet, views: Views, cache: CacheChoice, *, create: bool
 ) -> Store:
     """Open the cache of this teacher on these views; FileNotFoundError names the nearest where there is none."""
-    facts = teacher.identity(dataset, rule, dataset.name)
+    facts = teacher.identity(dataset, views, dataset.name)
     return Store.open(
         cache.folder, facts, teacher.fields(cache.rows, cache.align), dataset.num_images, create=create
     )
@@ -57,7 +57,7 @@ def open_store(
 def open_answers(
     teacher: FrozenTeacher,
     dataset: DataSet,
-    rule: ViewRule,
+    views: Views,
     picks: Callable[[int], Picked],
     cache: CacheChoice,
     reads: frozenset[str],
@@ -68,7 +68,7 @@ def open_answers(
     Args:
         teacher: the network.
         dataset: the training set.
-        rule: of its views.
+        views: of it.
         picks: step -> index and view of this process.
         cache: what is kept.
         reads: what the method reads of the teacher: of logits, features, stages, descriptors.
@@ -85,7 +85,7 @@ def open_answers(
         raise ValueError(
             f"the method reads the teacher's {', '.join(sorted(beyond))}, which no cache holds: --teacher.cache off"
         )
-    store = open_store(teacher, dataset, rule, cache, create=cache.mode == "fill")
+    store = open_store(teacher, dataset, views, cache, create=cache.mode == "fill")
     if cache.mode == "fill":
         return Filling(online, store, teacher.network.head, picks, device=device)
     return Cached(
@@ -99,7 +99,7 @@ def open_answers(
 
 
 def open_val_answers(
-    teacher: FrozenTeacher, dataset: DataSet, rule: ViewRule, cache: CacheChoice, device: torch.device
+    teacher: FrozenTeacher, dataset: DataSet, views: Views, cache: CacheChoice, device: torch.device
 ) -> Answers:
     """Return who answers the validation batches, with which a student's are compared.
 
@@ -110,7 +110,7 @@ def open_val_answers(
         return online
     plain, head = teacher.plain, teacher.network.head
     facts, fields = (
-        plain.identity(dataset, rule, f"{dataset.name}-val"),
+        plain.identity(dataset, views, f"{dataset.name}-val"),
         plain.fields(cache.rows, cache.align),
     )
     if cache.mode == "fill":

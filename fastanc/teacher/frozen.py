@@ -17,7 +17,7 @@ from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import head_digest, weights_digest
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.views import ViewRule, boxes_crc
+from fastanc.pipelines.viewing import Views
 from fastanc.teacher.online import Online, Played
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,12 +74,12 @@ class FrozenTeacher:
             fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows, align))
         return fields
 
-    def identity(self, dataset: DataSet, rule: ViewRule, name: str) -> dict[str, Any]:
+    def identity(self, dataset: DataSet, views: Views, name: str) -> dict[str, Any]:
         """Return everything that its rows on these views of a set, called `name`, depend on."""
         return identity(
             dataset={"name": name, **dataset.describe()},
-            rule=rule.describe(),
-            boxes_crc=boxes_crc(rule, dataset.sizes(np.arange(dataset.num_images)), 0),
+            rule=views.describe(),
+            checks=views.checks(dataset.sizes(np.arange(dataset.num_images))),
             teacher=self._facts(),
         )
 

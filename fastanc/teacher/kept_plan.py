@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastanc.cache.identity import caches, differences, read_identity, store_facts
 from fastanc.cache.store import Store
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.views import ViewRule
+from fastanc.pipelines.viewing import Views
 from fastanc.teacher.answers import CacheChoice
 from fastanc.teacher.frozen import FrozenTeacher
 
@@ -25,7 +25,7 @@ class KeptPlan(NamedTuple):
 
 
 def kept_plan(
-    dataset: DataSet, rule: ViewRule, cache: CacheChoice, teacher: Callable[[], FrozenTeacher]
+    dataset: DataSet, views: Views, cache: CacheChoice, teacher: Callable[[], FrozenTeacher]
 ) -> KeptPlan | None:
     """Return the plan of the cache that is there for this teacher on these views, whatever its plan.
 
@@ -34,17 +34,17 @@ def kept_plan(
     if dataset.options is None:
         return None
     load = dataset.options.hw_decoder_load
-    views = {"dataset": {"name": dataset.name, **dataset.describe()}, "rule": rule.describe()}
+    pixels = {"dataset": {"name": dataset.name, **dataset.describe()}, "rule": views.describe()}
     found = [
         path
         for path, theirs in _identities(cache.folder)
-        if theirs["dataset"].get("hw_decoder_load", load) == load and _alike(theirs, views, of=tuple(views))
+        if theirs["dataset"].get("hw_decoder_load", load) == load and _alike(theirs, pixels, of=tuple(pixels))
     ]
     if not found:
         return None
     ours = teacher()
     facts = store_facts(
-        ours.identity(dataset, rule, dataset.name), ours.fields(cache.rows, cache.align), dataset.num_images
+        ours.identity(dataset, views, dataset.name), ours.fields(cache.rows, cache.align), dataset.num_images
     )
     stores = [Store.at(path) for path in found]
     fitting = [store for store in stores if _alike(store.identity, facts, of=tuple(facts))]

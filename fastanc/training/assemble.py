@@ -21,6 +21,7 @@ from fastanc.cache.store import Store
 from fastanc.config import Config
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.viewing import Views
 from fastanc.teacher.answers import Answers, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
 from fastanc.teacher.filling import Filling
@@ -74,7 +75,7 @@ def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Giv
         if "latents" in config.method.needs:
             cache = replace(cache, mode="off")
         val_answers = partial(
-            open_val_answers, game.teacher, source.val, source.eval_rule, cache, source.device
+            open_val_answers, game.teacher, source.val, Views(source.eval_rule), cache, source.device
         )
     return Run(
         source,
@@ -118,7 +119,7 @@ def open_bench(config: Config, *, create: bool) -> Bench:
     teacher_of = _teacher_of(config, NOTHING)
     source = open_input(config, accelerator, teacher=teacher_of)
     teacher = teacher_of(source.train)
-    store = open_store(teacher, source.train, source.rule, cache_choice(config), create=create)
+    store = open_store(teacher, source.train, source.views, cache_choice(config), create=create)
     return Bench(
         accelerator=accelerator,
         source=source,
@@ -171,7 +172,7 @@ def _open_game(
     if teacher is not None and given.teacher is not None:
         same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
-    if "labels" in method.needs:
+    if method.needs & {"labels", "soft_labels"}:
         check_labels(config, images, num_classes)
     # A validation set may lack some of the training set's classes, whose numbers it shares.
     labels_count = source.val.labels is not None and images.num_classes == num_classes
@@ -233,7 +234,7 @@ def _answers(config: Config, source: Input, teacher: FrozenTeacher | None) -> An
         return None
     reads = config.method.needs & OF_TEACHER
     return open_answers(
-        teacher, source.train, source.rule, source.order, cache_choice(config), reads, source.device
+        teacher, source.train, source.views, source.order, cache_choice(config), reads, source.device
     )
 
 
@@ -254,6 +255,7 @@ def _completion(config: Config, source: Input, accelerator: Accelerator) -> Call
             rank=source.rank,
             world=source.world,
             wait=accelerator.wait_for_everyone,
+            arranged=source.views.arranged,
             say=lambda sentence: None,
         )
 

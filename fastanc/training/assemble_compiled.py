@@ -80,7 +80,11 @@ def _fake_step(config: Config, source: Input) -> Batch:
     else:
         images = _pixels(size, data.channels, config.data.image_px, source.device)
     nobody = np.zeros(size, np.int64)
-    labels = torch.zeros(size, dtype=torch.int64, device=source.device) if data.labels is not None else None
+    labels = None
+    if data.labels is not None:
+        labels = source.views.labels(
+            torch.zeros(size, dtype=torch.int64, device=source.device), data.num_classes
+        )
     return Batch(images=images, index=nobody, view=nobody, labels=labels)
 
 

@@ -17,8 +17,12 @@ from fastanc.pipelines.catalogue import open_dataset, open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.looks import Looks
+from fastanc.pipelines.mixing import Mixing
 from fastanc.pipelines.order import share_of
+from fastanc.pipelines.pairing import Pairing
 from fastanc.pipelines.stored import stored_for
+from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
 from fastanc.teacher.answers import CacheChoice
 from fastanc.teacher.frozen import FrozenTeacher
@@ -40,14 +44,18 @@ def open_input(
     on the training set are cached; None where none are.
     """
     data, seed = config.data, config.run.seed
-    views, views_per_image = data.views or None, data.views_per_image
+    num_views, views_per_image = data.views or None, data.views_per_image
     train, val = open_sets(config, given)
     _check_idle(config, train)
     if "latents" in config.method.needs:
         size, rank = data.steps_per_epoch * data.batch, accelerator.process_index
         latent_dim: int = getattr(config.method, "latent_dim")  # noqa: B009  (only these methods have the field)
-        train, views, views_per_image = LatentSet(latent_dim, size, like=val, seed=seed, rank=rank), None, 1
-    rule = _training_rule(data, train)
+        train, num_views, views_per_image = (
+            LatentSet(latent_dim, size, like=val, seed=seed, rank=rank),
+            None,
+            1,
+        )
+    views = _training_views(config, train)
     options = JpegOptions(threads=data.threads or None, prefetch=data.prefetch, decode=data.decode)
     if teacher is not None:
         # Rows and pixels must not depend on the batch that an image came in, which the JPEG unit's share decides.
@@ -55,16 +63,16 @@ def open_input(
     return inputs.open_input(
         train=train,
         val=val,
-        rule=rule,
+        views=views,
         eval_rule=CentreCrop(data.image_px, data.resize_px),
         batch=data.batch,
         eval_batch=data.eval_batch,
         seed=seed,
-        views=views,
+        num_views=num_views,
         views_per_image=views_per_image,
         accelerator=accelerator,
         options=options,
-        kept=_kept_plan(config, accelerator, train, rule, options, teacher),
+        kept=_kept_plan(config, accelerator, train, views, options, teacher),
     )
 
 
@@ -84,7 +92,7 @@ def _kept_plan(
     config: Config,
     accelerator: Accelerator,
     train: DataSet,
-    rule: ViewRule,
+    views: Views,
     options: JpegOptions,
     teacher: Callable[[DataSet], FrozenTeacher] | None,
 ) -> KeptPlan | None:
@@ -93,7 +101,7 @@ def _kept_plan(
     if teacher is None or train.options is None or device.type == "cpu" or not accelerator.is_main_process:
         return None
     any_plan = train.on(device, replace(options, decode="cpu"))
-    return kept_plan(any_plan, rule, cache_choice(config), partial(teacher, train))
+    return kept_plan(any_plan, views, cache_choice(config), partial(teacher, train))
 
 
 def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]:
@@ -118,20 +126,60 @@ def _check_idle(config: Config, train: DataSet) -> None:
     """Raise ValueError for a field of the user's own words that does nothing in this run."""
     if "latents" in config.method.needs:
         return
-    padded = isinstance(train, ArraySet)
+    data, padded = config.data, isinstance(train, ArraySet)
+    reads_labels = bool(config.method.needs & {"labels", "soft_labels"})
     idle = {
         "data.min_scale": ("padded crops (data.crop resized draws others)", padded),
+        "data.max_ratio": ("padded crops (data.crop resized draws others)", padded),
         "data.pad": ("resized crops (data.crop padded draws others)", not padded),
         "data.decode": (f"{train.name}, whose images are not decoded here", train.options is None),
         "data.steps_per_epoch": ("a method that trains on images", True),
+        "data.mix_alpha": ("data.mix none", data.mix == "none"),
+        "data.mix_share": ("data.mix none", data.mix == "none"),
+        "data.erase_fill": ("data.looks none and data.erase 0", data.looks == "none" and not data.erase),
+        "data.smoothing": (f"method.type {config.method.kind}, which reads no labels", not reads_labels),
     }
     for name, (what, does_nothing) in idle.items():
         if does_nothing and name in config.said:
             raise ValueError(f"{name} does nothing with {what}: leave it out")
 
 
+def _training_views(config: Config, dataset: DataSet) -> Views:
+    """What training views are made by; ValueError for what does not go with the method."""
+    data = config.data
+    if "latents" in config.method.needs:
+        return Views(_training_rule(data, dataset))
+    if (data.mix != "none" or data.smoothing) and "labels" in config.method.needs:
+        field = f"data.mix {data.mix}" if data.mix != "none" else f"data.smoothing {data.smoothing:g}"
+        raise ValueError(
+            f"method.type {config.method.kind} needs one true class of every picture, which {field} takes away: leave"
+            " it out, or take a method that reads shares of classes, such as kd"
+        )
+    fill = (
+        tuple(round(255 * mean) for mean in dataset.mean)
+        if data.erase_fill == "mean"
+        else (0,) * dataset.channels
+    )
+    looks = None
+    if data.looks != "none" or data.erase or data.grey or data.vflip:
+        looks = Looks(
+            policy=data.looks,
+            erase=data.erase,
+            fill=fill,
+            grey=data.grey,
+            vflip=data.vflip,
+            seed=data.view_seed,
+        )
+    mixing = None
+    if data.mix != "none":
+        pairing = Pairing(dataset.num_images, data.view_seed, data.views_per_image)
+        mixing = Mixing(data.mix, pairing, data.mix_alpha, data.mix_share, out_px=data.image_px)
+    return Views(_training_rule(data, dataset), looks, mixing, data.smoothing)
+
+
 def _training_rule(data: DataConfig, dataset: DataSet) -> ViewRule:
     """The rule of the training views, which follows from how the set is stored (`stored_for`)."""
     if isinstance(dataset, ArraySet):
         return PadCrop(data.image_px, data.view_seed, data.pad, data.flip)
-    return RandomResizedCrop(data.image_px, data.view_seed, scale=(data.min_scale, 1.0), flip=data.flip)
+    scale, ratio = (data.min_scale, 1.0), (1 / data.max_ratio, data.max_ratio)
+    return RandomResizedCrop(data.image_px, data.view_seed, scale, ratio, data.flip)

@@ -17,7 +17,8 @@ from fastanc.pipelines.index.class_numbers import thin_classes
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.numbering import numbered_as
-from fastanc.pipelines.order import Order, Picks, evaluation_picks
+from fastanc.pipelines.order import Order, Picking, Picks, evaluation_picks
+from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 from fastanc.teacher.kept_plan import KeptPlan
 
@@ -28,7 +29,7 @@ class Input:
 
     train: DataSet
     val: DataSet
-    rule: ViewRule
+    views: Views
     eval_rule: CentreCrop
     order: Order
     eval_batch: int
@@ -38,15 +39,27 @@ class Input:
     plan_source: str = ""
     """Where the decode plan comes from, in words; "" where nothing was to be decided."""
 
+    @property
+    def rule(self) -> ViewRule:
+        """How training views are cut."""
+        return self.views.rule
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Return the training batches of steps start to stop - 1."""
-        return self.train.batches(self.order, self.rule, start=start, stop=stop)
+        return self._viewed(self.order, start=start, stop=stop)
+
+    def _viewed(self, picks: Picking, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        options = self.train.options
+        threads = None if options is None else options.threads
+        return self.views.batches(self.train, picks, self.device, start=start, stop=stop, threads=threads)
 
     def picked(self, size: int, view: int, images: np.ndarray) -> Iterator[Batch]:
         """Return the training input's batches of up to `size` given images [N] of one view."""
+        if self.views.mixing is not None:
+            size += size % 2  # whole pairs, where the images are given by pairs
         parts = [images[k : k + size] for k in range(0, len(images), size)]
         picks = [Picks(part, np.full_like(part, view)) for part in parts]
-        return self.train.batches(picks, self.rule)
+        return self._viewed(picks)
 
     def val_batches(self) -> Iterator[Batch]:
         """Return this process's share of the validation set, every image once over all processes."""
@@ -66,13 +79,13 @@ def open_input(
     *,
     train: DataSet,
     val: DataSet,
-    rule: ViewRule,
+    views: Views,
     eval_rule: CentreCrop,
     batch: int,
     eval_batch: int,
     seed: int,
     accelerator: Accelerator,
-    views: int | None = None,
+    num_views: int | None = None,
     views_per_image: int = 1,
     options: JpegOptions | None = None,
     kept: KeptPlan | None = None,
@@ -85,26 +98,27 @@ def open_input(
     Args:
         train: what is trained on.
         val: what the student is judged on.
-        rule: of the training views.
+        views: what training views are made by.
         eval_rule: of the validation set's only view.
         batch: images of a step over all processes.
         eval_batch: the same of the validation set.
         seed: of the order.
         accelerator: says which process this is, and its device.
-        views: they repeat after so many; None draws new ones for ever.
+        num_views: views repeat after so many; None draws new ones for ever.
         views_per_image: neighbours in a batch that are views of one image, decoded once.
         options: how images are decoded; where its plan is auto the main process decides for all.
         kept: on the main process, what the teacher's cache was decoded with: that is the plan where it is auto.
     """
-    _check_pixels(train, val, rule, eval_rule)
+    _check_pixels(train, val, views.rule, eval_rule)
     val = numbered_as(train, val)
     rank, world = accelerator.process_index, accelerator.num_processes
-    order = Order(train.num_images, batch, rank, world, seed, views, views_per_image)
+    pairing = None if views.mixing is None else views.mixing.pairing
+    order = Order(train.num_images, batch, rank, world, seed, num_views, views_per_image, pairing)
     options, source = _with_kept(options or JpegOptions(), kept)
     train, options, decided = _bound(train, options, accelerator)
     val, _, decided_for_val = _bound(val, options, accelerator)
     source = source or decided or decided_for_val
-    return Input(train, val, rule, eval_rule, order, eval_batch, accelerator.device, rank, world, source)
+    return Input(train, val, views, eval_rule, order, eval_batch, accelerator.device, rank, world, source)
 
 
 def _check_pixels(train: DataSet, val: DataSet, rule: ViewRule, eval_rule: CentreCrop) -> None:
@@ -161,7 +175,7 @@ def data_notes(source: Input) -> list[str]:
     share = 100 * val.num_images / (train.num_images + val.num_images)
     views = "padded" if isinstance(source.rule, PadCrop) else "resized"
     return [
-        f"training set: {_about(train)}, {views} crops of {source.rule.out_px} px",
+        f"training set: {_about(train)}, {views} crops of {source.rule.out_px} px{source.views}",
         f"validation set: {_about(val)}, {share:.3g} % of all images",
         *dict.fromkeys([*_remarks(train, 1), *_remarks(val, 0, "validation set ")]),
     ]

@@ -104,7 +104,7 @@ class Game:
             images=latents if "latents" in needs else images,
             index=where,
             view=where,
-            labels=labels if "labels" in needs else None,
+            labels=labels if needs & {"labels", "soft_labels"} else None,
             step=step,
             target=self.answer(images),
         )
