@@ -363,9 +363,12 @@ def _environ(pid: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_on_two_processes_too_the_cached_student_is_the_online_one(tmp_path: Path) -> None:
-    train_on(tmp_path, 2, "online", 50)
-    cache = ["--teacher.cache_dir", str(tmp_path / "cache"), "--teacher.cache"]
+@pytest.mark.parametrize(
+    "views", [[], ["--data.looks", "trivial", "--data.erase", "0.3", "--data.mix", "both"]]
+)
+def test_on_two_processes_too_the_cached_student_is_the_online_one(tmp_path: Path, views: list[str]) -> None:
+    train_on(tmp_path, 2, "online", 50, *views)
+    cache = [*views, "--teacher.cache_dir", str(tmp_path / "cache"), "--teacher.cache"]
     train_on(
         tmp_path, 2, "filling", 50, *cache, "fill"
     )  # two epochs of 22 steps; the rest reads what is there

@@ -159,8 +159,8 @@ def test_a_policys_operation_is_torchvisions(space: Rand | Trivial, entry: str) 
         else policy._augmentation_space(31)
     )
     slots = space.slots(Key(0, np.arange(4000), np.zeros(4000, np.int64), px))
-    kinds = {"Shear": "affine", "Rotat": "affine", "Trans": "translate", "Color": "saturation"}
-    kind = kinds.get(entry[:5], entry.lower())
+    kinds = {"She": "affine", "Rot": "affine", "Tra": "translate", "Col": "saturation"}
+    kind = kinds.get(entry[:3], entry.lower())
     mine = np.flatnonzero(slots[0].op == OPS.index(kind))
     different = mine[np.unique(slots[0].parameters[mine], axis=0, return_index=True)[1]]
     best = []
