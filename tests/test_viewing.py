@@ -229,7 +229,8 @@ RUN = {
 WAYS = {
     "jitter, grey": ["--data.looks", "jitter", "--data.grey", "0.3", "--data.vflip", "true"],
     "rand, erase, both": ["--data.looks", "rand-m9-n2-mstd0.5", "--data.erase", "0.3", "--data.mix", "both"],
-    "trivial, padded": "--data.looks trivial --data.crop padded --data.mix mixup --data.smoothing 0.1".split(),
+    "trivial, padded": ["--data.looks", "trivial", "--data.crop", "padded", "--data.mix", "mixup"],
+    "smooth": ["--data.smoothing", "0.1", "--data.erase", "0.5", "--data.erase_fill", "zero"],
     "three, cutmix, parts": ["--data.looks", "three", "--data.mix", "cutmix", "--run.accumulate", "2"],
     "mixup, two views": ["--data.mix", "mixup", "--data.views_per_image", "2", "--data.mix_share", "0.5"],
 }  # fmt: skip
