@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastanc.batch import Batch
 from fastanc.methods.anc import Anc
-from fastanc.methods.base import Method, TeacherSpec
+from fastanc.methods.base import Method, TeacherSpec, Warming
 from fastanc.methods.can import CanDiscriminatorOptimizer
 from fastanc.methods.datafree import GeneratorOptimizer
 from fastanc.methods.ksanc import SqueezeConfig
@@ -88,6 +88,9 @@ def _terms(game: Game, batch: Batch) -> list[Tensor]:
         ("anc", {"on": "logits"}, {"logits"}),
         ("anc", {}, {"logits", "features"}),
         ("kd", {"alpha": 1.0}, {"logits"}),
+        ("kd", {"alpha": 1.0, "hard": True}, {"logits"}),
+        ("dist", {"labels_weight": 0.0}, {"logits"}),
+        ("mlkd", {"labels_weight": 0.0}, {"logits"}),
         ("fitnets", {"alpha": 1.0}, {"logits", "stages"}),
         ("attention_transfer", {"alpha": 0.5}, {"logits", "stages", "soft_labels"}),
         ("fsp", {}, {"stages", "soft_labels"}),
@@ -123,7 +126,7 @@ def test_losses_of_five_steps_are_as_they_were(name: str) -> None:
 @pytest.mark.parametrize(
     "config",
     [Method.get_choice_class(name) for name in NAMES]
-    + [SqueezeConfig, CanDiscriminatorOptimizer, GeneratorOptimizer],
+    + [SqueezeConfig, CanDiscriminatorOptimizer, GeneratorOptimizer, Warming],
 )
 def test_every_field_is_documented(config: type) -> None:
     body = ast.parse(inspect.getsource(config)).body[0].body
@@ -132,7 +135,8 @@ def test_every_field_is_documented(config: type) -> None:
         for field, text in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    inherited = set(OptimizerConfig.__dataclass_fields__) if issubclass(config, OptimizerConfig) else set()
+    bases = [base for base in config.__mro__[1:] if dataclasses.is_dataclass(base)]
+    inherited = {field.name for base in bases for field in dataclasses.fields(base)}
     assert {field.name for field in dataclasses.fields(config)} - inherited <= documented
     assert config.__doc__
     assert not config.__doc__.startswith(config.__name__)  # dataclass's own
@@ -146,6 +150,8 @@ def test_every_field_is_documented(config: type) -> None:
         ("anc", {"dropout": 1.0}, "method.dropout is 1.0"),
         ("l2", {"data_reduction": "none"}, "method.data_reduction"),
         ("kd", {"alpha": 1.5}, "method.alpha is 1.5"),
+        ("kd", {"hard": True, "standardised": True}, "does nothing with method.hard"),
+        ("mlkd", {"temperatures": ()}, "method.temperatures is empty"),
         ("fitnets", {"hint_stage": 2}, "the teacher has 2 stages"),
         (
             "fitnets",

@@ -17,6 +17,8 @@ from fastanc.training.step import play
 from support.tiny_game import Game, make_game
 
 NAMES = sorted(Method.get_known_choices())
+OVER_IMAGES = {"dist", "mlkd"}
+"""Methods that relate the images of a batch, for which a part is another batch."""
 
 
 def statistics(game: Game, batch: Batch, parts: int) -> dict[str, Tensor]:
@@ -45,7 +47,7 @@ def test_running_statistics_move_once_for_every_part(name: str, parts: int) -> N
     assert all(layer.track_running_stats for layer in layers)
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"datafree"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"datafree"} - OVER_IMAGES))
 def test_parts_make_the_moves_of_the_whole(name: str) -> None:
     """In eval mode BatchNorm does not see the split, so means over parts are means over the batch, in float64."""
     results = []
@@ -107,3 +109,17 @@ def test_a_play_that_gives_no_loss_names_its_method(gives: Callable[[Tensor], ob
     object.__setattr__(odd, "gives", gives)
     with pytest.raises(ValueError, match="method Odd: the play of the student must return Played"):
         play(odd, game.players, game.batch(0), parts)
+
+
+def test_a_term_grows_outside_of_its_play() -> None:
+    """DKD's warm-up: min(step / warmup_steps, 1) of all but the labels' term, in one piece and in parts."""
+    for step, factor in [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)]:
+        for parts in (1, 2):
+            found, whole = (
+                play(game.method, game.players, game.batch(step), parts)[0].played.terms
+                for game in (make_game("dkd", warmup_steps=4), make_game("dkd"))
+            )
+            assert found.keys() == {"target", "others", "labels"}
+            for name, term in found.items():
+                expected = whole[name] * (1.0 if name == "labels" else factor)
+                torch.testing.assert_close(term, expected, rtol=1e-15, atol=0)

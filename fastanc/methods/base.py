@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias, TypeVar
 import draccus
 
 from fastanc.batch import Batch, Outputs
-from fastanc.fields import Fields, OneOf
+from fastanc.fields import Count, Fields, OneOf
 from fastanc.later import Tensor
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
@@ -163,6 +163,10 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         """Run the student once; every play of the step reads this result."""
         return nets["student"](batch.images)
 
+    def ramp(self, term: str, step: int) -> float:
+        """Return what the trainer multiplies a term of the student's play with at a step."""
+        return 1.0
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Return the student's terms."""
         raise TypeError(f"{type(self).__name__} must define student_play(), or plays")
@@ -173,6 +177,18 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
 
     def save(self, nets: Nets, folder: Path) -> None:
         """Write into a finished run's folder what the method leaves beside the student."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warming(Method):
+    """A method whose distillation may begin softly, as DKD's and its successors'."""
+
+    warmup_steps: Count = 0
+    """Steps over which all terms but the labels' grow linearly from 0 to their weight; 0: there from the start."""
+
+    def ramp(self, term: str, step: int) -> float:
+        """Return min(step / warmup_steps, 1), and 1 for the labels' term."""
+        return 1.0 if term == "labels" or step >= self.warmup_steps else step / self.warmup_steps
 
 
 def register_method(name: str) -> Callable[[Kind], Kind]:

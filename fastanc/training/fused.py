@@ -72,7 +72,7 @@ def _anc_student(method: Anc, nets: Nets) -> Loss | None:
 
 
 def _kd(method: Kd, nets: Nets) -> Loss | None:
-    if method.alpha == 0:
+    if method.alpha == 0 or not method.is_plain:
         return None
 
     def loss(nets: Nets, batch: Batch, out: Outputs | None) -> Played:

@@ -63,7 +63,7 @@ def _whole(method: Method, players: Players, batch: Batch, plays: Sequence[Play]
         out = method.forward(nets, batch)
     for player, loss in plays:
         with players.turn(player) as nets:
-            played = _checked(method, player, loss(nets, batch, out))
+            played = _ramped(method, player, batch.step, loss(nets, batch, out))
             players.update(player, played.terms)
         yield Move(player, played)
 
@@ -90,7 +90,7 @@ def _part_through(
     ):
         out = method.forward(nets, part)
     with players.turn(made.player) as nets:
-        results.append(_checked(method, made.player, made.loss(nets, part, out)))
+        results.append(_ramped(method, made.player, part.step, made.loss(nets, part, out)))
     return results[-1].terms
 
 
@@ -108,6 +108,20 @@ def _checked(method: Method, player: str, played: object) -> Played:
             f" term a scalar tensor, of which some depend on the {player}'s weights"
         )
     return played
+
+
+def _ramped(method: Method, player: str, step: int, played: object) -> Played:
+    """Return what a play gave, the student's terms with the weight that they have at this step.
+
+    Here and not in the play: one that is compiled would be compiled anew for every step's number.
+    """
+    checked = _checked(method, player, played)
+    if player != "student":
+        return checked
+    factors = {name: method.ramp(name, step) for name in checked.terms}
+    if all(factor == 1 for factor in factors.values()):
+        return checked
+    return Played({name: factors[name] * term for name, term in checked.terms.items()}, checked.measures)
 
 
 @contextmanager
