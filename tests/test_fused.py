@@ -39,7 +39,7 @@ class Fused:
     """What a step reads of a method, with every play by kernels."""
 
     def __init__(self, method: Method):
-        self.forward = method.forward
+        self.forward, self.ramp = method.forward, method.ramp
         self.plays = tuple(Play(each.player, partial(self._loss, method, each)) for each in method.plays)
 
     @staticmethod

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import socket
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from fastanc import losses, losses_of_logits
-from support.tiny_game import make_game
+from fastanc import losses, losses_of_features, losses_of_logits
+from fastanc.models.memories import ClassMeans, Contrasted, Ring
+from fastanc.parsing import parse
+from fastanc.train import train
+from fastanc.training.checkpoint import load
+from fastanc.training.processes import end_processes
+from fastanc.training.step import play
+from support.processes import forked
+from support.tiny_game import BATCH, make_game
+from support.tiny_run import LENETS, as_words
 
 LABELS = torch.tensor([0, 2, 1, 2])
 Z = np.log(np.array([[2.0, 1.0, 1.0], [1.0, 4.0, 3.0], [1.0, 1.0, 6.0], [5.0, 2.0, 1.0]]))
@@ -296,3 +309,361 @@ def test_terms_of_a_method_on_logits(name: str, options: dict[str, object], term
     expected = terms(z, batch.target.logits.numpy(), batch.labels.numpy())
     found = {key: value.item() for key, value in next(game.moves(batch)).played.terms.items()}
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+# Features. S, R are the student's and the teacher's, three images of width 2.
+S = np.array([[3.0, 4.0], [0.0, 1.0], [-1.0, 0.0]])
+R = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+
+
+def units(f: np.ndarray) -> np.ndarray:
+    return f / np.sqrt((f**2).sum(1, keepdims=True))
+
+
+def huber(gap: float) -> float:
+    return gap**2 / 2 if abs(gap) < 1 else abs(gap) - 0.5
+
+
+def far_plain(f: np.ndarray) -> np.ndarray:
+    far = np.array([[np.sqrt(((a - b) ** 2).sum()) for b in f] for a in f])
+    return far / far[far > 0].mean()
+
+
+def angle_plain(f: np.ndarray) -> np.ndarray:
+    count, found = len(f), np.zeros((len(f),) * 3)
+    for i, j, k in np.ndindex(count, count, count):
+        if i not in (j, k):
+            a, b = f[j] - f[i], f[k] - f[i]
+            found[i, j, k] = a @ b / np.sqrt((a @ a) * (b @ b))
+    return found
+
+
+def rkd_plain(of: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda s, r: float(np.mean([huber(gap) for gap in (of(s) - of(r)).flatten()]))
+
+
+def sp_plain(s: np.ndarray, r: np.ndarray) -> float:
+    return float(((units(s @ s.T) - units(r @ r.T)) ** 2).sum() / len(s) ** 2)
+
+
+def pkt_plain(s: np.ndarray, r: np.ndarray) -> float:
+    q, p = (f / (np.sqrt((f**2).sum(1, keepdims=True)) + 1e-7) for f in (s, r))
+    q, p = ((f @ f.T + 1) / 2 for f in (q, p))
+    q, p = (m / m.sum(1, keepdims=True) for m in (q, p))
+    return float((p * np.log((p + 1e-7) / (q + 1e-7))).mean())
+
+
+def cc_plain(s: np.ndarray, r: np.ndarray) -> float:
+    def kernel(f: np.ndarray) -> np.ndarray:
+        c = units(f) @ units(f).T
+        return np.exp(-0.8) * (1 + 0.8 * c + 0.8**2 / 2 * c**2)
+
+    return float(((kernel(s) - kernel(r)) ** 2).mean())
+
+
+def direction_plain(s: np.ndarray, r: np.ndarray) -> float:
+    means = np.stack([r[0], -r[1], r[2] + 1])
+    return float(
+        np.mean([1 - a @ m / max(np.sqrt(a @ a), np.sqrt(b @ b)) for a, b, m in zip(s, r, units(means))])
+    )
+
+
+QUEUE = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 0.0], [-0.8, 0.6]])
+NEGATIVE = np.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
+
+
+def queue_plain(s: np.ndarray, r: np.ndarray) -> float:
+    return kl_plain(s @ QUEUE.T, r @ QUEUE.T, 0.5) / 0.25
+
+
+def crd_plain(s: np.ndarray, r: np.ndarray) -> float:
+    total = 0.0
+    for a, b, negative in zip(s, r, NEGATIVE):
+        noise = 2.5 * max(negative.sum(), 1)
+        near = np.exp(a @ b / 0.5)
+        total -= np.log(near / (near + noise))
+        total -= sum(np.log(noise / (np.exp(a @ q / 0.5) + noise)) for q in QUEUE[negative])
+    return float(total / len(s))
+
+
+def along_means(s: Tensor, r: Tensor) -> Tensor:
+    return losses_of_features.direction(s, r, torch.stack([r[0], -r[1], r[2] + 1]))
+
+
+def crd(s: Tensor, r: Tensor) -> Tensor:
+    constant = torch.tensor(2.5, dtype=s.dtype)
+    return losses_of_features.contrast(s, r, t(QUEUE).to(s.dtype), t(NEGATIVE), constant, 0.5)
+
+
+PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[np.ndarray, np.ndarray], float]]] = {
+    "distances": (losses_of_features.distances, rkd_plain(far_plain)),
+    "angles": (losses_of_features.angles, rkd_plain(angle_plain)),
+    "similarity": (losses_of_features.similarity, sp_plain),
+    "probabilistic": (losses_of_features.probabilistic, pkt_plain),
+    "correlation": (losses_of_features.correlation, cc_plain),
+    "direction": (along_means, direction_plain),
+    "queue": (lambda s, r: losses_of_features.queue_kl(s, r, t(QUEUE).to(s.dtype), 0.5), queue_plain),
+    "contrast": (crd, crd_plain),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_and_slopes_of_a_loss_on_features(name: str) -> None:
+    ours, plain = PAIRS[name]
+    for seed in range(3):
+        s, r = random_pair(3, 2, seed)
+        student = t(s).requires_grad_()
+        found = ours(student, t(r))
+        assert found.item() == pytest.approx(plain(s, r), rel=1e-9, abs=1e-12)
+        slope = torch.autograd.grad(found, student)[0]
+        for place in np.ndindex(*s.shape):
+            step = np.zeros_like(s)
+            step[place] = 1e-5
+            rise = (plain(s + step, r) - plain(s - step, r)) / 2e-5
+            assert slope[place].item() == pytest.approx(rise, rel=1e-4, abs=1e-6)
+
+
+def test_relations_by_hand() -> None:
+    """Distances of the student: sqrt 18, sqrt 32, sqrt 2; of the teacher: sqrt 5, 1, sqrt 2."""
+    s, r = np.sqrt([18, 32, 2]), np.sqrt([5, 1, 2])
+    expected = 2 * sum(huber(a - b) for a, b in zip(s / s.mean(), r / r.mean())) / 9
+    assert losses_of_features.distances(t(S), t(R)).item() == pytest.approx(expected)
+    # Rows of f f^T: (25, 4, -3), (4, 1, 0), (-3, 0, 1) and (1, 0, 1), (0, 4, 2), (1, 2, 2).
+    rows = np.array([[25, 4, -3], [4, 1, 0], [-3, 0, 1.0]]), np.array([[1, 0, 1], [0, 4, 2], [1, 2, 2.0]])
+    gap = (units(rows[0]) - units(rows[1])) ** 2
+    assert losses_of_features.similarity(t(S), t(R)).item() == pytest.approx(gap.mean())
+
+
+def test_direction_by_hand() -> None:
+    """s (3, 4), mean along x: 3 of the norm 5; t (0, 2) of norm 2 with s (0, 1) along y: 1/2."""
+    found = losses_of_features.direction(t(S[:2]), t(R[:2]), torch.tensor([[7.0, 0.0], [0.0, 3.0]]).double())
+    assert found.item() == pytest.approx(1 - (3 / 5 + 1 / 2) / 2)
+
+
+def test_contrast_by_hand() -> None:
+    """Similarity 1 at T 1, one negative at 0, c 1: -log e/(e + 1) - log 1/2; a row that is no negative is unread."""
+    anchor, bank = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0], [torch.nan, 9.0]]).double()
+    for rows, negative in ((bank[:1], [[True]]), (bank.nan_to_num(), [[True, False]])):
+        found = losses_of_features.contrast(
+            anchor, anchor, rows, torch.tensor(negative), torch.tensor(1.0).double(), 1.0
+        )
+        assert found.item() == pytest.approx(math.log((math.e + 1) / math.e) + math.log(2))
+
+
+def test_hierarchical_by_hand() -> None:
+    """A gap of 1 everywhere is 1 at every size, and pairs add up; of sum zero, all of it is at full size."""
+    ones, zeros = torch.ones(2, 3, 8, 8).double(), torch.zeros(2, 3, 8, 8).double()
+    small = [maps[:, :, :1, :1] for maps in (ones, zeros)]
+    assert losses_of_features.hierarchical([ones, small[0]], [zeros, small[1]]).item() == pytest.approx(2)
+    signs = ones.clone()
+    signs[:, :, ::2] = -1
+    assert losses_of_features.hierarchical([signs], [zeros]).item() == pytest.approx(
+        1 / (1 + 0.5 + 0.25 + 0.125)
+    )
+
+
+def test_hierarchical_is_the_authors_sum() -> None:
+    s, r = (torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.manual_seed(k)) for k in (0, 1))
+    expected = 0.0
+    for size, weight in ((4, 1.0), (2, 0.5), (1, 0.25)):
+        side = 4 // size
+        blocks = [f.numpy().reshape(2, 3, size, side, size, side).mean((3, 5)) for f in (s, r)]
+        expected += weight * float(((blocks[0] - blocks[1]) ** 2).mean()) / 1.75
+    assert losses_of_features.hierarchical([s], [r]).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("rows", ["one image", "identical rows", "all zero", "equal"])
+def test_no_batch_spoils_a_loss_on_features(name: str, rows: str) -> None:
+    s, r = random_pair(3, 2, 4)
+    if rows == "identical rows":
+        s, r = np.repeat(s[:1], 3, 0), np.repeat(r[:1], 3, 0)
+    if rows == "all zero":
+        s, r = np.zeros_like(s), np.zeros_like(r)
+    if rows == "equal":
+        r = s
+    if rows == "one image" and name not in ("direction", "contrast"):
+        s, r = s[:1], r[:1]
+    student = t(s).float().requires_grad_()
+    found = PAIRS[name][0](student, t(r).float())
+    assert found.isfinite()
+    assert torch.autograd.grad(found, student)[0].isfinite().all()
+
+
+def test_a_ring_holds_the_last_rows() -> None:
+    ring, everything = Ring(5, 2), torch.arange(24.0).view(12, 2)
+    for start, count in ((0, 3), (3, 4), (7, 2), (9, 3)):
+        ring.push(everything[start : start + count])
+        last = everything[: start + count][-5:]
+        assert sorted(ring.rows[:, 0].tolist()) == sorted([*last[:, 0].tolist(), *[0.0] * (5 - len(last))])
+    ring.push(everything)
+    assert ring.rows[:, 0].sum() == everything[:5, 0].sum()
+
+
+def test_class_means_are_the_means_of_all_that_came() -> None:
+    means, rng = ClassMeans(4, 3).double(), np.random.default_rng(0)
+    features, labels = rng.normal(size=(30, 3)), rng.integers(0, 3, 30)
+    for start in range(0, 30, 6):
+        means.push(t(features[start : start + 6]), t(labels[start : start + 6]))
+    for k in range(3):
+        np.testing.assert_allclose(means.means[k], features[labels == k].mean(0), rtol=1e-12)
+    assert (means.means[3] == 0).all()  # a class that never came
+
+
+def test_the_bank_gives_negatives_of_other_classes_alone() -> None:
+    bank = Contrasted(3, 2, 4)
+    labels = torch.tensor([2, 0])
+    assert not bank.negatives(labels).any()  # nothing is known yet
+    unit = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    bank.push(unit, unit, labels, 1.0)
+    assert bank.negatives(torch.tensor([2, 0, 1])).tolist() == [
+        [False, True, False, False],
+        [True, False, False, False],
+        [True, True, False, False],
+    ]
+    first = bank.scales.values.clone()
+    assert first.tolist() == pytest.approx([(math.e + 1) / 2] * 2)  # similarities 1, 0, 0, 1
+    bank.push(-unit, unit, labels, 1.0)
+    assert torch.equal(bank.scales.values, first)
+
+
+def test_srrl_puts_features_through_the_teachers_head() -> None:
+    game = make_game("srrl", connector="linear", feature_weight=2.0, head_weight=3.0)
+    batch = game.batch(0)
+    player = copy.deepcopy(game.start["student"])
+    out = player.student(batch.images)
+    (linear,) = player.connector
+    connected = out.features @ linear.weight.T + linear.bias
+    through = connected @ game.teacher.head.weight.T + game.teacher.head.bias
+    expected = {
+        "features": 2 * ((connected - batch.target.features) ** 2).mean().item(),
+        "head": 3 * ((through - batch.target.logits) ** 2).mean().item(),
+        "labels": ce_plain(out.logits.detach().numpy(), batch.labels.numpy()),
+    }
+    # The head's copy is fp32 where the tiny game is float64.
+    found = next(game.moves(batch)).played.terms
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_review_fuses_from_deep_to_shallow() -> None:
+    """Every level against its own transcription; nearest growth doubles, or quadruples from one pixel."""
+    game = make_game("reviewkd", weight=2.0)
+    batch = game.batch(0)
+    player = copy.deepcopy(game.start["student"])
+    out = player.student(batch.images)
+    maps, deeper, made = [*out.stages, out.features[:, :, None, None]], None, list[Tensor]()
+    for own, fusion in zip(maps[::-1], list(player.fusions)[::-1], strict=True):
+        x = fusion.enter(own)
+        if deeper is not None:
+            times = x.shape[-1] // deeper.shape[-1]
+            y = deeper.repeat_interleave(times, 2).repeat_interleave(times, 3)
+            a, b = fusion.attend(torch.cat([x, y], 1)).split(1, 1)
+            x = x * a + y * b
+        made.append(fusion.leave(x))
+        deeper = x
+    theirs = [*batch.target.stages, batch.target.features[:, :, None, None]]
+    review = losses_of_features.hierarchical(made[::-1], theirs)
+    found = next(game.moves(batch)).played.terms["review"]
+    assert found.item() == pytest.approx(2 * review.item(), rel=1e-12)
+
+
+def test_the_queue_trains_no_head() -> None:
+    game = make_game("queue", size=4)
+    before = game.student.bare.fc.weight.detach().clone()
+    game.step(0)
+    assert game.student.bare.fc.weight.detach() == pytest.approx(before, rel=1e-4)  # but for weight decay
+    rows = game.players["student"].module.memory.rows
+    teacher = game.batch(0).target.features.numpy()
+    np.testing.assert_allclose(rows, units(teacher)[:4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["queue", "kdpp", "crd"])
+def test_in_parts_every_image_is_remembered_once(name: str) -> None:
+    for parts in (1, 2):
+        game = make_game(name)
+        play(game.method, game.players, game.batch(0), parts)
+        state = game.weights()
+        places = [value.item() for key, value in state.items() if key.endswith("place")]
+        counts = [value.sum().item() for key, value in state.items() if key.endswith("counts")]
+        assert set(places + counts) == {BATCH}
+
+
+def run(folder: Path, name: str, steps: str, **options: str) -> dict[str, Any]:
+    """Train some steps of sixteen digits and return what the last checkpoint holds."""
+    fields = {**LENETS, "data.batch": "16", "optimizer.lr": "0.01", "run.checkpoint_every": "3"}
+    fields |= {"run.out": str(folder), "run.name": name, "run.max_steps": steps, "teacher.rows": "fp32"}
+    fields |= {"teacher.cache_dir": str(folder / "cache")}
+    path = train(parse(as_words({**fields, **options})))
+    (state,) = (path / "checkpoints").glob(f"step-*{steps}")
+    return load(state)[0]
+
+
+def modules(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": v for name, one in state["players"].items() for key, v in one["module"].items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("queue", {"method.size": "24"}), ("kdpp", {}), ("crd", {"method.negatives": "24"})],
+)
+def test_stopped_and_resumed_equals_uninterrupted(name: str, options: dict[str, str], tmp_path: Path) -> None:
+    """Memories included, and whether the teacher's rows come from the network or from the cache."""
+
+    options = {**options, "method.type": name}
+    whole = modules(run(tmp_path, "whole", "6", **options))
+    run(tmp_path, "cut", "3", **options, **{"teacher.cache": "fill"})
+    resumed = modules(
+        run(tmp_path, "cut", "6", **options, **{"run.resume": "latest", "teacher.cache": "fill"})
+    )
+    assert whole.keys() == resumed.keys()
+    assert any("rows" in key or "means" in key for key in whole)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def as_process(rank: int, port: int, work: Callable[[], object]) -> int:
+    """Do some work in a child that is one of two processes of a run."""
+
+    def child() -> None:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.set_num_threads(1)
+        work()
+        end_processes()
+
+    return forked(child)
+
+
+def test_each_of_two_processes_gets_its_own_memory_back(tmp_path: Path) -> None:
+    options = {"method.type": "queue", "method.size": "12"}
+
+    def work() -> None:
+        run(tmp_path, "whole", "6", **options)
+        run(tmp_path, "cut", "3", **options)
+        run(tmp_path, "cut", "6", **options, **{"run.resume": "latest"})
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [as_process(rank, port, work) for rank in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    whole, resumed = (load(tmp_path / name / "checkpoints" / "step-00000006")[0] for name in ("whole", "cut"))
+    rows, places = whole["memories"]
+    assert rows.shape[:2] == (2, 12)
+    assert not torch.equal(rows[0], rows[1])  # of the images that each has seen
+    assert places.tolist() == [6 * 8 % 12] * 2
+    for one, other in zip(whole["memories"], resumed["memories"], strict=True):
+        assert torch.equal(one, other)
+    assert all(torch.equal(value, modules(resumed)[key]) for key, value in modules(whole).items())
+
+
+@pytest.mark.parametrize(("relation", "weight"), [("sp", 3000), ("pkt", 30000), ("cc", 1), ("sp", 7)])
+def test_a_relation_has_its_own_weight(relation: str, weight: int) -> None:
+    game = make_game("relations", relation=relation, weight=7 if weight == 7 else None, alpha=1.0)
+    batch = game.batch(0)
+    features = copy.deepcopy(game.start["student"])(batch.images).features.detach().numpy()
+    plain = {"sp": sp_plain, "pkt": pkt_plain, "cc": cc_plain}[relation](
+        features, batch.target.features.numpy()
+    )
+    found = next(game.moves(batch)).played.terms[relation].item()
+    assert found == pytest.approx(weight * plain, rel=1e-9)

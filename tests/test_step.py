@@ -17,8 +17,8 @@ from fastanc.training.step import play
 from support.tiny_game import Game, make_game
 
 NAMES = sorted(Method.get_known_choices())
-OVER_IMAGES = {"dist", "mlkd"}
-"""Methods that relate the images of a batch, for which a part is another batch."""
+OVER_IMAGES = {"dist", "mlkd", "relations", "crd", "kdpp", "queue"}
+"""Methods that relate the images of a batch, or remember them: a part is another batch."""
 
 
 def statistics(game: Game, batch: Batch, parts: int) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import draccus
 
 from fastanc.batch import Batch, Outputs
 from fastanc.fields import Count, Fields, OneOf
-from fastanc.later import Tensor
+from fastanc.later import Tensor, torch
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 from fastanc.registry import is_same, remember
@@ -161,7 +161,16 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
 
     def forward(self, nets: Nets, batch: Batch) -> Outputs | None:
         """Run the student once; every play of the step reads this result."""
-        return nets["student"](batch.images)
+        out = nets["student"](batch.images)
+        if torch.is_grad_enabled():  # in parts, a further pass for another player's play is without
+            self.remember(nets, batch, out)
+        return out
+
+    def remember(self, nets: Nets, batch: Batch, out: Outputs) -> None:
+        """Put what later steps read into buffers of a player; once for every image, and never in a play.
+
+        A play is called again where its spellings are compared. Nothing here waits for another process.
+        """
 
     def ramp(self, term: str, step: int) -> float:
         """Return what the trainer multiplies a term of the student's play with at a step."""
@@ -215,6 +224,11 @@ def register_method(name: str) -> Callable[[Kind], Kind]:
     return register
 
 
+def bare(network: nn.Module) -> Any:
+    """Return a player's own module, whatever it is wrapped in while it is on turn."""
+    return getattr(network, "module", network)
+
+
 def sides(batch: Batch, out: Outputs | None) -> tuple[Outputs, Outputs]:
     """Return the teacher's and the student's outputs of this step."""
     assert batch.target is not None
@@ -238,6 +252,18 @@ def paired_stages(student: Tapped, teacher: TeacherSpec) -> tuple[int, ...]:
             f" {len(teacher.stage_channels)}: name equally many in student.stages and teacher.stages"
         )
     return own
+
+
+def features_of(outputs: Outputs) -> Tensor:
+    """Return a network's features [B, D], fp32."""
+    return seen(outputs, "features")
+
+
+def width_of(teacher: TeacherSpec, kind: str) -> int:
+    """Return D of the teacher's features; ValueError where it has none."""
+    if teacher.feature_dim is None:
+        raise ValueError(f"{kind} reads features, and the teacher has no last linear layer: set teacher.head")
+    return teacher.feature_dim
 
 
 def own_optimizer(player: str, config: OptimizerConfig | None) -> dict[str, OptimizerConfig]:

@@ -108,9 +108,8 @@ class Squeezed(Wrapper):
         """Return C_i of every stage map of the network."""
         return self.student.stage_channels(image_px, in_channels)
 
-    def forward(self, images: Tensor) -> Outputs:
+    def changed(self, out: Outputs) -> Outputs:
         """Return the network's outputs with the descriptors [B, F] of all stages, shallow to deep."""
-        out: Outputs = self.student(images)
         return out._replace(descriptors=self.estimators(out))
 
 

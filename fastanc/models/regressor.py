@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastanc.batch import Outputs
 from fastanc.models.taps import Tapped, Wrapper
@@ -17,9 +17,9 @@ class Regressed(Wrapper):
         self.stage = stage
         self.regressor = regressor
 
-    def forward(self, images: Tensor) -> Outputs:
+    def changed(self, out: Outputs) -> Outputs:
         """Return the student's outputs with the stage's map regressed."""
-        out = self.student(images)
+        assert out.stages is not None
         stages = list(out.stages)
         stages[self.stage] = self.regressor(stages[self.stage])
         return out._replace(stages=tuple(stages))

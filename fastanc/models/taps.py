@@ -62,6 +62,16 @@ class Wrapper(nn.Module):
     """
 
     holds: ClassVar[str] = "student"
+    student: Any
+
+    def changed(self, out: Outputs) -> Outputs:
+        """Return what the wrapper makes of the outputs of the network in it."""
+        raise TypeError(f"{type(self).__name__} must define changed(), or forward")
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the network's outputs, changed."""
+        out: Outputs = self.student(images)
+        return self.changed(out)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         old, new = f"{prefix}network.", f"{prefix}{self.holds}."
@@ -235,6 +245,14 @@ def unwrapped(student: nn.Module) -> Tapped:
     return student
 
 
+def changed_by(player: nn.Module, out: Outputs) -> Outputs:
+    """Return what a student's wrappers, from the innermost on, make of the tapped network's outputs."""
+    if isinstance(player, Tapped):
+        return out
+    assert isinstance(player, Wrapper)
+    return player.changed(changed_by(player.student, out))
+
+
 class Adapted(Wrapper):
     """A tapped student whose features pass a linear map to the teacher's width: images -> Outputs.
 
@@ -263,9 +281,8 @@ class Adapted(Wrapper):
         """Return C_i of every stage map of the student."""
         return self.student.stage_channels(image_px, in_channels)
 
-    def forward(self, images: Tensor) -> Outputs:
+    def changed(self, out: Outputs) -> Outputs:
         """Return the student's outputs with features [B, D of the teacher]."""
-        out: Outputs = self.student(images)
         return out._replace(features=self.adapter(out.features))
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fastanc.methods.base import Method
+from fastanc.models.memories import Memory
 from fastanc.models.taps import Tapped
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.frozen import FrozenTeacher
@@ -76,9 +77,27 @@ class Game:
         for buffer, part in zip(own, values.split([buffer.numel() for buffer in own])):
             buffer.copy_(part.view_as(buffer))
 
+    def _remembered(self) -> list[Tensor]:
+        """Return the buffers that are what this process alone has seen."""
+        parts = [part for module in self.players.modules().values() for part in module.modules()]
+        return [
+            buffer for part in parts if isinstance(part, Memory) for buffer in part.buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def _recall(self, gathered: list[Tensor] | None) -> None:
+        """Give this process its own memories back; of another number of processes, all have the first one's."""
+        if gathered is None or len(gathered[0]) != self.accelerator.num_processes:
+            return
+        for buffer, of_all in zip(self._remembered(), gathered, strict=True):
+            buffer.copy_(of_all[self.accelerator.process_index])
+
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: players, moving average, loss scale."""
+        """Return what a checkpoint keeps: players, moving average, loss scale; every process calls it."""
         state: dict[str, Any] = {"players": self.players.state(), "statistics": self._gathered()}
+        own = self._remembered()
+        if own and self.accelerator.num_processes > 1:
+            state["memories"] = [self.accelerator.gather(buffer[None]) for buffer in own]
         if self.average is not None:
             state["average"] = self.average.network.state_dict()
         if self.accelerator.scaler is not None:
@@ -89,6 +108,7 @@ class Game:
         """Go on from what `state` returned."""
         self.players.load_state(state["players"])
         self._restore(state.get("statistics"))
+        self._recall(state.get("memories"))
         if self.average is not None:
             self.average.network.load_state_dict(state["average"])
         if self.accelerator.scaler is not None:
