@@ -19,7 +19,7 @@ import draccus
 import yaml
 
 from fastanc.plain_values import READERS, Wrong, first, items
-from fastanc.plain_yaml import Word, mapping_in, placed
+from fastanc.plain_yaml import Word, list_in, mapping_in, placed
 
 _T = TypeVar("_T")
 _NOTHING = ("null", "none")
@@ -180,6 +180,8 @@ def takes(kind: Any) -> str:
         return (
             f"values joined by commas, each {inner[0]}" if len(set(inner)) == 1 else f"({'; '.join(inner)})"
         )
+    if isinstance(kind, type) and hasattr(kind, "chosen"):
+        return "a name or {type: name, field: value}"
     if isinstance(kind, type) and is_dataclass(kind):
         return f"a group of {', '.join(kinds(kind))}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
@@ -205,6 +207,8 @@ def _read(value: Any, kind: Any, name: str) -> Any:
         if isinstance(value, kind):
             return value
         tree = mapping_in(value)
+        if (chosen := getattr(kind, "chosen", None)) is not None and isinstance(tree, str | Mapping):
+            return chosen(tree, name)  # of one of several classes, which it names
         if not isinstance(tree, Mapping):
             raise Wrong
         return make(kind, tree, f"{name}.")
@@ -228,7 +232,8 @@ def _read_option(value: Any, args: tuple[Any, ...], name: str) -> Any:
 
 
 def _read_list(value: Any, origin: type, args: tuple[Any, ...], name: str) -> Any:
-    found = list(items(value)) if isinstance(value, str) else value
+    found = list_in(value) if is_dataclass(args[0]) else value
+    found = list(items(found)) if isinstance(found, str) else found
     if not isinstance(found, list | tuple):
         raise Wrong
     each = [args[0]] * len(found) if origin is list or args[1:] == (Ellipsis,) else list(args)

@@ -23,7 +23,7 @@ from fastanc.config import GROUPS, Config, with_said
 from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
-from fastanc.plain_yaml import Tree, Word, dump_yaml, load_yaml, mapping_in, placed
+from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in, placed
 from fastanc.registry import place_of, remember_file
 
 DEFAULT_RECIPE = "digits_anc"
@@ -164,14 +164,7 @@ def _is_known(method: Any) -> bool:
 def _method(tree: Any) -> Method:
     if not isinstance(tree, Mapping):
         raise ValueError(f"method is a group: write `method: {{type: {tree}}}` or --method.type {tree}")
-    known, kind = Method.get_known_choices(), tree.get("type", "anc")
-    if not isinstance(kind, str) or kind not in known:
-        close = difflib.get_close_matches(str(kind), sorted(known), 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        with placed(tree, "type"):
-            raise ValueError(f"method.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}")
-    knobs = (tree if isinstance(tree, Tree) else Tree(tree)).without("type")
-    return make(known[kind], knobs, "method.")
+    return Method.chosen(tree if "type" in tree else {**tree, "type": "anc"}, "method")
 
 
 def import_plugin(file: str) -> None:

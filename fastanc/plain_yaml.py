@@ -117,13 +117,22 @@ _Dumper.add_implicit_resolver(
 
 def mapping_in(value: Any) -> Any:
     """Return the mapping that a word of a command line writes in braces, any other value as it is."""
+    return _inside(value, dict)
+
+
+def list_in(value: Any) -> Any:
+    """Return the list that a word of a command line writes in brackets, any other value as it is."""
+    return _inside(value, list)
+
+
+def _inside(value: Any, kind: type) -> Any:
     if not isinstance(value, Word):
         return value
     try:
         found = yaml.load(value, TextLoader)
     except yaml.YAMLError:
         return value
-    return found if isinstance(found, dict) else value
+    return found if isinstance(found, kind) else value
 
 
 def load_yaml(path: Path) -> Any:

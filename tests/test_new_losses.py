@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from fastanc import losses, losses_of_features, losses_of_logits
+from fastanc.methods.dkd import Dkd
+from fastanc.methods.kd import Kd
 from fastanc.models.memories import ClassMeans, Contrasted, Ring
-from fastanc.parsing import parse
+from fastanc.models.taps import changed_by
+from fastanc.parsing import dump, parse
 from fastanc.train import train
 from fastanc.training.checkpoint import load
 from fastanc.training.processes import end_processes
@@ -635,7 +639,9 @@ def as_process(rank: int, port: int, work: Callable[[], object]) -> int:
 
 
 def test_each_of_two_processes_gets_its_own_memory_back(tmp_path: Path) -> None:
-    options = {"method.type": "queue", "method.size": "12"}
+    # In a sum: an adapter that DDP's own pass does not reach learns all the same.
+    parts = "[{type: queue, size: 12}, {type: kd, alpha: 1}]"
+    options = {"method.type": "sum", "method.parts": parts}
 
     def work() -> None:
         run(tmp_path, "whole", "6", **options)
@@ -655,6 +661,9 @@ def test_each_of_two_processes_gets_its_own_memory_back(tmp_path: Path) -> None:
     for one, other in zip(whole["memories"], resumed["memories"], strict=True):
         assert torch.equal(one, other)
     assert all(torch.equal(value, modules(resumed)[key]) for key, value in modules(whole).items())
+    first = load(tmp_path / "whole" / "checkpoints" / "step-00000003")[0]
+    (adapter,) = (key for key in modules(whole) if key.endswith("adapter.weight"))
+    assert not torch.equal(modules(first)[adapter], modules(whole)[adapter])
 
 
 @pytest.mark.parametrize(("relation", "weight"), [("sp", 3000), ("pkt", 30000), ("cc", 1), ("sp", 7)])
@@ -667,3 +676,74 @@ def test_a_relation_has_its_own_weight(relation: str, weight: int) -> None:
     )
     found = next(game.moves(batch)).played.terms[relation].item()
     assert found == pytest.approx(weight * plain, rel=1e-9)
+
+
+def test_a_sum_is_its_parts() -> None:
+    """On the first step every player of every part has the terms that it has alone, and names do not collide."""
+    parts = [
+        {"type": "anc", "dropout": 0.0},
+        {"type": "dkd", "warmup_steps": 4},
+        {"type": "crd"},
+        {"type": "dkd"},
+    ]
+    game = make_game("sum", parts=parts, weights=(1, 0.5, 2, 1))
+    assert game.method.needs == {"logits", "features", "labels"}
+    assert list(game.players) == ["student", "anc_discriminator", "crd_embedding"]
+    assert [play.player for play in game.method.plays] == ["anc_discriminator", "crd_embedding", "student"]
+    assert [watch.column for watch in game.method.watches] == ["anc_won", "anc_d_adversarial"]
+    batch = game.batch(1)
+    out = copy.deepcopy(game.start["student"]).student(batch.images)
+    features = [changed_by(player, out).features for player in copy.deepcopy(game.start["student"].players)]
+    assert [f.shape[1] for f in features] == [9, 4, 128, 4]
+    moves = {move.player: move.played for move in game.moves(batch)}
+    discriminator = copy.deepcopy(game.start["anc_discriminator"])
+    told = losses.discriminator_loss(discriminator(batch.target.features), discriminator(features[0]))
+    assert moves["anc_discriminator"].terms["anc_discriminate"].item() == pytest.approx(told.item())
+    terms = {key: value.item() for key, value in moves["student"].terms.items()}
+    z, w, y = out.logits.detach().numpy(), batch.target.logits.numpy(), batch.labels.numpy()
+    for name, weight, ramp in (("dkd", 0.5, 0.25), ("dkd2", 1.0, 1.0)):
+        for key, value in dkd_terms(z, w, y).items():
+            assert terms[f"{name}_{key}"] == pytest.approx(weight * ramp * value)
+        assert terms[f"{name}_labels"] == pytest.approx(weight * ce_plain(z, y))
+    assert terms["anc_data"] == pytest.approx(((z - w) ** 2).sum(1).mean())
+    before = game.start["student"].players[0].adapter.weight
+    assert not torch.equal(game.players["student"].module.players[0].adapter.weight, before)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--method.parts", "[{type: dkd, beta: 2}, kd]", "--method.weights", "1,0.5"],
+        ["--method.parts=[dkd, kd]"],
+        ["--method.parts", "dkd,kd"],
+    ],
+)
+def test_parts_are_read_from_a_command_line_and_written_down(words: list[str], tmp_path: Path) -> None:
+    config = parse(["--method.type", "sum", *words])
+    first, second = config.method.parts
+    assert (type(first), type(second)) == (Dkd, Kd)
+    assert first.beta == (2 if "beta" in " ".join(words) else 8)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    assert parse(["--config_path", str(file)]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{parts: []}", "method.parts is empty"),
+        ("{parts: [dkdd]}", "method.parts.type 'dkdd' is unknown: did you mean dkd?"),
+        ("{parts: [{type: dkd, gama: 1}]}", "there is no field method.parts.gama"),
+        ("{parts: [dkd, kd], weights: [1]}", "method.weights are 1 and method.parts 2"),
+        ("{parts: [datafree]}", "datafree cannot be a part"),
+        ("{parts: [sum, kd]}", "sum cannot be a part"),
+        ("{parts: [3]}", "method.parts.type '3' is unknown"),
+        ("{parts: [[kd]]}", "method.parts is"),
+    ],
+)
+def test_wrong_parts_are_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "sum.yaml"
+    file.write_text("method: " + text.replace("{", "{type: sum, ", 1))
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        parse(["--config_path", str(file)])
+    assert "\n" not in str(caught.value)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import draccus
+from draccus.parsers.encoding import encode_choice
 
 from fastanc.batch import Batch, Outputs
-from fastanc.fields import Count, Fields, OneOf
+from fastanc.fields import Count, Fields, OneOf, make
 from fastanc.later import Tensor, torch
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
+from fastanc.plain_yaml import Tree, placed
 from fastanc.registry import is_same, remember
 
 if TYPE_CHECKING:
@@ -109,6 +112,21 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
 
     group = "method"
 
+    @classmethod
+    def chosen(cls, value: Any, name: str) -> Method:
+        """Return the method of `{type: NAME, field: value}` or of a bare NAME; ValueError calls it `name`."""
+        tree = {"type": value} if isinstance(value, str) else value
+        known, kind = cls.get_known_choices(), tree.get("type")
+        if not isinstance(kind, str) or kind not in known:
+            close = difflib.get_close_matches(str(kind), sorted(known), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            with placed(tree, "type"):
+                raise ValueError(
+                    f"{name}.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}"
+                )
+        knobs = (tree if isinstance(tree, Tree) else Tree(tree)).without("type")
+        return make(known[kind], knobs, f"{name}.")
+
     @property
     def kind(self) -> str:
         """The registered name, as in `method: {type: NAME}`."""
@@ -186,6 +204,12 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
 
     def save(self, nets: Nets, folder: Path) -> None:
         """Write into a finished run's folder what the method leaves beside the student."""
+
+
+@draccus.encode.register(Method, include_subclasses=True)
+def _encoded(method: Method, declared_type: Any = None) -> dict[str, Any]:
+    """Return a method as plain values with its type, also where it is one of several in a field."""
+    return encode_choice(method, Method)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What SRRL and ReviewKD put around a student: maps of its features, and of all its stages, to the teacher's."""
+"""What SRRL, ReviewKD and a sum of methods put around a student."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastanc.batch import Outputs
-from fastanc.models.taps import Tapped, Wrapper
+from fastanc.losses import fp32
+from fastanc.models.taps import Tapped, Wrapper, changed_by
 
 
 class Connected(Wrapper):
@@ -88,3 +89,31 @@ class Reviewed(Wrapper):
             made, deeper = fusion(own, deeper)
             fused.insert(0, made)
         return out._replace(stages=tuple(fused[:-1]), features=fused[-1].flatten(1))
+
+
+class Shared(Wrapper):
+    """A tapped student that several methods have wrapped, each in its own way: images -> the tapped one's Outputs."""
+
+    def __init__(self, student: Tapped, players: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.student = student
+        self.players = nn.ModuleList(players)
+
+    def changed(self, out: Outputs) -> Outputs:
+        """Return the outputs as they are; what each method's wrappers make of them follows in its play."""
+        return out
+
+    def every(self, images: Tensor) -> list[Outputs]:
+        """Return the tapped network's outputs and all that follow from them: what any weight may count for."""
+        out = self(images)
+        return [out, *(self.seen_by(number, out) for number in range(len(self.players)))]
+
+    def seen_by(self, number: int, out: Outputs) -> Outputs:
+        """Return what one method's wrappers make of the outputs, in fp32: a play is outside of the autocast."""
+        wide = Outputs(
+            fp32(out.logits),
+            None if out.features is None else fp32(out.features),
+            None if out.stages is None else tuple(map(fp32, out.stages)),
+            out.descriptors,
+        )
+        return changed_by(self.players[number], wide)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastanc.batch import Batch
+from fastanc.models.connectors import Shared
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.teacher.online import Online
 
@@ -85,8 +86,9 @@ def _gradients(
     count, place = min(images, _MOST), student.scale.device
     batch = torch.randint(256, (count, channels, image_px, image_px), dtype=torch.uint8, device=place)
     try:
-        out = network(batch)
-        parts = [out.logits, out.features, *(out.stages or ()), out.descriptors]
+        outputs = network.every(batch) if isinstance(network, Shared) else [network(batch)]
+        out = outputs[0]
+        parts = [part for o in outputs for part in (o.logits, o.features, *(o.stages or ()), o.descriptors)]
         total = torch.stack([part.float().sum() for part in parts if part is not None]).sum()
         gradients = torch.autograd.grad(total, weights, allow_unused=True)
     except Exception as error:  # whatever a network says to a batch that it cannot take
