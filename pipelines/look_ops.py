@@ -2,7 +2,7 @@
 
 A picture that a teacher saw once and a student sees a year later on another device must be the same to the last bit.
 Floating point does not give that (a GPU fuses multiply and add, a CPU's vectors sum in another order), so pixels are
-worked on in integers: factors are multiples of 2^-12, places of 2^-17 of a pixel, weights of 2^-8. Each operation is
+worked on in integers: factors are multiples of 2^-7, places of 2^-17 of a pixel, weights of 2^-8. Each operation is
 `op(images [B, C, H, W] uint8, parameters [B, 6] int32) -> [B, C, H, W] uint8`, its parameters on the host, one row a
 picture; it never writes into its input and never waits for a device. (A channel is one piece of memory here: a CPU
 takes four times as long for every third byte.) Meaning and range are torchvision's, which rounds towards zero where
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastanc.pipelines.draws import exp
-from fastanc.pipelines.look_policies import ONE
+from fastanc.pipelines.look_policies import FACTOR, OFFSET, ONE, ONE_BITS
 from fastanc.pipelines.transfer import moved
 
 PLACE_BITS = 17
@@ -31,10 +31,10 @@ PLACE_BITS = 17
 SIGMAS = 64
 """Blurs to choose from: sigma is (k + 1) / 32 px."""
 _HUE_BITS = 16
-_TAPS = 6
+_TAPS, _BLUR_ONE = 6, 1 << 12
 _EVEN, _ODD = 0x00FF00FF, 0xFF00FF00 - (1 << 32)
 _HALVES = 0x00800080
-_RED, _GREEN, _BLUE = 19595, 38470, 7471  # ITU-R 601, as PIL's convert("L"); they sum to 2^16
+_RED, _GREEN, _BLUE = 38, 75, 15  # ITU-R 601's 0.299, 0.587, 0.114 of 128
 
 
 def _of(parameters: np.ndarray, k: int, device: torch.device) -> Tensor:
@@ -46,25 +46,25 @@ def _byte(values: Tensor) -> Tensor:
     return values.clamp_(0, 255).to(torch.uint8)
 
 
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """other + factor (images - other); `other` is int32."""
-    difference = images.int().sub_(other).mul_(factor).add_(ONE // 2).bitwise_right_shift_(12)
-    return _byte(difference.add_(other))
+def _blend(images: Tensor, other: Tensor | int, factor: Tensor) -> Tensor:
+    """other + factor (images - other), as images + (factor - 1) (images - other): that has 16 bits."""
+    wide = images.short()
+    return _byte(
+        (wide - other).mul_(factor.short() - ONE).add_(ONE // 2).bitwise_right_shift_(ONE_BITS).add_(wide)
+    )
 
 
 def luma(images: Tensor) -> Tensor:
-    """Return the grey of pictures [B, C, H, W], [B, 1, H, W] int32 in 0..255."""
+    """Return the grey of pictures [B, C, H, W], [B, 1, H, W] int16 in 0..255."""
     if images.shape[1] == 1:
-        return images.int()
-    red, green, blue = images.int().split(1, 1)
-    return (
-        red.mul_(_RED).add_(green.mul_(_GREEN)).add_(blue.mul_(_BLUE)).add_(1 << 15).bitwise_right_shift_(16)
-    )
+        return images.short()
+    red, green, blue = images.short().split(1, 1)
+    return (red * _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE).add_(64).bitwise_right_shift_(7)
 
 
 def brightness(images: Tensor, parameters: np.ndarray) -> Tensor:
     """Times a factor of parameter 0 / ONE."""
-    return _byte(images.int().mul_(_of(parameters, 0, images.device)).add_(ONE // 2).bitwise_right_shift_(12))
+    return _blend(images, 0, _of(parameters, 0, images.device))
 
 
 def contrast(images: Tensor, parameters: np.ndarray) -> Tensor:
@@ -72,7 +72,7 @@ def contrast(images: Tensor, parameters: np.ndarray) -> Tensor:
     grey = luma(images)
     pixels = grey.shape[2] * grey.shape[3]
     mean = (2 * grey.sum((1, 2, 3)) + pixels) // (2 * pixels)
-    return _blend(images, mean.int()[:, None, None, None], _of(parameters, 0, images.device))
+    return _blend(images, mean.short()[:, None, None, None], _of(parameters, 0, images.device))
 
 
 def saturation(images: Tensor, parameters: np.ndarray) -> Tensor:
@@ -95,7 +95,9 @@ def sharpness(images: Tensor, parameters: np.ndarray) -> Tensor:
     rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     inner = x[:, :, 1:-1, 1:-1]
     total = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]).add_(inner, alpha=4).int()
-    smooth = total.mul_(20165).add_(1 << 17).bitwise_right_shift_(18)  # total / 13, rounded: exact up to 3315
+    smooth = (
+        total.mul_(20165).add_(1 << 17).bitwise_right_shift_(18).short()
+    )  # total / 13, rounded: exact up to 3315
     result = images.clone()
     result[:, :, 1:-1, 1:-1] = _blend(images[:, :, 1:-1, 1:-1], smooth, _of(parameters, 0, images.device))
     return result
@@ -109,7 +111,11 @@ def posterize(images: Tensor, parameters: np.ndarray) -> Tensor:
 
 def solarize(images: Tensor, parameters: np.ndarray) -> Tensor:
     """Invert what is not below parameter 0."""
-    return images ^ (images >= _of(parameters, 0, images.device)).to(torch.uint8).mul_(255)
+    threshold = _of(parameters, 0, images.device)
+    inverts = (threshold <= 255).to(
+        torch.uint8
+    ) * 255  # 256 is beyond all values, and beyond what a byte compares with
+    return images ^ (images >= threshold.clamp(max=255).to(torch.uint8)).to(torch.uint8).mul_(inverts)
 
 
 def autocontrast(images: Tensor, parameters: np.ndarray) -> Tensor:
@@ -184,33 +190,50 @@ def affine(images: Tensor, parameters: np.ndarray, fill: tuple[int, ...]) -> Ten
     room[:, 2:-2, 2:-2] = packed[:, 0]
     pixels = room.flatten()
 
-    def along(length: int) -> Tensor:  # twice the distance from the centre
-        return torch.arange(1 - length, length, 2, dtype=torch.int32, device=images.device)
-
-    x, y = along(width)[None, None, :], along(height)[None, :, None]
-    a, b, c, d, e, f = (_of(parameters, k, images.device)[:, 0] for k in range(6))
-    column = a * x + (b * y + (c + ((width - 1) << PLACE_BITS - 1)))
-    row = d * x + (e * y + (f + ((height - 1) << PLACE_BITS - 1)))
+    column = _places(parameters[:, :3], width, height, images.device)
+    row = _places(parameters[:, [4, 3, 5]], height, width, images.device).transpose(1, 2)
     right, below = (place >> PLACE_BITS - 8 & 255 for place in (column, row))
     first = (row >> PLACE_BITS).clamp_(-2, height).add_(2).mul_(width + 4)
-    first.add_((column >> PLACE_BITS).clamp_(-2, width)).add_(2)
+    first = first + (column >> PLACE_BITS).clamp_(-2, width).add_(2)
     if count > 1:
-        first += torch.arange(count, dtype=torch.int32, device=images.device)[:, None, None] * (
-            (height + 4) * (width + 4)
-        )
-    first = first.flatten()
-    both = right * below >> 8
-    weights = (256 - right - below + both, right - both, below - both, both)
-    even: Tensor | int = _HALVES
-    odd: Tensor | int = _HALVES
-    for offset, weight in zip((0, 1, width + 4, width + 5), weights):
-        four = pixels[offset:].index_select(0, first).view(column.shape)
+        start = torch.arange(count, dtype=torch.int32, device=images.device) * ((height + 4) * (width + 4))
+        first += start[:, None, None]
+    shape, first = first.shape, first.flatten()
+    even = odd = torch.full(shape, _HALVES, dtype=torch.int32, device=images.device)
+    for offset, weight in _taps(parameters, right, below, width + 4):
+        four = pixels[offset:].index_select(0, first).view(shape)
         even = (four & _EVEN).mul_(weight).add_(even)
         odd = (four >> 8).bitwise_and_(_EVEN).mul_(weight).add_(odd)
-    assert isinstance(even, Tensor)
-    assert isinstance(odd, Tensor)
     result = even.bitwise_right_shift_(8).bitwise_and_(_EVEN).bitwise_or_(odd.bitwise_and_(_ODD))
     return torch.stack([(result >> 8 * k).bitwise_and_(255).to(torch.uint8) for k in range(channels)], 1)
+
+
+def _places(parameters: np.ndarray, length: int, other_length: int, device: torch.device) -> Tensor:
+    """Where along an axis of some length pixels come from, from (own factor, other factor, offset) [B, 3].
+
+    [B, other, own] int32 in 2^-17 px; the other axis is 1 long where it does not matter.
+    """
+
+    def centred(length: int) -> Tensor:  # twice the way from the centre
+        return torch.arange(1 - length, length, 2, dtype=torch.int32, device=device)
+
+    own, other, offset = (_of(parameters, k, device)[:, 0] for k in range(3))
+    place = own * centred(length) + (offset + ((length - 1) << PLACE_BITS - 1))
+    return place + other * centred(other_length)[:, None] if parameters[:, 1].any() else place
+
+
+def _taps(parameters: np.ndarray, right: Tensor, below: Tensor, stride: int) -> list[tuple[int, Tensor]]:
+    """The neighbours that count, by their distance in memory, with weights that sum to 256."""
+    straight = [  # whether a pixel comes from a whole column, or row, so that two neighbours have no weight
+        (own == FACTOR).all() and not other.any() and not (offset % OFFSET).any()
+        for own, other, offset in (parameters[:, :3].T, parameters[:, [4, 3, 5]].T)
+    ]
+    if straight[1]:
+        return [(0, 256 - right), (1, right)]
+    if straight[0]:
+        return [(0, 256 - below), (stride, below)]
+    both = right * below >> 8
+    return [(0, 256 - right - below + both), (1, right - both), (stride, below - both), (stride + 1, both)]
 
 
 def translate(images: Tensor, parameters: np.ndarray, fill: tuple[int, ...]) -> Tensor:
@@ -247,15 +270,18 @@ def _gauss(radius: int) -> np.ndarray:
     total = np.zeros(SIGMAS)
     for k in range(2 * radius + 1):  # in a fixed order
         total = total + density[:, k]
-    weights = np.rint(density / total[:, None] * ONE).astype(np.int32)
-    weights[:, radius] += ONE - weights.sum(1, dtype=np.int32)
+    weights = np.rint(density / total[:, None] * _BLUR_ONE).astype(np.int32)
+    weights[:, radius] += _BLUR_ONE - weights.sum(1, dtype=np.int32)
     return weights
 
 
 def blur(images: Tensor, parameters: np.ndarray) -> Tensor:
     """Gaussian blur, sigma (parameter 0 + 1) / 32 px, up to 6 px far, mirrored at the edge."""
     radius = min(_TAPS, images.shape[2] - 1, images.shape[3] - 1)
-    weights = moved(torch.from_numpy(_gauss(radius)[parameters[:, 0]]), images.device)
+    chosen = _gauss(radius)[parameters[:, 0]]
+    beyond = int((chosen == 0).all(0)[:radius].sum())  # taps of no weight, on either side
+    radius, chosen = radius - beyond, np.ascontiguousarray(chosen[:, beyond : 2 * radius + 1 - beyond])
+    weights = moved(torch.from_numpy(chosen), images.device)
     x = images.int()
     for dim, shift in ((2, 6), (3, 18)):  # 6 bits are kept between the passes
         length = x.shape[dim]

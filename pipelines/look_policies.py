@@ -34,9 +34,11 @@ OPS = (
     "flip",
     "erase",
 )
-ONE = 1 << 12
+ONE_BITS = 7
+ONE = 1 << ONE_BITS
 """A factor of 1, of those that pixels are multiplied by."""
-_FACTOR, _OFFSET = 1 << 16, 1 << 17  # of an affine map
+FACTOR, OFFSET = 1 << 16, 1 << 17
+"""A factor of 1 and an offset of a pixel, of an affine map."""
 _BINS = 30
 _ORDERS = np.array(list(permutations(range(4))))
 _TRIES = 10
@@ -137,15 +139,15 @@ class _Space:
     def _shear(self, px: int, slot: Slot, rows: np.ndarray, signed: np.ndarray, along: int) -> None:
         """Along an axis, in proportion to the distance from the left or upper edge."""
         tangent = signed * self.shear
-        slope, way = _whole(tangent, _FACTOR), _whole(tangent * px / 2, _OFFSET)
+        slope, way = _whole(tangent, FACTOR), _whole(tangent * px / 2, OFFSET)
         if along == 0:
-            _fill(slot, rows, "affine", _FACTOR, slope, way, 0, _FACTOR, 0)
+            _fill(slot, rows, "affine", FACTOR, slope, way, 0, FACTOR, 0)
         else:
-            _fill(slot, rows, "affine", _FACTOR, 0, 0, slope, _FACTOR, way)
+            _fill(slot, rows, "affine", FACTOR, 0, 0, slope, FACTOR, way)
 
     def _rotate(self, slot: Slot, rows: np.ndarray, signed: np.ndarray) -> None:
         turn = signed * self.rotate / 360
-        s, c = _whole(sine(turn), _FACTOR), _whole(sine(turn + 0.25), _FACTOR)
+        s, c = _whole(sine(turn), FACTOR), _whole(sine(turn + 0.25), FACTOR)
         _fill(slot, rows, "affine", c, -s, 0, s, c, 0)
 
 
@@ -262,8 +264,8 @@ def policy_of(name: str) -> Policy | None:
     if found := re.fullmatch(rf"jitter((?:-[bcsh]{_NUMBER})*)", name):
         words = [(word[0], float(word[1:])) for word in found[1].split("-")[1:]]
         strengths = dict(words)
-        if len(strengths) < len(words) or any(v > (0.5 if k == "h" else 2) for k, v in words):
-            raise ValueError(f"data.looks {name}: b, c and s go up to 2, h to 0.5, each once")
+        if len(strengths) < len(words) or any(v > (0.5 if k == "h" else 1) for k, v in words):
+            raise ValueError(f"data.looks {name}: b, c and s go up to 1, h to 0.5, each once")
         return Jitter(**{_JITTER[k]: v for k, v in strengths.items()})
     raise ValueError(f"data.looks {name!r} is not known: choose one of {_NAMES}")
 

@@ -30,7 +30,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "absolute_error_sum": (losses.absolute_error, (LOGITS, LOGITS)),
     "absolute_error_mean": (lambda s, t: losses.absolute_error(s, t, "mean"), (LOGITS, LOGITS)),
     "soft_kl": (lambda s, t: losses.soft_kl(s, t, 3.0), (LOGITS, LOGITS)),
-    "cross_entropy": (lambda s: losses.cross_entropy(s, LABELS, 0.1), (LOGITS,)),
+    "cross_entropy": (lambda s: losses.cross_entropy(s, LABELS), (LOGITS,)),
     "kd_terms": (
         lambda s: torch.stack(list(losses.kd_terms(s, _fixed(*LOGITS), LABELS, 0.7, 2.0).values())),
         (LOGITS,),

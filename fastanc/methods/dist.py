@@ -31,7 +31,7 @@ class Dist(Warming):
     @property
     def needs(self) -> frozenset[str]:
         """Logits, and labels where they count."""
-        return frozenset({"logits", "labels"} if self.labels_weight else {"logits"})
+        return frozenset({"logits", "soft_labels"} if self.labels_weight else {"logits"})
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""

@@ -43,7 +43,7 @@ class Srrl(Warming):
     connector: Annotated[str, OneOf(("linear-bn-relu", "linear"))] = "linear-bn-relu"
     """linear-bn-relu: as the authors'; linear: for features of a teacher that may be negative."""
 
-    needs = frozenset({"features", "logits", "labels"})
+    needs = frozenset({"features", "logits", "soft_labels"})
 
     def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
         """Return the student with its connector; ValueError where either side has no head."""

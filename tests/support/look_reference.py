@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-ONE = 4096
+ONE, BLUR_ONE = 128, 4096
 
 
 def _div(a: np.ndarray, b: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def grey_of(x: np.ndarray) -> np.ndarray:
     x = x.astype(np.int64)
     if x.shape[2] == 1:
         return x[..., 0]
-    return _div(19595 * x[..., 0] + 38470 * x[..., 1] + 7471 * x[..., 2], 65536)
+    return _div(38 * x[..., 0] + 75 * x[..., 1] + 15 * x[..., 2], 128)
 
 
 def _mix(x: np.ndarray, other: np.ndarray, q: int) -> np.ndarray:
@@ -153,8 +153,8 @@ def blur(x: np.ndarray, p: list[int]) -> np.ndarray:
     radius = min(6, x.shape[0] - 1, x.shape[1] - 1)
     sigma = (p[0] + 1) / 32
     density = [math.exp(-(k * k) / (2 * sigma * sigma)) for k in range(-radius, radius + 1)]
-    weights = [round(d / sum(density) * ONE) for d in density]
-    weights[radius] += ONE - sum(weights)
+    weights = [round(d / sum(density) * BLUR_ONE) for d in density]
+    weights[radius] += BLUR_ONE - sum(weights)
     values = x.astype(np.int64)
     for axis, bits in ((0, 6), (1, 18)):
         values = np.moveaxis(values, axis, 0)
