@@ -362,6 +362,18 @@ def test_a_plugins_look_is_trained_on_by_its_name(tmp_path: Path) -> None:
     assert Store.at(folder).identity["rule"]["looks"]["version"] == 2
 
 
+def test_a_look_that_reads_its_neighbours_is_refused_at_the_start(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    plugin = tmp_path / "rolled_looks.py"
+    plugin.write_text(
+        "import fastanc\n\n@fastanc.register_look('rolled')\n"
+        "def rolled(images, draws):\n    return images.roll(1, 0)\n"
+    )
+    config = parse([*as_words(RUN), "--run.plugin", str(plugin), "--data.looks", "rolled"])
+    with pytest.raises(ValueError, match="'rolled' makes another picture of an image alone than in a batch"):
+        open_input(config, make_accelerator(batch=64))
+
+
 def test_labels_of_mixed_pictures_reach_the_method() -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     config = parse([*as_words(RUN), "--data.mix", "cutmix", "--data.smoothing", "0.1"])

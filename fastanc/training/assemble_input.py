@@ -170,6 +170,7 @@ def _training_views(config: Config, dataset: DataSet) -> Views:
             vflip=data.vflip,
             seed=data.view_seed,
         )
+        looks.check()
     mixing = None
     if data.mix != "none":
         pairing = Pairing(dataset.num_images, data.view_seed, data.views_per_image)
