@@ -2,10 +2,11 @@
 
 `Pairing` says who is whose partner; what is drawn is drawn for the pair, from its smaller number, so both pictures of
 a pair have the same weight and box with the roles exchanged: x_i = w i + (1 - w) j, x_j = w j + (1 - w) i. The
-teacher is asked about the *mixed* picture: a mean of its answers on the two is another thing, and known to hurt (Wang
-et al. 2022, "What makes a good data augmentation in knowledge distillation", table 9). Weights are k / 128 and pixels
-are whole numbers, so that the same bits come out on every device; Beta(a, a) is drawn from a table that is made by
-operations which IEEE 754 rounds exactly, since libraries change their generators.
+teacher is asked about the *mixed* picture: a mean of its answers on the two is another thing, and the labels that
+mixing gives in the place of its word are known to hurt (Wang et al. 2021, "Understanding the success of knowledge
+distillation: a data augmentation perspective", table 1). Weights are k / 128 and pixels are whole numbers, so that
+the same bits come out on every device; Beta(a, a) is drawn from a table that is made by operations which IEEE 754
+rounds exactly, since libraries change their generators.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Views: a rule turns (seed, view number, image number) into the box and the flip of every image.
+"""How views are cut: a rule turns (seed, view number, image number) into the box and the flip of every image.
 
 RandomResizedCrop hashes draws 0 to 9 of a view (words: area, shape, x, y; see `draws`) and takes the first that fits
 into the image, as torchvision tries anew; the flip is draw 10. Most fit at draw 0, so the others are hashed for the
