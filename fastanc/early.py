@@ -13,7 +13,7 @@ from typing import Any
 
 from fastanc.models import names as networks
 from fastanc.pipelines import names as datasets
-from fastanc.pipelines.look_policies import policy_of
+from fastanc.pipelines.own_looks import check_look
 
 _RESUMES = ("never", "latest", "anew")
 
@@ -30,7 +30,7 @@ def check(groups: Mapping[str, Any]) -> None:
     ):
         raise FileNotFoundError(f"data.root: there is no folder {data.root} to look for {data.name} in")
     if not plugin:
-        policy_of(data.looks)
+        check_look(data.looks)
     _named("student.name", networks.check_name, student.name, plugin)
     _weights("student.weights", student.weights)
     if method is not None and method.needs_teacher:

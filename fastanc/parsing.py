@@ -23,6 +23,7 @@ from fastanc.config import GROUPS, Config, with_said
 from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
+from fastanc.pipelines.own_looks import check_look
 from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in, placed
 from fastanc.registry import place_of, remember_file
 
@@ -152,6 +153,7 @@ def decode(tree: dict[str, Any], check: Callable[[Mapping[str, Any]], None] | No
         check(made)
     if plugin is not None:
         import_plugin(plugin)
+        check_look(made["data"].looks)
         with placed(tree, "method"):
             made["method"] = _method(method)
     return Config(**made)

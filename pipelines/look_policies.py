@@ -270,6 +270,11 @@ def policy_of(name: str) -> Policy | None:
     raise ValueError(f"data.looks {name!r} is not known: choose one of {_NAMES}")
 
 
+def fills(name: str) -> bool:
+    """Return whether a policy leaves places with nothing to see, which a colour fills."""
+    return name.startswith(("rand-", "trivial"))
+
+
 def shared(key: Key, share: float, first: int, op: str) -> Slot:
     """Return an operation of a share of the views."""
     slot = _slot(len(key.index))

@@ -328,6 +328,11 @@ def test_a_built_cache_is_read_and_verified_and_another_policys_is_not(
             ["--method.type", "l2", "--data.smoothing", "0.1"],
             "data.smoothing does nothing with method.type l2",
         ),
+        (["--data.erase_fill", "zero", "--data.looks", "jitter"], "with looks that leave no place empty"),
+        (
+            ["--method.type", "datafree", "--data.looks", "trivial"],
+            "with a method that trains on latent vectors",
+        ),
         (["--data.looks", "trivia"], "data.looks 'trivia' is not known: choose one of none, jitter"),
     ],
 )

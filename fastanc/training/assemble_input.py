@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastanc.pipelines.catalogue import open_dataset, open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.latents import LatentSet
+from fastanc.pipelines.look_policies import fills
 from fastanc.pipelines.looks import Looks
 from fastanc.pipelines.mixing import Mixing
 from fastanc.pipelines.order import share_of
@@ -122,9 +123,19 @@ def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]
     return train, stored_for(val, "resized", data.image_px) if data.crop == "resized" else val
 
 
+_OF_IMAGES = (
+    *("crop", "min_scale", "max_ratio", "flip", "vflip", "pad", "looks", "grey", "erase", "erase_fill"),
+    *("mix", "mix_alpha", "mix_share", "smoothing", "share", "views_per_image", "decode"),
+)
+"""Fields of DataConfig that say how training images are seen."""
+
+
 def _check_idle(config: Config, train: DataSet) -> None:
     """Raise ValueError for a field of the user's own words that does nothing in this run."""
     if "latents" in config.method.needs:
+        _refuse(
+            {f"data.{one}": ("a method that trains on latent vectors", True) for one in _OF_IMAGES}, config
+        )
         return
     data, padded = config.data, isinstance(train, ArraySet)
     reads_labels = bool(config.method.needs & {"labels", "soft_labels"})
@@ -136,9 +147,13 @@ def _check_idle(config: Config, train: DataSet) -> None:
         "data.steps_per_epoch": ("a method that trains on images", True),
         "data.mix_alpha": ("data.mix none", data.mix == "none"),
         "data.mix_share": ("data.mix none", data.mix == "none"),
-        "data.erase_fill": ("data.looks none and data.erase 0", data.looks == "none" and not data.erase),
+        "data.erase_fill": ("looks that leave no place empty", not (data.erase or fills(data.looks))),
         "data.smoothing": (f"method.type {config.method.kind}, which reads no labels", not reads_labels),
     }
+    _refuse(idle, config)
+
+
+def _refuse(idle: Mapping[str, tuple[str, bool]], config: Config) -> None:
     for name, (what, does_nothing) in idle.items():
         if does_nothing and name in config.said:
             raise ValueError(f"{name} does nothing with {what}: leave it out")
