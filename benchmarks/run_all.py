@@ -129,6 +129,8 @@ def plan(cuda: bool) -> list[tuple[list[str], float]]:
         (["plays"], 600),
         (["cache", *small], 600),
         (["input"], 600),
+        (["looks"], 600),
+        (["looks_parity"], 200),
         (["step", *(["--compile"] if cuda else [])], 600),
         (["end_to_end"], 600),
         (["sources", "--data.views", "1"], 600),

@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     report.add_argument("--out", type=Path, help="HTML file to write; without it the table only")
 
+    about = "draw images with their views, as a recipe dresses and mixes them, on one sheet"
+    views = _job(jobs, "views", _views, about, fields=True)
+    views.add_argument("recipe", nargs="?", help="a name or a YAML file, as --recipe takes it")
+    views.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    views.add_argument("--images", type=within(1, 64), help="rows, evenly spaced over the set (8)")
+    views.add_argument("--views", type=within(1, 64), help="columns: views 0, 1, ... of each (6)")
+
     export = _job(jobs, "export", _export, "write a run's student for use elsewhere")
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
@@ -226,6 +233,18 @@ def _report(options: argparse.Namespace) -> None:
     print(summary_table(options.runs))
     if options.out is not None:
         print(write_report(options.runs, options.out))
+
+
+def _views(options: argparse.Namespace) -> None:
+    from fastanc.parsing import parse
+
+    recipe = [] if options.recipe is None else [f"--recipe={options.recipe}"]
+    config = parse([*recipe, *options.fields], front=True, images_only=True)
+    from fastanc.jobs.views_sheet import check_place, write_views
+    from fastanc.training.assemble import open_images
+
+    check_place(options.out)
+    print(write_views(open_images(config), options.out, options.images, options.views))
 
 
 def _study(options: argparse.Namespace) -> None:

@@ -126,6 +126,16 @@ class DataConfig(Fields):
             f"data.pad ({self.pad}) must be smaller than data.image_px ({self.image_px}), or views are empty",
         )
 
+    @property
+    def dressed(self) -> bool:
+        """Whether views look otherwise than they were cut."""
+        return bool(self.looks != "none" or self.erase or self.grey or self.vflip)
+
+    @property
+    def finished(self) -> bool:
+        """Whether anything is done to views beside cutting them."""
+        return self.dressed or self.mix != "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Fields):

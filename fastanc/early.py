@@ -18,10 +18,10 @@ from fastanc.pipelines.own_looks import check_look
 _RESUMES = ("never", "latest", "anew")
 
 
-def check(groups: Mapping[str, Any]) -> None:
-    """Raise ValueError or FileNotFoundError naming the field; `groups` are a configuration's, the method if known."""
-    run, data, teacher, student = (groups[name] for name in ("run", "data", "teacher", "student"))
-    plugin, method = run.plugin is not None, groups.get("method")
+def check_images(groups: Mapping[str, Any]) -> None:
+    """Raise ValueError or FileNotFoundError naming a field that says which images and views; see `check`."""
+    run, data = groups["run"], groups["data"]
+    plugin = run.plugin is not None
     _named("data.name", datasets.check_name, data.name, plugin)
     if (
         data.root is not None
@@ -31,13 +31,19 @@ def check(groups: Mapping[str, Any]) -> None:
         raise FileNotFoundError(f"data.root: there is no folder {data.root} to look for {data.name} in")
     if not plugin:
         check_look(data.looks)
+    _file("run.plugin", run.plugin)
+
+
+def check(groups: Mapping[str, Any]) -> None:
+    """Raise ValueError or FileNotFoundError naming the field; `groups` are a configuration's, the method if known."""
+    check_images(groups)
+    run, teacher, student = (groups[name] for name in ("run", "teacher", "student"))
+    plugin, method = run.plugin is not None, groups.get("method")
     _named("student.name", networks.check_name, student.name, plugin)
     _weights("student.weights", student.weights)
     if method is not None and method.needs_teacher:
         _named("teacher.name", networks.check_name, teacher.name, plugin)
         _teacher_files(teacher, may_be_registered=plugin)
-    if plugin and not os.path.isfile(run.plugin):
-        _file("run.plugin", run.plugin)
     if run.resume not in _RESUMES and not os.path.exists(run.resume):
         raise FileNotFoundError(
             f"run.resume: there is no checkpoint {run.resume}: take {', '.join(_RESUMES)}, or a"

@@ -19,7 +19,7 @@ from typing import Any
 import draccus
 
 from fastanc import early
-from fastanc.config import GROUPS, Config, with_said
+from fastanc.config import GROUPS, Config, DataConfig, with_said
 from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
 from fastanc.methods.base import Method
@@ -63,11 +63,12 @@ def recipe_path(name: str) -> Path:
     )
 
 
-def parse(args: Sequence[str], *, front: bool = False) -> Config:
+def parse(args: Sequence[str], *, front: bool = False, images_only: bool = False) -> Config:
     """Read `--recipe NAME | --config_path FILE` and `--group.field value` overrides into a Config.
 
     Without a recipe it is digits_anc. Of a field that is given twice the last word counts. With `front`, for what a
-    user typed, that is said, and names and files are looked at before anything slow is imported (`early`).
+    user typed, that is said, and names and files are looked at before anything slow is imported (`early`); with
+    `images_only` those of the networks are not.
     Raises ValueError with one sentence that names the field for a wrong key, type or value.
     """
     overrides = _pairs(list(args))
@@ -85,8 +86,16 @@ def parse(args: Sequence[str], *, front: bool = False) -> Config:
     for key, value in overrides:
         if key not in _FILES:
             _assign(tree, key, Word(value))
-    config = decode(tree, early.check if front else None)
+    check = early.check_images if images_only else early.check
+    config = decode(tree, check if front else None)
     return with_said(config, (key for key, _ in overrides))
+
+
+def data_group(path: Path) -> DataConfig:
+    """Return the data group of a configuration's file alone, whatever the others need; ValueError as of `parse`."""
+    tree = _recipe(str(path))
+    with placed(tree, "data"):
+        return make(DataConfig, mapping_in(tree.get("data", {})), "data.")
 
 
 def configure(recipe: str, fields: Mapping[str, Any]) -> Config:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.report_page import RunFolder, page
+from fastanc.parsing import data_group
 from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
 
@@ -54,7 +56,8 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
         )
     if out_path.is_file() and not out_path.read_bytes()[:9].lower().startswith(b"<!doctype"):
         raise FileExistsError(f"{out_path} exists and is no report: choose another name")
-    runs = _read(run_dirs)
+    shown: dict[Any, str] = {}
+    runs = [_with_views(run, Path(folder), shown) for run, folder in zip(_read(run_dirs), run_dirs)]
     html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
     make_folder(out_path.parent)
     sweep(out_path.parent, out_path.name, older_than_s=HOUR_S)
@@ -85,6 +88,27 @@ def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
         )
         for folder, name, summary in zip(folders, names, summaries)
     ]
+
+
+def _with_views(run: RunFolder, folder: Path, shown: dict[Any, str]) -> RunFolder:
+    """The run with a sheet of its views, where these are dressed or mixed, or with the reason why there is none.
+
+    `shown` remembers which run has the sheet of which views: a study's cells share them.
+    """
+    try:
+        data = data_group(folder / "config.yaml") if run.config else None
+        if data is None or not data.finished:
+            return run
+    except (ValueError, OSError) as error:
+        return replace(run, no_views=str(error))
+    from fastanc.jobs.views_sheet import sheet_of_run  # other reports do without the decoder
+
+    if data in shown:
+        return replace(run, no_views=f"they are those of {shown[data]}")
+    sheet, why_not = sheet_of_run(folder)
+    if sheet:
+        shown[data] = run.label
+    return replace(run, views=sheet, no_views=why_not)
 
 
 def _cells(summary: Mapping[str, Any]) -> list[str]:

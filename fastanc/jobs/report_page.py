@@ -38,6 +38,10 @@ class RunFolder:
     config: str
     samples: bytes = b""
     """The sample sheet of generated images, a PNG."""
+    views: bytes = b""
+    """Some images with their views, a PNG or JPEG."""
+    no_views: str = ""
+    """Why there is none, though the views are dressed or mixed."""
 
     def series(self, kind: str, column: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of one column over the lines of one kind."""
@@ -204,13 +208,22 @@ def _details(run: RunFolder, colour: str) -> str:
     if notes := [line for line in run.metrics if line["kind"] == "note"]:
         items = (f"<li><em>step {x['step'] + 1}</em> {escape(x['text'])}</li>" for x in notes)
         parts += f"<ul>{''.join(items)}</ul>"
-    if run.samples:
-        sheet = base64.b64encode(run.samples).decode()
-        says = f"images of the generator of {escape(run.label)}"
-        parts += f"<img class='sheet' alt='{says}' src='data:image/png;base64,{sheet}'>"
+    if run.no_views:
+        parts += f"<ul><li>the views are not shown: {escape(run.no_views)}</li></ul>"
+    parts += _sheet(run.samples, f"images of the generator of {run.label}")
+    parts += _sheet(run.views, f"images of {run.label} and their views")
     if run.config:
         parts += f"<details><summary>configuration</summary><pre>{escape(run.config)}</pre></details>"
     return f"<section><h2>{_name(run, colour)}</h2>{parts}</section>"
+
+
+def _sheet(picture: bytes, says: str) -> str:
+    """A picture inside the page; "" for none."""
+    if not picture:
+        return ""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    held = base64.b64encode(picture).decode()
+    return f"<img class='sheet' alt='{escape(says)}' src='data:image/{kind};base64,{held}'>"
 
 
 def _facts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -130,6 +130,16 @@ def open_bench(config: Config, *, create: bool) -> Bench:
     )
 
 
+def open_images(config: Config) -> Input:
+    """Open the input of a run alone, decoded as without a cache; ValueError where the method has no images."""
+    if "latents" in config.method.needs:
+        raise ValueError(
+            f"method.type {config.method.kind} trains on latent vectors, of which there are no views: name a method"
+            " that trains on images, such as anc"
+        )
+    return open_input(config, _accelerator(config))
+
+
 def _accelerator(config: Config) -> Accelerator:
     return make_accelerator(
         precision=config.run.precision,

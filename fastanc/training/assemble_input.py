@@ -176,7 +176,7 @@ def _training_views(config: Config, dataset: DataSet) -> Views:
         else (0,) * dataset.channels
     )
     looks = None
-    if data.looks != "none" or data.erase or data.grey or data.vflip:
+    if data.dressed:
         looks = Looks(
             policy=data.looks,
             erase=data.erase,
