@@ -61,7 +61,7 @@ class ArraySet:
     ) -> None:
         self.name = name
         self.images = images = channels_last(name, images)
-        self.labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
+        self.labels = None if labels is None else np.require(labels, np.int64, ["C", "W"])
         self.classes = list(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self.num_images, self.num_classes, self.channels = len(images), len(self.classes), images.shape[3]
