@@ -297,6 +297,7 @@ def test_a_built_cache_is_read_and_verified_and_another_policys_is_not(
     from fastanc.cli import main
 
     assert not main(["cache", "build", *words])
+    assert "mixed pictures take no more room" in capsys.readouterr().out
     (folder,) = (tmp_path / "cache").iterdir()
     store = Store.at(folder)
     assert all(store.complete(view) for view in (0, 1))

@@ -32,6 +32,8 @@ def _build(options: Namespace) -> None:
                 print(input_note(bench.source))
             if said:
                 print(said)
+            if bench.source.views.mixing is not None:
+                print("mixed pictures take no more room: a row is one view of one image, whatever is in it")
         built = build_cache(
             bench.store,
             range(bench.views),
