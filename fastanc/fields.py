@@ -128,7 +128,7 @@ def make(owner: type[_T], tree: Any, prefix: str = "") -> _T:
     Raises ValueError with one sentence that names a field which is unknown, or a value that its field does not take.
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {_shown(tree)}")
+        raise ValueError(f"{prefix.rstrip('.') or 'the recipe'} is a group of fields, not {shown(tree)}")
     known = kinds(owner)
     for key in tree:
         if key not in known:
@@ -158,7 +158,7 @@ def read(value: Any, kind: Any, name: str) -> Any:
     try:
         return _read(value, kind, name)
     except Wrong:
-        raise ValueError(f"{name} is {_shown(value)}: it takes {takes(kind)}") from None
+        raise ValueError(f"{name} is {shown(value)}: it takes {takes(kind)}") from None
 
 
 def takes(kind: Any) -> str:
@@ -259,6 +259,7 @@ def _read_other(value: Any, kind: Any) -> Any:
         raise Wrong from None
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a wrong value as a message shows it: cut where it is long."""
     text = "null" if value is None else repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

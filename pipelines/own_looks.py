@@ -37,8 +37,8 @@ def register_look(name: str, version: int = 1) -> Callable[[Look], Look]:
 
         @register_look("dark")
         def dark(images, draws):
-            factor = torch.from_numpy(draws.uniform(0) * 256).int().to(images.device)
-            return (images * factor[:, None, None, None] >> 8).to(torch.uint8)
+            factor = torch.from_numpy(draws.uniform(0) * 256).int()[:, None, None, None]
+            return (images.int() * factor.to(images.device) >> 8).to(torch.uint8)
 
     Raises ValueError for a name that is taken.
     """

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from fastanc.pipelines import draws as counters
 from fastanc.pipelines import views
 from fastanc.pipelines.drawing import draw
 from fastanc.pipelines.order import Order, _permutation
@@ -29,7 +30,7 @@ def test_an_epoch_is_permuted_once_and_drawn_in_blocks(
     order, rule = Order(N, batch, seed=0), RandomResizedCrop(224, 0)
     share = order.steps_per_epoch // 20
     draws, words = [], []
-    boxes, philox = RandomResizedCrop.boxes, views.philox
+    boxes, philox = RandomResizedCrop.boxes, counters.philox
 
     def counted_boxes(rule: RandomResizedCrop, index: np.ndarray, *others: np.ndarray) -> views.Boxes:
         draws.append(len(index))
@@ -40,7 +41,7 @@ def test_an_epoch_is_permuted_once_and_drawn_in_blocks(
         return philox(counter, key)
 
     monkeypatch.setattr(RandomResizedCrop, "boxes", counted_boxes)
-    monkeypatch.setattr(views, "philox", counted_philox)
+    monkeypatch.setattr(counters, "philox", counted_philox)
     _permutation.cache_clear()
     cost = []
     for epoch in range(epochs):

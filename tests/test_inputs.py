@@ -170,6 +170,9 @@ def test_a_configuration_becomes_plain_values(tmp_path: Path, monkeypatch: pytes
     assert (order.rank, order.world, order.n) == (0, 2, source.train.num_images)
     assert source.train.options == source.val.options == JpegOptions(decode="cpu", threads=1, prefetch=3)
     assert not isinstance(source.train, LatentSet)
+    for field in ("--data.min_scale", "--data.views_per_image"):  # which are of images
+        at = words.index(field)
+        del words[at : at + 2]
     free = open_input(parse([*words, "--method.type", "datafree", "--method.latent_dim", "9"]), process())
     assert isinstance(free.train, LatentSet)
     assert (free.train.latent_dim, free.train.num_images) == (9, 50 * 24)

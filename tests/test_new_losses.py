@@ -687,7 +687,7 @@ def test_a_sum_is_its_parts() -> None:
         {"type": "dkd"},
     ]
     game = make_game("sum", parts=parts, weights=(1, 0.5, 2, 1))
-    assert game.method.needs == {"logits", "features", "labels"}
+    assert game.method.needs == {"logits", "features", "labels", "soft_labels"}
     assert list(game.players) == ["student", "anc_discriminator", "crd_embedding"]
     assert [play.player for play in game.method.plays] == ["anc_discriminator", "crd_embedding", "student"]
     assert [watch.column for watch in game.method.watches] == ["anc_won", "anc_d_adversarial"]

@@ -12,7 +12,7 @@ import draccus
 from draccus.parsers.encoding import encode_choice
 
 from fastanc.batch import Batch, Outputs
-from fastanc.fields import Count, Fields, OneOf, make
+from fastanc.fields import Count, Fields, OneOf, make, shown
 from fastanc.later import Tensor, torch
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
@@ -122,7 +122,7 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
             hint = f"did you mean {close[0]}? " if close else ""
             with placed(tree, "type"):
                 raise ValueError(
-                    f"{name}.type {kind!r} is unknown: {hint}use one of {', '.join(sorted(known))}"
+                    f"{name}.type {shown(kind)} is unknown: {hint}use one of {', '.join(sorted(known))}"
                 )
         knobs = (tree if isinstance(tree, Tree) else Tree(tree)).without("type")
         return make(known[kind], knobs, f"{name}.")
