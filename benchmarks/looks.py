@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,11 @@ WAYS = {
 DALI_HAS = ("none", "rand-m9-n2", "trivial", STRONG)
 
 
-def rates(folder: Path, images: int, rounds: int) -> list[dict[str, Any]]:
+def rates(folder: Path, images: int, rounds: int, policies: Sequence[str]) -> list[dict[str, Any]]:
     """Images per second of processor time; all ways run on side by side and take turns."""
     running = {
         (policy, name): begin(folder, policy)
-        for policy in POLICIES
+        for policy in policies
         for name, begin in WAYS.items()
         if name != "DALI auto_aug" or policy in DALI_HAS
     }
@@ -175,6 +175,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=100, help="images a way and turn (100)")
     parser.add_argument("--rounds", type=int, default=5, help="turns (5)")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES, help="beside none (all)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     jpegs = sorted(Path(os.environ.get("FASTANC_DATA", ".")).glob("imagenet-samples/*/*.JPEG"))
@@ -182,7 +183,9 @@ def main() -> None:
         parser.error("there are no JPEGs in imagenet-samples: set FASTANC_DATA to the folder that holds it")
     with tempfile.TemporaryDirectory() as name:
         make_sources(jpegs, Path(name))
-        rows = rates(Path(name), chosen.images, chosen.rounds)
+        rows = rates(
+            Path(name), chosen.images, chosen.rounds, list(dict.fromkeys(["none", *chosen.policies]))
+        )
     print(table(rows))
     print(f"appended to {record('looks', rows)}")
 
