@@ -14,7 +14,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torchvision import datasets, io
 from torchvision.transforms import v2
 
 from benchmarks.harness import record, table
-from benchmarks.input import BATCH, PX, make_sources, settle
+from benchmarks.input import BATCH, PX, make_sources, turn
 from fastanc.pipelines.index.build import Index, index_path
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
@@ -151,12 +150,7 @@ def rates(folder: Path, images: int, rounds: int, policies: Sequence[str]) -> li
     cpu: dict[tuple[str, str], list[float]] = {key: [] for key in running}
     for _ in range(rounds):
         for key, way in running.items():
-            settle()
-            began, done = time.process_time(), 0
-            while done < images:
-                done += next(way)
-            settle()
-            cpu[key].append(done / (time.process_time() - began))
+            cpu[key].append(turn(way, images)[1])
     return [
         {
             "policy": policy,
