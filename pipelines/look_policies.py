@@ -254,20 +254,20 @@ def policy_of(name: str) -> Policy | None:
         return Trivial()
     if name == "three":
         return Three()
-    if found := re.fullmatch(rf"rand-m{_NUMBER}-n(\d+)(?:-mstd{_NUMBER})?", name):
+    if found := re.fullmatch(rf"rand-m{_NUMBER}-n(\d+)(?:-mstd{_NUMBER})?", name, re.ASCII):
         magnitude, ops, std = float(found[1]), int(found[2]), float(found[3] or 0)
         if magnitude > _BINS or not 1 <= ops <= 16 or std > _BINS:
             raise ValueError(
                 f"data.looks {name}: magnitude and mstd go up to {_BINS}, the operations from 1 to 16"
             )
         return Rand(magnitude, ops, std)
-    if found := re.fullmatch(rf"jitter((?:-[bcsh]{_NUMBER})*)", name):
+    if found := re.fullmatch(rf"jitter((?:-[bcsh]{_NUMBER})*)", name, re.ASCII):
         words = [(word[0], float(word[1:])) for word in found[1].split("-")[1:]]
         strengths = dict(words)
         if len(strengths) < len(words) or any(v > (0.5 if k == "h" else 1) for k, v in words):
             raise ValueError(f"data.looks {name}: b, c and s go up to 1, h to 0.5, each once")
         return Jitter(**{_JITTER[k]: v for k, v in strengths.items()})
-    raise ValueError(f"data.looks {name!r} is not known: choose one of {_NAMES}")
+    raise ValueError(f"data.looks {name[:80]!r} is not known: choose one of {_NAMES}")
 
 
 def fills(name: str) -> bool:

@@ -297,6 +297,8 @@ def test_names_and_their_mistakes() -> None:
         "rand",
         "rand-m31-n2",
         "rand-m9-n0",
+        "rand-m\u0669-n2",
+        1000 * "x",
         "jitter-h0.6",
         "jitter-b1-b1",
         "jitter-b1.1",
@@ -305,8 +307,9 @@ def test_names_and_their_mistakes() -> None:
         "mixup",
         "",
     ):
-        with pytest.raises(ValueError, match="data.looks"):
+        with pytest.raises(ValueError, match="data.looks") as refused:
             policy_of(wrong)
+        assert len(str(refused.value)) < 250
 
 
 def test_what_describes_looks_tells_them_apart() -> None:
