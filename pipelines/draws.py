@@ -13,6 +13,8 @@ needed of them is written out here as sums, in a fixed order.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
@@ -65,6 +67,7 @@ def exp(z: np.ndarray) -> np.ndarray:
     return result
 
 
+@cache
 def log(x: float) -> float:
     """The logarithm of 1/8 < x < 8 by its inverse-tangent series, the same bits everywhere."""
     z = (x - 1.0) / (x + 1.0)

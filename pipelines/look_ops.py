@@ -275,13 +275,18 @@ def _gauss(radius: int) -> np.ndarray:
     return weights
 
 
-def blur(images: Tensor, parameters: np.ndarray) -> Tensor:
-    """Gaussian blur, sigma (parameter 0 + 1) / 32 px, up to 6 px far, mirrored at the edge."""
-    radius = min(_TAPS, images.shape[2] - 1, images.shape[3] - 1)
+def blur_weights(parameters: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the weights of a blur's taps [B, 2 radius + 1] int32, which sum to 2^12."""
+    radius = min(_TAPS, height - 1, width - 1)
     chosen = _gauss(radius)[parameters[:, 0]]
     beyond = int((chosen == 0).all(0)[:radius].sum())  # taps of no weight, on either side
-    radius, chosen = radius - beyond, np.ascontiguousarray(chosen[:, beyond : 2 * radius + 1 - beyond])
-    weights = moved(torch.from_numpy(chosen), images.device)
+    return np.ascontiguousarray(chosen[:, beyond : 2 * radius + 1 - beyond])
+
+
+def blur(images: Tensor, parameters: np.ndarray) -> Tensor:
+    """Gaussian blur, sigma (parameter 0 + 1) / 32 px, up to 6 px far, mirrored at the edge."""
+    chosen = blur_weights(parameters, *images.shape[2:])
+    radius, weights = chosen.shape[1] // 2, moved(torch.from_numpy(chosen), images.device)
     x = images.int()
     for dim, shift in ((2, 6), (3, 18)):  # 6 bits are kept between the passes
         length = x.shape[dim]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastanc.pipelines import look_ops
 from fastanc.pipelines.draws import words_of
+from fastanc.pipelines.look_backend import Loops, loops_for
 from fastanc.pipelines.look_policies import OPS, Draws, Key, Slot, erased, flipped, greyed, policy_of
 from fastanc.pipelines.own_looks import OwnLook, own_look
 from fastanc.pipelines.transfer import moved
@@ -63,6 +64,11 @@ class Looks:
 
     def apply(self, images: Tensor, table: Table) -> Tensor:
         """Return pictures [B, H, W, C] uint8 as the table says, on their device; the input stays as it is."""
+        if not any(isinstance(step, Draws) or step.op.any() for step in table):
+            return images
+        loops = loops_for(images.device)
+        if loops is not None:
+            return self._looped(images, table, loops)
         size = len(images)
         if images.device.type == "cpu":
             size = max(1, _CACHED_PIXELS // (images.shape[1] * images.shape[2]))
@@ -70,9 +76,23 @@ class Looks:
         made = [self._apply(images[rows], [_cut(step, rows) for step in table]) for rows in parts]
         return made[0] if len(made) == 1 else torch.cat(made)
 
+    def _looped(self, images: Tensor, table: Table, loops: Loops) -> Tensor:
+        fill = np.array(self.fill, np.uint8)
+        work = images.clone(memory_format=torch.contiguous_format)
+        for step in table:
+            if isinstance(step, Draws):
+                planes = self._by_own(work.permute(0, 3, 1, 2).contiguous(), step)
+                work = torch.stack(planes.unbind(1), 3)
+                continue
+            for kind in np.unique(step.op[step.op > 0]).tolist():
+                rows = np.flatnonzero(step.op == kind)
+                parameters = step.parameters[rows]
+                if OPS[kind] == "blur":
+                    parameters = look_ops.blur_weights(parameters, *work.shape[1:3])
+                loops.ops[OPS[kind]](work.numpy(), rows, parameters, fill)
+        return work
+
     def _apply(self, images: Tensor, table: Table) -> Tensor:
-        if not any(isinstance(step, Draws) or step.op.any() for step in table):
-            return images
         planes = images.permute(0, 3, 1, 2).contiguous()
         for step in table:
             planes = self._by_own(planes, step) if isinstance(step, Draws) else self._by_ops(planes, step)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastanc.pipelines.draws import MIXES, below, exp, log, uniform, words_of
+from fastanc.pipelines.look_backend import loops_for
 from fastanc.pipelines.pairing import Pairing
 from fastanc.pipelines.transfer import moved
 
@@ -116,6 +117,12 @@ def mixed(images: Tensor, partner: Tensor, mix: Mix, rows: slice) -> Tensor:
     if images.device.type != "cpu":
         return _mixed_at_once(images[rows], images.index_select(0, partner[rows]), _part(mix, rows))
     result = images.new_empty((count, *images.shape[1:]))
+    loops = loops_for(images.device)
+    if loops is not None:
+        own = _part(mix, rows)
+        whole, other = images.contiguous().numpy(), partner[rows].numpy()
+        loops.mixed(result.numpy(), whole, rows.start, other, own.weight, own.boxes)
+        return result
     size = max(1, _CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
     for k in range(0, count, size):  # what stays in a CPU's cache
         part = slice(rows.start + k, min(rows.start + k + size, rows.start + count))

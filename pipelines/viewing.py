@@ -204,7 +204,8 @@ class Views:
             return mixed(images, partner, mix, slice(0, len(images)))
         size = -(-len(images) // pool._max_workers)
         parts = [slice(k, k + size) for k in range(0, len(images), size)]
-        return torch.cat(list(pool.map(lambda rows: mixed(images, partner, mix, rows), parts)))
+        made = list(pool.map(lambda rows: mixed(images, partner, mix, rows), parts))
+        return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def _rows_of(partner: np.ndarray, picks: Picks) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.looks_parity import FILL, PARITY, by_ours, computed, difference
-from fastanc.pipelines import look_ops, own_looks
+from fastanc.pipelines import look_backend, look_ops, own_looks
 from fastanc.pipelines.draws import uniform
 from fastanc.pipelines.look_policies import (
     ONE,
@@ -76,6 +77,55 @@ def test_every_bit_is_that_of_the_definition(op: str, height: int, width: int, c
     for image, p, picture in zip(images, parameters.tolist(), made):
         assert (reference(image, p, *more) == picture).all(), p
     assert torch.equal(given, planes(images)), "the input was written to"
+
+
+@pytest.mark.parametrize("op", sorted({*look_ops.PLAIN, *look_ops.FILLING}))
+@pytest.mark.parametrize(
+    ("height", "width", "channels"), [(13, 9, 3), (40, 40, 3), (8, 8, 1), (2, 3, 3), (1, 1, 1)]
+)
+def test_every_bit_of_a_compiled_loop_is_that_of_the_definition(
+    op: str, height: int, width: int, channels: int
+) -> None:
+    loops = look_backend.loops_for(torch.device("cpu"))
+    if loops is None:
+        pytest.skip("pip install numba")
+    images, rng = noise(12, height, width, channels), np.random.default_rng(1)
+    parameters = rows([PARAMETERS.get(op, lambda rng: [0])(rng) for _ in images])
+    work, some, fill = images.copy(), np.array([0, 2, 3, 5, 6, 7, 8, 11]), FILL[:channels]
+    given = parameters[some]
+    if op == "blur":
+        given = look_ops.blur_weights(given, height, width)
+    loops.ops[op](work, some, given, np.array(fill, np.uint8))
+    more = (fill,) if op in look_ops.FILLING else ()
+    for k in range(len(images)):
+        expected = images[k]
+        if k in some:
+            expected = getattr(look_reference, op)(images[k], parameters[k].tolist(), *more)
+        assert (expected == work[k]).all(), (k, parameters[k])
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5", "rand-m30-n4", "trivial", "jitter", "three"])
+@pytest.mark.parametrize(("px", "channels"), [(61, 3), (24, 1)])
+def test_a_machine_without_numba_makes_the_same_pictures(
+    monkeypatch: pytest.MonkeyPatch, policy: str, px: int, channels: int
+) -> None:
+    looks = Looks(policy, 0.5, FILL[:channels], 0.2, True, 3)
+    images = torch.from_numpy(noise(64, px, px, channels))
+    table, kept = looks.draw(np.arange(64), np.arange(64) % 3, px), images.clone()
+    made = looks.apply(images, table)
+    assert torch.equal(images, kept), "the input was written to"
+    monkeypatch.setattr("fastanc.pipelines.looks.loops_for", lambda device: None)
+    assert torch.equal(looks.apply(images, table), made)
+
+
+def test_numba_that_is_missing_or_switched_off_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = look_backend._compiled.__wrapped__
+    if (found := find()) is not None:
+        assert set(found.ops) == {*look_ops.PLAIN, *look_ops.FILLING}
+        monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+        assert find() is None
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert find() is None
 
 
 @pytest.mark.gpu

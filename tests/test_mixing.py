@@ -71,9 +71,14 @@ def test_a_box_has_the_area_of_the_weight_where_it_lies_inside() -> None:
     assert 0.5 < drawn.own.mean() < 0.72
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("px", "channels"), [(32, 3), (9, 1)])
-def test_pixels_are_those_of_a_loop(kind: str, px: int, channels: int) -> None:
+def test_pixels_are_those_of_a_loop(
+    monkeypatch: pytest.MonkeyPatch, kind: str, px: int, channels: int, compiled: bool
+) -> None:
+    if not compiled:  # as where Numba is not installed
+        monkeypatch.setattr("fastanc.pipelines.mixing.loops_for", lambda device: None)
     rule, n = mixing(kind, 131, 0.4, 0.9, px), 131
     images = np.random.default_rng(0).integers(0, 256, (n, px, px, channels), np.uint8)
     drawn = rule.draw(np.arange(n), np.full(n, 5))
