@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.looks_parity import FILL, PARITY, by_ours, computed, difference
@@ -29,7 +31,9 @@ from fastanc.pipelines.look_policies import (
     policy_of,
 )
 from fastanc.pipelines.looks import Looks
+from fastanc.pipelines.mixing import Mixing, _mixed_at_once, mixed
 from fastanc.pipelines.own_looks import register_look
+from fastanc.pipelines.pairing import Pairing
 from support import look_reference
 
 PARAMETERS: dict[str, Callable[[np.random.Generator], list[int]]] = {
@@ -126,6 +130,49 @@ def test_numba_that_is_missing_or_switched_off_is_done_without(monkeypatch: pyte
         assert find() is None
     monkeypatch.setitem(sys.modules, "numba", None)
     assert find() is None
+
+
+class Waits(TorchDispatchMode):
+    """Refuse the operations for which a host waits for its device."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "bincount")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indexed = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert name not in self.names, name
+        assert not any(k is not None and k.dtype in (torch.bool, torch.uint8) for k in indexed), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5", "trivial", "jitter", "three"])
+def test_nothing_waits_for_a_device(policy: str) -> None:
+    """By what PyTorch is asked to do, so that a machine without a GPU tells."""
+    looks, images = Looks(policy, 0.5, FILL, 0.2, True, 3), torch.from_numpy(noise(64, 24, 24, 3))
+    table, mixing = looks.draw(np.arange(64), np.arange(64), 24), Mixing("both", Pairing(64, 1), out_px=24)
+    mix = mixing.draw(np.arange(64), np.zeros(64, np.int64))
+    partner = torch.from_numpy(mix.partner)
+    with Waits():
+        dressed = looks._apply(images, table)
+        made = _mixed_at_once(dressed, dressed.index_select(0, partner), mix)
+    assert torch.equal(made, mixed(looks.apply(images, table), partner, mix, slice(0, 64)))
+    with pytest.raises(AssertionError), Waits():
+        images.sum().item()
+    with pytest.raises(AssertionError), Waits():
+        images[images > 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5", "trivial", "jitter", "three"])
+def test_nothing_waits_for_a_gpu(policy: str) -> None:
+    looks, images = Looks(policy, 0.5, FILL, 0.2, True, 3), torch.from_numpy(noise(64, 96, 96, 3)).cuda()
+    table = looks.draw(np.arange(64), np.arange(64), 96)
+    looks.apply(images, table)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        looks.apply(images, table)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
