@@ -87,7 +87,8 @@ def _topic(word: str) -> str:
         return _methods()
     if word in GROUPS:
         return _page(word, _class_of(word), word)
-    return _method_page(word) if word in method_names() else _found(word)
+    name = word.removeprefix("method.")  # as a group's field is written
+    return _method_page(name) if name in method_names() else _found(word)
 
 
 def _method_page(name: str) -> str:

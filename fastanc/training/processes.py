@@ -66,7 +66,10 @@ def make_accelerator(
 def choose_kernels(deterministic: bool) -> None:
     """Let cuDNN try its kernels on every new shape and keep the fastest, or have the same bits every time."""
     torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    if (
+        deterministic != torch.are_deterministic_algorithms_enabled()
+    ):  # the call alone loads a compiler, for seconds
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:  # read when cuBLAS is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
