@@ -5,8 +5,8 @@ Only the entry points read a Config; everything else gets plain values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -229,6 +229,8 @@ class RunConfig(Fields):
     """Arithmetic of the student's passes, trained and evaluated: fp32, or autocast to bf16 or fp16."""
     ema: BelowOne = 0.0
     """Decay of the student's moving average, which is then what is evaluated and kept; 0 keeps the student itself."""
+    ema_warmup: bool = False
+    """Let that decay grow from 0.1 as (1 + step) / (10 + step), so that an average begins near the student."""
     deterministic: bool = free(False)
     """Only kernels that give the same bits every time, and none that won a race on this device (cuDNN's search):
     slower on CUDA, but a run that was killed and went on is there, too, the same to the last bit."""
@@ -267,6 +269,10 @@ class RunConfig(Fields):
             self.compile_mode == "default" or self.accumulate == 1,
             f"run.compile_mode {self.compile_mode} replays one CUDA graph, which would overwrite the gradients of the"
             " part before it: set it to default, or run.accumulate to 1",
+        )
+        _require(
+            self.ema > 0 or not self.ema_warmup,
+            "run.ema_warmup is of a moving average, and there is none: set run.ema, e.g. to 0.9999",
         )
         _require(
             not self.skip_nonfinite or self.accumulate == 1,
@@ -308,6 +314,12 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.method, Method) and type(self.method) is Method:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
+        for player, own in self.method.optimizers().items():
+            _require(
+                own.layer_decay == 1,
+                f"the {player}'s optimizer has layer_decay {own.layer_decay:g}, which is of a student's blocks: set"
+                " optimizer.layer_decay",
+            )
 
 
 GROUPS = tuple(one.name for one in fields(Config))
@@ -332,16 +344,23 @@ def free_fields(config: Config) -> dict[str, frozenset[str]]:
     }
 
 
-def default_fields(config: Config) -> dict[str, dict[str, Any]]:
-    """Return, for every group of a configuration, the default of every field that has one, as plain values."""
-    return {
-        group.name: {
-            one.name: draccus.encode(one.default)
-            for one in fields(getattr(config, group.name))
-            if one.default is not MISSING
-        }
-        for group in fields(config)
-    }
+def completed(owner: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was once written down of a configuration, or a group of it, with what it is too old to have.
+
+    A field that did not exist yet had the value that is now its default, also in a group within a group.
+    """
+    found = {one.name: draccus.encode(one.default) for one in fields(owner) if one.default is not MISSING}
+    found |= saved
+    for one in fields(owner):
+        now, old = getattr(owner, one.name), found.get(one.name)
+        if is_dataclass(now) and isinstance(old, Mapping):
+            found[one.name] = completed(now, old)
+        elif isinstance(now, tuple) and isinstance(old, list) and len(now) == len(old):
+            found[one.name] = [
+                completed(part, was) if is_dataclass(part) and isinstance(was, Mapping) else was
+                for part, was in zip(now, old)
+            ]
+    return found
 
 
 def _require(good: bool, sentence: str) -> None:

@@ -41,6 +41,9 @@ def check(groups: Mapping[str, Any]) -> None:
     plugin, method = run.plugin is not None, groups.get("method")
     _named("student.name", networks.check_name, student.name, plugin)
     _weights("student.weights", student.weights)
+    for optimizer in (groups.get("optimizer"), *(method.optimizers().values() if method is not None else ())):
+        if optimizer is not None:
+            optimizer.check_library()
     if method is not None and method.needs_teacher:
         _named("teacher.name", networks.check_name, teacher.name, plugin)
         _teacher_files(teacher, may_be_registered=plugin)

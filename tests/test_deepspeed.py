@@ -34,13 +34,16 @@ FORKS.set_forkserver_preload(
 )
 LAUNCH_FILES = Path(__file__).parent.parent / "fastanc" / "recipes" / "launch"
 ANC = {"discriminator": "8-8", "dropout": 0.0}
-GAMES: dict[str, tuple[str, dict[str, Any], str]] = {
+GROUPED = {"decay_norms": False, "layer_decay": 0.5}
+GAMES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{
-        f"anc {r}": ("anc", {**ANC, "regulariser": r, "mu": 0.01}, "sgd")
+        f"anc {r}": ("anc", {**ANC, "regulariser": r, "mu": 0.01}, {})
         for r in ("none", "l1", "l2", "adversarial")
     },
-    "anc by adam": ("anc", ANC, "adam"),
-    "datafree": ("datafree", {"latent_dim": 7}, "sgd"),
+    "anc by adam": ("anc", ANC, {"name": "adam"}),
+    "anc in groups": ("anc", ANC, GROUPED),
+    "anc by adam in groups": ("anc", ANC, {"name": "adam", "beta2": 0.95, **GROUPED}),
+    "datafree": ("datafree", {"latent_dim": 7}, {}),
 }
 STEPS = 5
 
@@ -69,7 +72,7 @@ def _play(kind: str, rank: int, world: int, port: int, out: Path, begin: Path | 
     result = {}
     for name, (method, options, optimizer) in GAMES.items():
         accelerator.deepspeed_engine_wrapped = None  # an Accelerator keeps the first engine it makes
-        tiny_game.SGD = OptimizerConfig(name=optimizer, lr=0.02, momentum=0.9, weight_decay=2e-4)
+        tiny_game.SGD = OptimizerConfig(**{"lr": 0.02, "momentum": 0.9, "weight_decay": 2e-4, **optimizer})
         game = tiny_game.Game(Method.get_choice_class(method)(**options))
         for player in game.players.values():
             player.module.eval()

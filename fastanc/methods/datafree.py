@@ -53,7 +53,7 @@ class GeneratorOptimizer(OptimizerConfig):
     """DFAD's on CIFAR (DAFL: Adam 0.02, MNIST 0.2); a class, so that setting one field keeps the others."""
 
     name: Optimizer = "adam"
-    """sgd, adam or adamw."""
+    """sgd, adam, adamw or lamb."""
     lr: Rate = 1e-3
     """Base learning rate."""
     weight_decay: Decay = 0.0

@@ -39,6 +39,7 @@ from fastanc.training.assemble_networks import (
 from fastanc.training.assemble_settings import beyond, open_claim, pace_of, settings_of
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
+from fastanc.training.groups import note_of
 from fastanc.training.inputs import Input, data_notes, input_note
 from fastanc.training.player import Average
 from fastanc.training.players import Players, check_classes, frozen_of, same_everywhere
@@ -210,11 +211,14 @@ def _open_game(
     notes = (
         *said_of(student, teacher),
         *try_student(networks["student"], max(share, 1), images.channels, config.data.image_px),
+        *note_of(networks["student"], config.optimizer),
     )
     if given.student is not None:  # each process may have drawn its own
         same_everywhere(accelerator, student)
     # Copied before the student is wrapped.
-    average = Average(student, config.run.ema, accelerator.device) if config.run.ema else None
+    average = None
+    if config.run.ema:
+        average = Average(student, config.run.ema, accelerator.device, warmup=config.run.ema_warmup)
     players = Players(
         accelerator,
         networks,

@@ -8,7 +8,7 @@ from pathlib import Path
 import draccus
 from accelerate import Accelerator
 
-from fastanc.config import Config, DataConfig, default_fields, free_fields
+from fastanc.config import Config, DataConfig, completed, free_fields
 from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.places import make_cache_folder
@@ -37,7 +37,7 @@ def open_claim(config: Config, accelerator: Accelerator) -> Claim:
         config.run.keep,
         accelerator,
         fields=draccus.encode(config),
-        defaults=default_fields(config),
+        completed=partial(completed, config),
         free=free_fields(config),
     )
 

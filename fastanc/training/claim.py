@@ -5,7 +5,7 @@ Made before anything slow is built, so that a wish that would mix two runs, or o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Claim:
         keep: checkpoints to keep.
         accelerator: of this process.
         fields: the configuration as nested dictionaries, which that of the checkpoint must equal.
-        defaults: group -> the default of every field.
+        completed: adds to an earlier configuration the fields that it is too old to have.
         free: group -> the fields in which the two may differ.
 
     Raises ValueError where the wish would overwrite an earlier run or mix it with another, OSError where the folder
@@ -41,7 +41,7 @@ class Claim:
         accelerator: Accelerator,
         *,
         fields: Mapping[str, Any],
-        defaults: Mapping[str, Mapping[str, Any]],
+        completed: Callable[[Mapping[str, Any]], dict[str, Any]],
         free: Mapping[str, Set[str]],
     ):
         self.folder, self.fields = folder, fields
@@ -52,7 +52,7 @@ class Claim:
         try:
             self.path = self._chosen(resume)
             if self.path is not None:
-                self._check(self.path, defaults, free)
+                self._check(self.path, completed, free)
             accelerator.wait_for_everyone()  # one that is refused must not see what process 0 leaves behind
         except BaseException:
             self.release()
@@ -100,11 +100,13 @@ class Claim:
             )
 
     def _check(
-        self, path: Path, defaults: Mapping[str, Mapping[str, Any]], free: Mapping[str, Set[str]]
+        self,
+        path: Path,
+        completed: Callable[[Mapping[str, Any]], dict[str, Any]],
+        free: Mapping[str, Set[str]],
     ) -> None:
         meta = self._meta = checkpoint.read_meta(path)
-        # A field that did not exist yet had the value that is now its default.
-        old = {group: {**defaults[group], **kept} for group, kept in meta["config"].items()}
+        old = completed(meta["config"])
         plugin = old.get("run", {}).get("plugin")
         if plugin is not None and not Path(plugin).is_absolute():
             # As it was typed, once: from where is not known.

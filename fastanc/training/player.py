@@ -54,18 +54,28 @@ class Player:
 
 
 class Average:
-    """The exponential moving average of a network: of its weights and of BatchNorm's statistics."""
+    """The exponential moving average of a network: of its weights and of BatchNorm's statistics.
 
-    def __init__(self, network: nn.Module, decay: float, device: torch.device):
+    With `warmup` the decay of step t is min(decay, (1 + t) / (10 + t)), as TensorFlow's moving average has it: else a
+    short run's average would be of the initial weights. A function of the step, so a run that goes on needs no count.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, device: torch.device, *, warmup: bool = False):
         self.network = copy.deepcopy(network).to(device).requires_grad_(False)
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
+
+    def decay_at(self, step: int) -> float:
+        """Return what is kept of the average at a step, counted from 0."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards the network's present weights by 1 - decay; whole numbers are copied."""
+    def update(self, network: nn.Module, step: int = 0) -> None:
+        """Move towards the network's present weights by 1 - the step's decay; whole numbers are copied."""
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay)
+        torch._foreach_lerp_(
+            [mine for mine, _ in floats], [theirs for _, theirs in floats], 1 - self.decay_at(step)
+        )
         if wholes := [pair for pair in pairs if not pair[0].is_floating_point()]:
             torch._foreach_copy_([mine for mine, _ in wholes], [theirs for _, theirs in wholes])
 

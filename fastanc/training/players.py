@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fastanc.methods.base import Method, Nets, TeacherSpec, check_needs, spec_of
 from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped
 from fastanc.optimizers import OptimizerConfig
+from fastanc.training.groups import groups_of
 from fastanc.training.player import Player
 from fastanc.training.processes import average_flat, make_accelerator
 
@@ -65,17 +67,17 @@ class Players(Mapping[str, Player]):
 
     def _prepared(self, network: nn.Module, spec: OptimizerConfig) -> Player:
         network.to(self.accelerator.device)
-        trainable = [p for p in network.parameters() if p.requires_grad]
+        check_optimizer(self.accelerator, spec)
         with warnings.catch_warnings():
             # No other word says that buffers are synchronised neither at the start nor in a pass.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            wrapped, optimizer = self.accelerator.prepare(network, spec.build(trainable))
+            wrapped, optimizer = self.accelerator.prepare(network, spec.build(groups_of(network, spec)))
         return Player(network, wrapped, optimizer, spec.clip)
 
     def _beside(self, network: nn.Module, spec: OptimizerConfig) -> Player:
         same_everywhere(self.accelerator, network)
-        trainable = [p for p in network.parameters() if p.requires_grad]
-        return Player(network, network, spec.build(trainable), spec.clip)
+        spec = replace(spec, layer_decay=1.0)  # of the student's blocks, and its optimizer may be shared
+        return Player(network, network, spec.build(groups_of(network, spec)), spec.clip)
 
     def __getitem__(self, name: str) -> Player:
         return self._players[name]
@@ -249,6 +251,16 @@ def same_everywhere(accelerator: Accelerator, network: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for tensor in [*network.parameters(), *network.buffers()]:
             torch.distributed.broadcast(tensor.data, 0)
+
+
+def check_optimizer(accelerator: Accelerator, spec: OptimizerConfig) -> None:
+    """Raise ValueError where ZeRO would cut up what the student's optimizer has to see whole."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if spec.name == "lamb" and plugin is not None and plugin.zero_stage > 0:
+        raise ValueError(
+            "optimizer.name lamb compares whole layers, which ZeRO cuts into parts: launch by"
+            " fastanc/recipes/launch/gpus.yaml, or take adamw"
+        )
 
 
 def check_classes(student: Tapped, num_classes: int) -> None:

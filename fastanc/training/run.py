@@ -186,7 +186,7 @@ class Run:
         Nothing is read from the device but where a line of the log is due.
         """
         if self.game.average is not None:
-            self.game.average.update(self.game.student)
+            self.game.average.update(self.game.student, step)
         terms = {f"{m.player}/{key}": term for m in made for key, term in m.played.terms.items()}
         measures = {key: value for m in made for key, value in m.played.measures.items()}
         lr = self._settings.lr * self.lr_factor(step)

@@ -18,6 +18,7 @@ def whole_state(zero: Any) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     inner, groups = zero.optimizer, []
+    _link(zero)
     state: dict[int, dict[str, Any]] = {}
     for flat, params, group in zip(_flats(zero), zero.bit16_groups, inner.param_groups, strict=True):
         first = len(state)
@@ -47,13 +48,18 @@ def take_whole_state(zero: Any, whole: dict[str, Any]) -> None:
             cut = isinstance(value, Tensor) and value.shape == params[0].shape and value.dim() > 0
             inner.state[flat][key] = torch.zeros_like(flat) if cut else copy.deepcopy(value)
         number += len(params)
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
+    _link(zero)
     for number, param in enumerate(p for params in zero.bit16_groups for p in params):
         for key in param._hp_mapping.get_optim_state_keys() if param._hp_mapping is not None else ():
             value = whole["state"][number][key]
             safe_set_full_optimizer_state(param, value.to(param.device, torch.float32), key)
     zero.refresh_fp32_params()
+
+
+def _link(zero: Any) -> None:
+    """Let every weight find its part of the state; DeepSpeed does so when the first of several groups has moved."""
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def _flats(zero: Any) -> list[Tensor]:
