@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import draccus
 
+from fastanc.cache.top import TOP
 from fastanc.fields import (
     Ahead,
     BelowOne,
@@ -180,8 +181,9 @@ class TeacherConfig(NetworkConfig):
     """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
     cache_dir: Text = free("cache")
     """Folder that holds caches side by side, each named by its identity."""
-    rows: Annotated[str, OneOf(("fp16", "fp32", "uint8"))] = "fp16"
-    """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row)."""
+    rows: Annotated[str, OneOf(("fp16", "fp32", "uint8", *TOP))] = "fp16"
+    """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row); or, for methods that soften the teacher's
+    classes and read nothing else, top5, top10, top20: the most probable classes alone, in 24, 44 and 84 bytes."""
     pad_rows: bool = False
     """Cached rows begin on 4096-byte pages, for file systems that lock pages between nodes (Lustre, GPFS)."""
     memory_gib: Weight = free(2.0)
@@ -320,6 +322,18 @@ class Config:
                 f"the {player}'s optimizer has layer_decay {own.layer_decay:g}, which is of a student's blocks: set"
                 " optimizer.layer_decay",
             )
+        _require(
+            not self.top_rows or self.method.softens_only,
+            f"teacher.rows {self.teacher.rows} keeps the most probable classes alone, and method.type"
+            f" {self.method.kind} reads more of the teacher: set it to fp16, or take a method that softens the"
+            " classes and reads nothing else, such as kd without standardised logits",
+        )
+
+    @property
+    def top_rows(self) -> bool:
+        """Whether the method is taught by rows of the most probable classes."""
+        kept = self.teacher.rows in TOP and self.teacher.cache != "off"
+        return kept and self.method.needs_teacher and "latents" not in self.method.needs
 
 
 GROUPS = tuple(one.name for one in fields(Config))

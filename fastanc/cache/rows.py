@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastanc.batch import Outputs
+from fastanc.cache import top
 
-_DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "uint8": torch.uint8}
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32, **dict.fromkeys(("uint8", *top.TOP), torch.uint8)}
 _SCALE_BYTES = 8
 PAGE = 4096
 _FIELDS = ("features", "descriptors", "logits")
@@ -26,7 +27,7 @@ class Field:
     width: int
     """Values a row."""
     dtype: str = "fp16"
-    """fp16, fp32, or uint8 with the row's scale and offset behind it."""
+    """fp16, fp32, uint8 with the row's scale and offset behind it, or of logits one of `top.TOP`."""
     align: int = 1
     """Rows begin at multiples of so many bytes."""
 
@@ -37,6 +38,20 @@ class Field:
             raise ValueError(
                 f"rows of dtype {self.dtype!r} are unknown to the cache: use one of {', '.join(_DTYPES)}"
             )
+        if self.top and self.name != "logits":
+            raise ValueError(
+                f"rows of dtype {self.dtype!r} keep classes: they are of logits, not {self.name}"
+            )
+        if self.top >= self.width:
+            raise ValueError(
+                f"teacher.rows {self.dtype} keeps {self.top} of the teacher's classes, which are {self.width}: set it"
+                " to fp16, or to fewer than there are"
+            )
+
+    @property
+    def top(self) -> int:
+        """How many classes a row keeps; 0 where it keeps every value."""
+        return top.TOP.get(self.dtype, 0)
 
     @property
     def row_bytes(self) -> int:
@@ -46,6 +61,8 @@ class Field:
     @property
     def row_width(self) -> int:
         """Elements of a row: the values, and for uint8 the row's scale and offset (float32) behind them."""
+        if self.top:
+            return top.row_bytes(self.top, self.width)
         return self.width + (_SCALE_BYTES if self.dtype == "uint8" else 0)
 
     @property
@@ -80,6 +97,9 @@ def encode(values: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, T
     rows = {}
     for field in fields:
         x = values[field.name].detach().float()
+        if field.top:
+            rows[field.name] = top.packed(x, field.top)
+            continue
         if field.dtype != "uint8":
             rows[field.name] = x.to(_DTYPES[field.dtype])
             continue
@@ -96,6 +116,10 @@ def decode(rows: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, Ten
     """Return the values [B, width] float32 that rows stand for, the same bits on every device."""
     values = {}
     for field in fields:
+        if field.top:
+            kept, rest, ids = top.parts(rows[field.name], field.top, field.width)
+            values[field.name] = top.spread(kept.float(), rest, ids, field.width)
+            continue
         value = rows[field.name][:, : field.width].float()
         if field.dtype == "uint8":
             scale, low = _scales(rows[field.name]).split(1, dim=1)
@@ -106,11 +130,33 @@ def decode(rows: Mapping[str, Tensor], fields: Sequence[Field]) -> dict[str, Ten
 
 def _scales(rows: Tensor) -> Tensor:
     """Return scale and offset [B, 2] float32 of uint8 rows."""
-    return rows[:, -_SCALE_BYTES:].contiguous().view(torch.float32)
+    # A copy: a view of float32 begins at a multiple of four bytes, which one row's end need not.
+    return rows[:, -_SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)
+
+
+@torch.no_grad()
+def unrounded(
+    values: Mapping[str, Tensor], rows: Mapping[str, Tensor], fields: Sequence[Field]
+) -> dict[str, Tensor]:
+    """Return what rows would stand for without rounding, had they been made of these values [B, width].
+
+    That is the values, but of rows of the most probable classes, which keep those of `rows` here: of two classes that
+    are equally probable either may have been kept.
+    """
+    exact = dict(values)
+    for field in fields:
+        if field.top:
+            value = values[field.name].float()
+            ids = top.parts(rows[field.name], field.top, field.width)[2].to(value.device)
+            exact[field.name] = top.spread(*top.kept(value, ids), ids, field.width)
+    return exact
 
 
 def not_finite(row: Tensor, field: Field) -> Tensor:
     """Return which rows [B, row width] hold a value that is infinite or not a number, [B] bool."""
+    if field.top:
+        kept, rest, _ = top.parts(row, field.top, field.width)
+        return ~(torch.isfinite(kept).all(1) & torch.isfinite(rest).all(1))
     return ~torch.isfinite(_scales(row) if field.dtype == "uint8" else row).all(1)
 
 

@@ -150,6 +150,16 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         return bool(self.needs & OF_TEACHER)
 
     @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """The temperatures by which the teacher's classes are softened; None where anything else of it is read."""
+        return None
+
+    @property
+    def softens_only(self) -> bool:
+        """Whether softened classes are all that is read of the teacher: then its most probable ones may do."""
+        return self.softened_at is not None and self.needs & OF_TEACHER <= {"logits"}
+
+    @property
     def taps_student(self) -> bool:
         """Whether the student's stage maps are read."""
         return bool(self.needs & {"stages", "descriptors", "student_stages"})

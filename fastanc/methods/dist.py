@@ -33,6 +33,11 @@ class Dist(Warming):
         """Logits, and labels where they count."""
         return frozenset({"logits", "soft_labels"} if self.labels_weight else {"logits"})
 
+    @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """The temperature."""
+        return (self.temperature,)
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""
         teacher, student = sides(batch, out)

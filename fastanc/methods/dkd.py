@@ -33,6 +33,11 @@ class Dkd(Warming):
 
     needs = frozenset({"logits", "labels"})
 
+    @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """The temperature; standardised logits are of all classes."""
+        return None if self.standardised else (self.temperature,)
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""
         teacher, student = sides(batch, out)

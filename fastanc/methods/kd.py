@@ -42,6 +42,13 @@ class Kd(Warming):
         return task_needs(self.alpha) | {"logits"}
 
     @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """The temperature; none of the arg max, and standardised logits are of all classes."""
+        if self.standardised:
+            return None
+        return (self.temperature,) if self.alpha > 0 and not self.hard else ()
+
+    @property
     def is_plain(self) -> bool:
         """Whether the formula is Hinton's, without a further option."""
         return not (self.standardised or self.hard) and self.soft_factor == 1 and self.labels_loss == "ce"

@@ -45,6 +45,11 @@ class Mlkd(Warming):
         """Logits, and labels where they count."""
         return frozenset({"logits", "soft_labels"} if self.labels_weight else {"logits"})
 
+    @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """The temperatures; standardised logits are of all classes."""
+        return None if self.standardised else self.temperatures
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the four terms."""
         teacher, student = sides(batch, out)

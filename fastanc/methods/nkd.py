@@ -25,6 +25,11 @@ class Nkd(Warming):
 
     needs = frozenset({"logits", "labels"})
 
+    @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """1 of the target class, the temperature of the others."""
+        return (1.0, self.temperature)
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""
         teacher, student = sides(batch, out)

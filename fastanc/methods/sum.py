@@ -64,6 +64,17 @@ class Sum(Method):
         return frozenset().union(*(part.needs for part in self.parts))
 
     @property
+    def softened_at(self) -> tuple[float, ...] | None:
+        """Every part's; None where one that has a teacher reads more."""
+        found: tuple[float, ...] = ()
+        for part in self.parts:
+            if part.needs_teacher:
+                if part.softened_at is None:
+                    return None
+                found += part.softened_at
+        return found
+
+    @property
     def plays(self) -> tuple[Play, ...]:
         """The other players' plays, part by part, then the student's."""
         others = [

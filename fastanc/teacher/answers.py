@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 
 from fastanc.cache.store import Store
+from fastanc.cache.top import TOP
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.viewing import Views
 from fastanc.teacher.cached import Cached
@@ -30,7 +31,7 @@ class CacheChoice:
     """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
     folder: Path
     rows: str
-    """fp16, fp32 or uint8."""
+    """fp16, fp32, uint8, or one of `top.TOP`."""
     align: int = 1
     """Rows begin at multiples of so many bytes."""
     memory_bytes: int = 0
@@ -103,16 +104,15 @@ def open_val_answers(
 ) -> Answers:
     """Return who answers the validation batches, with which a student's are compared.
 
-    Where training fills a cache these rows are kept beside it, so that every later student reads them.
+    Where training fills a cache these rows are kept beside it, so that every later student reads them. They are whole
+    rows in any case: what a student is measured by must not depend on how many classes its training kept.
     """
     online = teacher.online(device)
     if cache.mode == "off":
         return online
     plain, head = teacher.plain, teacher.network.head
-    facts, fields = (
-        plain.identity(dataset, views, f"{dataset.name}-val"),
-        plain.fields(cache.rows, cache.align),
-    )
+    facts = plain.identity(dataset, views, f"{dataset.name}-val")
+    fields = plain.fields("fp16" if cache.rows in TOP else cache.rows, cache.align)
     if cache.mode == "fill":
         store = Store.open(cache.folder, facts, fields, dataset.num_images, create=True)
         return Filling(online, store, head, device=device)

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from fastanc.batch import Batch
-from fastanc.cache.rows import encode, head_logits, values_of
+from fastanc.cache.checksum import BYTES
+from fastanc.cache.rows import Field, decode, encode, head_logits, unrounded, values_of
 from fastanc.cache.store import Store
 from fastanc.cache.writer import Writer
 from fastanc.teacher.online import Online
@@ -44,6 +45,7 @@ def break_even(
     epochs: int,
     students: int,
     images_per_s: float | None = None,
+    whole_bytes: int | None = None,
 ) -> str:
     """Return what a cache costs and saves: `views` teacher passes in place of `epochs * students`.
 
@@ -54,10 +56,12 @@ def break_even(
         epochs: E, of a student's training.
         students: S, trained from one cache.
         images_per_s: the teacher's measured rate, all processes together; adds the hours.
+        whole_bytes: of a row that would keep everything, where this one does not.
     """
     passes = epochs * students
     total = _bytes(views * num_images * row_bytes)
-    size = f"{views} views x {num_images:,} images x {row_bytes:,} bytes = {total}"
+    beside = f" ({whole_bytes:,} of all as fp16)" if whole_bytes else ""
+    size = f"{views} views x {num_images:,} images x {row_bytes:,} bytes{beside} = {total}"
 
     def hours(passes: int) -> str:
         return f" ({passes * num_images / images_per_s / 3600:,.2f} h)" if images_per_s else ""
@@ -121,8 +125,9 @@ def build_cache(
     """
     wait = wait or (lambda: None)
     plan = (store.num_images, store.row_bytes, len(views), epochs, students)
+    whole = _whole_bytes(store, online)
     if rank == 0:
-        say(break_even(*plan))
+        say(break_even(*plan, whole_bytes=whole))
     shares = {view: np.array_split(arranged(view, store.missing(view)), world)[rank] for view in views}
     wait()
     began, total = time.perf_counter(), sum(len(share) for share in shares.values())
@@ -140,7 +145,8 @@ def build_cache(
                 bar.update(len(batch.index))
                 bar.set_postfix_str(_bytes(writer.bytes_written), refresh=False)
                 if not rate_said and time.perf_counter() - began > _RATE_AFTER_S:
-                    say(break_even(*plan, images_per_s=done * world / (time.perf_counter() - began)))
+                    rate = done * world / (time.perf_counter() - began)
+                    say(break_even(*plan, images_per_s=rate, whole_bytes=whole))
                     rate_said = True
     finally:
         writer.close()
@@ -148,6 +154,15 @@ def build_cache(
     wait()
     missing = sum(len(store.missing(view)) for view in views)
     return Built(done, seconds, writer.bytes_written, missing)
+
+
+def _whole_bytes(store: Store, online: Online) -> int | None:
+    """Return the bytes of an fp16 row with its checksum, where the store's rows keep classes alone."""
+    if not any(field.top for field in store.fields):
+        return None
+    network = online.network
+    width = network.num_classes if network.feature_dim is None else network.feature_dim
+    return Field("features", width).row_bytes + BYTES
 
 
 def _batches(shares: dict[int, np.ndarray], batches_for: BatchesFor) -> Iterator[Batch]:
@@ -186,6 +201,7 @@ def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: 
 
     Beside the fields, the logits that a student gets of the rows (the head over the stored features) are compared
     with the network's own: features may be stored faithfully and yet not be what its logits are made of.
+    Of rows of the most probable classes the log probabilities of the kept ones are compared, and the others' mean.
     fp16 rows may differ by 2^-11 and uint8 rows by 1/510 of the row's range, plus what another batch changes
     in the teacher's arithmetic; a wrong view, image or teacher differs by about 1.
 
@@ -205,11 +221,13 @@ def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: 
         for view, count in zip(views, rng.multinomial(rows, weights / weights.sum()).tolist()):
             chosen = np.sort(rng.choice(present[view], min(count, len(present[view])), replace=False))
             for batch in _batches({view: chosen}, batches_for):
-                stored = reader.get(batch.index, batch.view)
+                kept, _ = reader.read(batch.index, batch.view)
+                stored = {name: value.numpy() for name, value in decode(kept, store.fields).items()}
                 fresh = online.untouched(batch)
+                exact = unrounded(values_of(fresh, store.fields), kept, store.fields)
                 if "logits" not in stored:
-                    stored = {**stored, "logits": _by_head(stored["features"], online)}
-                for name, value in {**values_of(fresh, store.fields), "logits": fresh.logits}.items():
+                    stored["logits"], exact["logits"] = _by_head(stored["features"], online), fresh.logits
+                for name, value in exact.items():
                     worst[name] = max(
                         worst[name], _deviation(name, stored[name], value, batch), key=_relative
                     )

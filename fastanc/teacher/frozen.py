@@ -12,6 +12,7 @@ from torch import nn
 
 from fastanc.cache.identity import identity
 from fastanc.cache.rows import Field
+from fastanc.cache.top import TOP
 from fastanc.methods.base import TeacherSpec, spec_of
 from fastanc.models.attention import Squeezed
 from fastanc.models.taps import Tapped, unwrapped
@@ -63,14 +64,15 @@ class FrozenTeacher:
     def fields(self, rows: str, align: int = 1) -> list[Field]:
         """Return a cache's columns: features (logits without a linear head), and descriptors where it gives them.
 
-        `rows` is their type (fp16, fp32 or uint8), `align` the bytes at whose multiples they begin.
+        `rows` is their type (fp16, fp32, uint8, or of logits alone one of `top.TOP`), `align` the bytes at whose
+        multiples they begin. ValueError where there are no more classes than a row would keep.
         """
-        if self.network.head is None:
+        if self.network.head is None or rows in TOP:
             fields = [Field("logits", self.network.num_classes, rows, align)]
         else:
             assert self.network.feature_dim is not None
             fields = [Field("features", self.network.feature_dim, rows, align)]
-        if isinstance(self.network, Squeezed):
+        if isinstance(self.network, Squeezed) and rows not in TOP:
             fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows, align))
         return fields
 

@@ -36,7 +36,7 @@ from fastanc.training.assemble_networks import (
     open_teacher,
     said_of,
 )
-from fastanc.training.assemble_settings import beyond, open_claim, pace_of, settings_of
+from fastanc.training.assemble_settings import beyond, open_claim, pace_of, settings_of, spread_note
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.groups import note_of
@@ -69,7 +69,8 @@ def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Giv
     game = _open_game(config, accelerator, source, given, teacher_of)
     if config.run.compile:
         game = replace(game, notes=(*game.notes, *compile_game(config, source, game)))
-    notes = [*data_notes(source), *(note for note in (input_note(source), beyond(config, pace)) if note)]
+    said = (input_note(source), beyond(config, pace), spread_note(config))
+    notes = [*data_notes(source), *(note for note in said if note)]
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
         cache = cache_choice(config)
@@ -180,6 +181,8 @@ def _open_game(
     method, images = config.method, source.train
     check_needs(method)
     teacher = teacher_of(images) if method.needs_teacher else None
+    if teacher is not None and config.top_rows:
+        teacher.fields(config.teacher.rows)  # refused now, where there are too few classes
     if teacher is not None and given.teacher is not None:
         same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes

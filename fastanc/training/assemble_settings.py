@@ -65,6 +65,17 @@ def beyond(config: Config, pace: Pace) -> str | None:
     )
 
 
+def spread_note(config: Config) -> str | None:
+    """A sentence for the log where rows of the most probable classes are softened otherwise than they were kept."""
+    others = sorted({value for value in config.method.softened_at or () if value != 1})
+    if not config.top_rows or not others:
+        return None
+    return (
+        f"teacher.rows {config.teacher.rows} keeps what all other classes have together at temperature 1, and spreads"
+        f" it evenly: softened by {', '.join(f'{value:g}' for value in others)} their share is not the teacher's"
+    )
+
+
 def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settings:
     """What the run is told."""
     schedule = config.schedule
