@@ -167,12 +167,13 @@ def test_nothing_waits_for_a_device(policy: str) -> None:
 def test_nothing_waits_for_a_gpu(policy: str) -> None:
     looks, images = Looks(policy, 0.5, FILL, 0.2, True, 3), torch.from_numpy(noise(64, 96, 96, 3)).cuda()
     table = looks.draw(np.arange(64), np.arange(64), 96)
-    looks.apply(images, table)
+    expected = looks.apply(images, table)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        looks.apply(images, table)
+        made = looks.apply(images, table)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made, expected)
 
 
 @pytest.mark.gpu
