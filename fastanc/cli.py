@@ -79,6 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument("--images", type=within(1, 64), help="rows, evenly spaced over the set (8)")
     views.add_argument("--views", type=within(1, 64), help="columns: views 0, 1, ... of each (6)")
 
+    about = "what compression bought: size, latency and memory of a run's teacher and student on this machine"
+    profile = _job(jobs, "profile", _profile, about)
+    profile.add_argument("run_dir", type=Path, help="folder of a finished run; its profile.json is written")
+    profile.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one by default")
+    profile.add_argument(
+        "--batches", type=within(1, 2**14), nargs="+", default=[1, 32], help="images of a pass (1 32)"
+    )
+    profile.add_argument("--threads", type=within(1, 1024), help="of the CPU; torch's number by default")
+    profile.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
+    profile.add_argument(
+        "--seconds", type=within(0, 3600, float, above=True), default=4.0, help="a batch size (4)"
+    )
+
     export = _job(jobs, "export", _export, "write a run's student for use elsewhere")
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
@@ -254,6 +267,21 @@ def _study(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
     study = chosen(load(options.study), options.only, options.seeds, options.recipe, options.fields)
     print(run_study(study, out, options.scale, options.fields))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from fastanc.jobs.gains import profile_run
+    from fastanc.jobs.gains_table import describe
+
+    found = profile_run(
+        options.run_dir,
+        device=options.device,
+        batches=sorted(set(options.batches)),
+        threads=options.threads,
+        precision=options.precision,
+        seconds=options.seconds,
+    )
+    print(describe(found))
 
 
 def _export(options: argparse.Namespace) -> None:

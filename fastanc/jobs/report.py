@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
+from fastanc.jobs.gains_table import describe
 from fastanc.jobs.report_page import RunFolder, page
 from fastanc.parsing import data_group
-from fastanc.training.folder import read_summary
+from fastanc.training.folder import PROFILE, read_summary
 from fastanc.training.metrics import read_metrics
 
 _DASH = "–"
@@ -84,10 +86,19 @@ def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
             summary=summary,
             metrics=read_metrics(metrics) if (metrics := folder / "metrics.jsonl").is_file() else [],
             config=config.read_text() if (config := folder / "config.yaml").is_file() else "",
+            profile=_profile(folder),
             samples=sheet.read_bytes() if (sheet := folder / "samples.png").is_file() else b"",
         )
         for folder, name, summary in zip(folders, names, summaries)
     ]
+
+
+def _profile(folder: Path) -> str:
+    """What was measured of a run's networks, as a table; "" where nothing was, or where it cannot be read."""
+    try:
+        return describe(json.loads((folder / PROFILE).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def _with_views(run: RunFolder, folder: Path, shown: dict[Any, str]) -> RunFolder:

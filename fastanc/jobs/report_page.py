@@ -42,6 +42,8 @@ class RunFolder:
     """Some images with their views, a PNG or JPEG."""
     no_views: str = ""
     """Why there is none, though the views are dressed or mixed."""
+    profile: str = ""
+    """What `fastanc profile` measured, as a table of text."""
 
     def series(self, kind: str, column: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of one column over the lines of one kind."""
@@ -212,6 +214,8 @@ def _details(run: RunFolder, colour: str) -> str:
         parts += f"<ul><li>the views are not shown: {escape(run.no_views)}</li></ul>"
     parts += _sheet(run.samples, f"images of the generator of {run.label}")
     parts += _sheet(run.views, f"images of {run.label} and their views")
+    if run.profile:
+        parts += f"<pre>{escape(run.profile)}</pre>"
     if run.config:
         parts += f"<details><summary>configuration</summary><pre>{escape(run.config)}</pre></details>"
     return f"<section><h2>{_name(run, colour)}</h2>{parts}</section>"

@@ -16,8 +16,17 @@ from typing import Any, TextIO
 from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
+PROFILE = "profile.json"
 _LEFT = (
-    *("checkpoints", SUMMARY, "student.safetensors", "student.pt2", "student.onnx", "estimators.safetensors"),
+    *(
+        "checkpoints",
+        SUMMARY,
+        PROFILE,
+        "student.safetensors",
+        "student.pt2",
+        "student.onnx",
+        "estimators.safetensors",
+    ),
     *("samples.png", "metrics.jsonl"),
 )
 """What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
