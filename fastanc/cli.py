@@ -69,8 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(again="the same command starts it over")
 
     report = _job(jobs, "report", _report, "a table, and one HTML page, about runs")
-    report.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    report.add_argument("runs", nargs="+", type=Path, help="folders of runs, or folders that hold some")
     report.add_argument("--out", type=Path, help="HTML file to write; without it the table only")
+    report.add_argument("--csv", type=Path, help="file to write the table's values to")
+
+    about = "list the runs below a folder: how far each came, and whether it goes on"
+    runs = _job(jobs, "runs", _runs, about)
+    runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="(runs)")
 
     about = "draw images with their views, as a recipe dresses and mixes them, on one sheet"
     views = _job(jobs, "views", _views, about, fields=True)
@@ -241,11 +246,19 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from fastanc.jobs.report import summary_table, write_report
+    from fastanc.jobs.report import summary_table, write_csv, write_report
 
     print(summary_table(options.runs))
+    if options.csv is not None:
+        print(write_csv(options.runs, options.csv))
     if options.out is not None:
         print(write_report(options.runs, options.out))
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from fastanc.jobs.run_list import describe, find_runs, look_at
+
+    print(describe([look_at(run) for run in find_runs(options.folder)], options.folder))
 
 
 def _views(options: argparse.Namespace) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastanc.jobs.report import summary_table, write_report
+from fastanc.cli import main
+from fastanc.jobs.report import summary_table, write_csv, write_report
 
 pytest.importorskip("matplotlib")
 
@@ -24,7 +28,14 @@ SUMMARY = {
     "params": 272_474,
     "macs": 41_214_464,
     "epochs": 2,
-    "val": {"top1": 0.9231, "top5": 0.997, "error_pct": 7.69, "agreement_pct": 92.155, "teacher_kl": 0.21734},
+    "val": {
+        "top1": 0.9231,
+        "top5": 0.997,
+        "error_pct": 7.69,
+        "agreement_pct": 92.155,
+        "teacher_kl": 0.21734,
+        "teacher_top1": 0.9339,
+    },
     "images_per_s": 2310.4,
     "data_share": 0.031,
     "teacher_share": 0.02,
@@ -32,8 +43,8 @@ SUMMARY = {
     "teacher_source": "cached",
     "phases": {"train_s": 3700.5},
 }
-CELLS = ["anc", "resnet20 ← resnet56", "cached", "272 k", "41.2 M", "7.69 %"]
-CELLS += ["92.16 %", "0.2173", "2,310", "3.1%", "2.0%", "1 h 02 min"]
+CELLS = ["finished", "anc", "resnet20 ← resnet56", "cached", "272 k", "41.2 M", "7.69 %"]
+CELLS += ["6.61 %", "92.16 %", "0.2173", "2,310", "3.1%", "2.0%", "1 h 02 min"]
 
 
 def run(folder: Path, summary: dict[str, Any] | None = None, disc: bool = True) -> Path:
@@ -93,7 +104,17 @@ def test_terminal_table_shows_every_number_in_aligned_columns(tmp_path: Path) ->
     short = {"name": "x", "val": {}, "params": 11_689_512, "wall_s": 75.4, "macs": 1.8e9, "student": "s"}
     table = summary_table([run(tmp_path / "a", SUMMARY), run(tmp_path / "b", short)]).splitlines()
     assert re.split(r" {2,}", table[2]) == ["anc-cached", *CELLS]
-    assert re.split(r" {2,}", table[3]) == ["x", "–", "s", *"–", "11.7 M", "1.8 G", *"––––––", "1 min 15 s"]
+    assert re.split(r" {2,}", table[3]) == [
+        "x",
+        "finished",
+        "–",
+        "s",
+        *"–",
+        "11.7 M",
+        "1.8 G",
+        *"–––––––",
+        "1 min 15 s",
+    ]
     assert len(table) == 4
     assert {len(line) for line in table} == {len(table[0])}
 
@@ -117,10 +138,11 @@ def test_page_shows_every_player_the_discriminators_view_and_the_split(tmp_path:
         "Loss of the student",
         "Loss of the discriminator",
         "The discriminator's view: anc-cached",
+        "Learning rate",
         "Where the time goes",
     ]
     assert "2,310/s" in text
-    assert page.texts["figcaption"] == ["anc-cachedplain", "anc-cachedplain"]
+    assert page.texts["figcaption"] == 3 * ["anc-cachedplain"]
     for drawing in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         ElementTree.fromstring(drawing)
 
@@ -156,7 +178,9 @@ def test_a_run_going_on_is_shown_with_dashes(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')
     _, page = write(tmp_path, folder)
-    assert page.texts["td"] == ["going", *"–" * len(CELLS)]
+    # What its configuration and its last evaluation say is known, and no more.
+    known = ["going", "stopped", "anc", *"––––", "11.00 %", *"–––––––"]
+    assert page.texts["td"] == known
     assert "Loss of the student" in page.texts["h2"]
 
 
@@ -167,8 +191,10 @@ def test_same_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} is not a run's folder"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no run"):
         summary_table([tmp_path])
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        summary_table([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="name at least one"):
         summary_table([])
 
@@ -180,3 +206,62 @@ def test_a_folder_is_no_page_s_name(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"photos is a folder: name a file in it"):
         write_report([run(tmp_path / "a", SUMMARY)], photos)
     assert [path.name for path in photos.iterdir()] == ["1.jpg"]
+
+
+def test_a_folder_of_runs_is_all_of_them_each_once(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "runs" / name, {**SUMMARY, "name": name}) for name in ("b", "a", "deep/c")]
+    (tmp_path / "runs" / "cache" / "x").mkdir(parents=True)
+    table = summary_table([tmp_path / "runs", folders[0]]).splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["a", "b", "deep/c"]
+
+
+def test_the_table_as_csv_has_the_values_as_they_were_measured(tmp_path: Path) -> None:
+    run(tmp_path / "runs" / "a", SUMMARY)
+    run(tmp_path / "runs" / "b")
+    with write_csv([tmp_path / "runs"], tmp_path / "made" / "runs.csv").open(newline="") as file:
+        finished, stopped = csv.DictReader(file)
+    assert finished["run"] == "anc-cached"
+    assert float(finished["val.teacher_kl"]) == SUMMARY["val"]["teacher_kl"]
+    assert float(finished["phases.train_s"]) == 3700.5
+    assert (stopped["run"], stopped["state"], stopped["steps"]) == ("b", "stopped", "20")
+    assert stopped["params"] == ""
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="ends in .csv"):
+        write_csv([tmp_path / "runs"], tmp_path / "kept.txt")
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+def test_a_curve_of_one_point_is_drawn(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", SUMMARY)
+    line = (folder / "metrics.jsonl").read_text().splitlines()[0]
+    (folder / "metrics.jsonl").write_text(line + "\n")
+    text, _ = write(tmp_path, folder)
+    card = text[text.index("Loss of the student") : text.index("Learning rate")]
+    assert "<use" in card[card.index("line2d") :]  # a marker
+
+
+def test_runs_are_listed_with_how_far_each_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    run(runs / "done", SUMMARY)
+    run(runs / "killed")
+    (run(runs / "torn") / "config.yaml").write_text("method: {")
+    (runs / "torn" / "metrics.jsonl").write_text('{"kind": "train"')
+    going = run(runs / "going")
+    held = "import sys, time; from pathlib import Path; from fastanc.training.folder import Owner"
+    held += "; owner = Owner(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", held, str(going)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert main(["runs", str(runs)]) == 0
+        other.kill()
+    lines = {line.split()[0]: re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()}
+    assert lines["done"][1:3] == ["finished", "anc"]
+    assert lines["going"][1] == "running"
+    assert lines["killed"][1] == "stopped"
+    assert lines["killed"][5:8] == ["20", "2", "11.00 %"]
+    assert lines["torn"][1:6] == ["stopped", *"–––", "0"]
+    assert main(["runs", str(runs)]) == 0
+    again = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert again["going"] == "stopped", "its owner was killed"
+    assert main(["runs", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

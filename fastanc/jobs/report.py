@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.gains_table import describe
 from fastanc.jobs.report_page import RunFolder, page
+from fastanc.jobs.run_list import find_runs, look_at
 from fastanc.parsing import data_group
 from fastanc.training.folder import PROFILE, read_summary
 from fastanc.training.metrics import read_metrics
@@ -25,7 +28,7 @@ def summary_table(run_dirs: Sequence[Path]) -> str:
     Raises:
         FileNotFoundError: one of the folders is not a run's.
     """
-    runs = _read(run_dirs)
+    runs = _read(_folders(run_dirs))
     rows = [[run.label, *_cells(run.summary)] for run in runs]
     table = [["run", *_COLUMNS], *rows]
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -42,7 +45,8 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     """Write one HTML file with no external part: head table, curves, throughput, notes, configurations.
 
     Args:
-        run_dirs: folders with any of config.yaml, metrics.jsonl and summary.json; a run may still go on.
+        run_dirs: folders with any of config.yaml, metrics.jsonl and summary.json, or folders that hold such ones; a
+            run may still go on.
         out_path: the file to write; its folder is made.
         lead: HTML that stands above the runs, such as a study's table.
 
@@ -59,7 +63,8 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     if out_path.is_file() and not out_path.read_bytes()[:9].lower().startswith(b"<!doctype"):
         raise FileExistsError(f"{out_path} exists and is no report: choose another name")
     shown: dict[Any, str] = {}
-    runs = [_with_views(run, Path(folder), shown) for run, folder in zip(_read(run_dirs), run_dirs)]
+    folders = _folders(run_dirs)
+    runs = [_with_views(run, folder, shown) for run, folder in zip(_read(folders), folders)]
     html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
     make_folder(out_path.parent)
     sweep(out_path.parent, out_path.name, older_than_s=HOUR_S)
@@ -67,17 +72,52 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     return out_path
 
 
-def _read(run_dirs: Sequence[Path]) -> list[RunFolder]:
-    folders = [Path(folder).resolve() for folder in run_dirs]
-    if not folders:
-        raise ValueError("there is no run to report: name at least one run's folder")
-    summaries = []
-    for folder in folders:
-        if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
-            raise FileNotFoundError(
-                f"{folder} is not a run's folder: it has neither config.yaml, metrics.jsonl nor summary.json"
-            )
-        summaries.append(read_summary(folder) or {})
+def write_csv(run_dirs: Sequence[Path], out_path: Path) -> Path:
+    """Write the head table's values as they were measured, a line a run; errors as of `write_report`."""
+    folders = _folders(run_dirs)
+    out_path = Path(out_path)
+    if out_path.is_dir() or (out_path.exists() and out_path.suffix.lower() != ".csv"):
+        raise FileExistsError(f"{out_path} exists and is no table: name a file that ends in .csv")
+    rows = [{"run": run.label, **dict(_flat(run.summary))} for run in _read(folders)]
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    make_folder(out_path.parent)
+    write_text(out_path, text.getvalue())
+    return out_path
+
+
+def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            yield prefix + key, value
+
+
+def _folders(run_dirs: Sequence[Path]) -> list[Path]:
+    """The runs' folders, of a folder that holds runs all of them, each once."""
+    found = dict.fromkeys(run.resolve() for folder in run_dirs for run in find_runs(Path(folder)))
+    if not found:
+        raise ValueError("there is no run to report: name at least one run's folder, or one that holds runs")
+    return list(found)
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """The summary of a run; of one that is not finished what its configuration and last lines say."""
+    run = look_at(folder)
+    summary = read_summary(folder)
+    if summary is None:
+        words = {"method": run.method, "student": run.student, "teacher": run.teacher}
+        summary = {key: value for key, value in words.items() if value} | {"steps": run.step, "val": run.val}
+    return {"state": run.state, **summary}
+
+
+def _read(folders: Sequence[Path]) -> list[RunFolder]:
+    summaries = [_known(folder) for folder in folders]
     names = [summary.get("name", folder.name) for summary, folder in zip(summaries, folders)]
     twice = {name for name, count in Counter(names).items() if count > 1}
     return [
@@ -129,7 +169,7 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
 def _cell(summary: Mapping[str, Any], read: Callable[[Mapping[str, Any]], str]) -> str:
     try:
         return read(summary)
-    except KeyError:
+    except (KeyError, TypeError):  # missing, or null as of a run whose loss went to nan
         return _DASH
 
 
@@ -155,12 +195,14 @@ def _duration(seconds: float) -> str:
 
 # Column -> how it is read from summary.json; a key that is missing there becomes a dash.
 _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "state": lambda s: s["state"],
     "method": lambda s: s["method"],
     "student ← teacher": _network,
     "teacher from": lambda s: s["teacher_source"] or _DASH,
     "params": lambda s: _size(s["params"]),
     "MACs": lambda s: _size(s["macs"]),
     "error": lambda s: f"{s['val']['error_pct']:.2f} %",
+    "teacher's": lambda s: f"{100 - 100 * s['val']['teacher_top1']:.2f} %",
     "agreement": lambda s: f"{s['val']['agreement_pct']:.2f} %",
     "KL": lambda s: f"{s['val']['teacher_kl']:.4g}",
     "images/s": lambda s: f"{s['images_per_s']:,.0f}",
@@ -168,4 +210,4 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "teacher wait": lambda s: f"{s['teacher_share']:.1%}",
     "wall time": lambda s: _duration(s["wall_s"]),
 }
-_NUM_WORDS = 4  # columns of words, aligned left; numbers follow
+_NUM_WORDS = 5  # columns of words, aligned left; numbers follow

@@ -21,8 +21,8 @@ _JUDGED = {
 _SHARES = {"compute": "#2563eb", "waiting for data": "#f5a524", "waiting for the teacher": "#98a2b3"}
 # fmt: off
 _IN_TABLE = {
-    "name", "method", "student", "teacher", "teacher_source", "params", "macs", "error_pct", "agreement_pct",
-    "teacher_kl", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
+    "name", "state", "method", "student", "teacher", "teacher_source", "params", "macs", "error_pct", "agreement_pct",
+    "teacher_kl", "teacher_top1", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
 }
 # fmt: on
 _INK, _MUTED, _LINE = "#1d2939", "#667085", "#e4e7ec"
@@ -121,6 +121,8 @@ def _figures(shown: Shown) -> list[str]:
             title = f"The discriminator's view: {one[0].label}"
             subtitle = "how surely it takes a sample for the teacher's; at 0.5 it cannot tell"
             figures.append(_figure(title, subtitle, _draw_judgement, [one]))
+    if taught := [one for one in shown if one[0].series("train", "lr")[0]]:
+        figures.append(_figure("Learning rate", "of the student, by epoch", _draw_rate, taught))
     needed = {"data_share", "teacher_share", "images_per_s"}
     if timed := [one for one in shown if needed <= {*one[0].summary}]:
         subtitle = "shares of the training loop's time, and images per second"
@@ -165,7 +167,8 @@ def _draw_loss(axes: Any, shown: Shown, player: str) -> None:
             for term, other in zip(terms, _COLOURS[1:]):
                 curves[term.split("/", 1)[1]] = (other, 1.0, [line[term] for line in lines])
         for label, (ink, width, values) in curves.items():
-            axes.plot([line["epoch"] for line in lines], values, color=ink, linewidth=width, label=label)
+            epochs = [line["epoch"] for line in lines]
+            axes.plot(epochs, values, color=ink, linewidth=width, label=label, **_dots(epochs))
             drawn += values
         if len(curves) > 1:
             axes.legend()
@@ -174,12 +177,25 @@ def _draw_loss(axes: Any, shown: Shown, player: str) -> None:
     axes.set_xlim(left=0)
 
 
+def _dots(values: Sequence[float]) -> dict[str, Any]:
+    """A line of one point is seen as that."""
+    return {"marker": "o", "markersize": 3.5, "markeredgewidth": 0} if len(values) == 1 else {}
+
+
+def _draw_rate(axes: Any, shown: Shown) -> None:
+    for run, colour in shown:
+        epochs, rates = run.series("train", "lr")
+        axes.plot(epochs, rates, color=colour, **_dots(epochs))
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+
+
 def _draw_judgement(axes: Any, shown: Shown) -> None:
     axes.axhline(0.5, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
     for column, (label, ink) in _JUDGED.items():
         epochs, values = shown[0][0].series("train", column)
         if epochs:
-            axes.plot(epochs, values, color=ink, label=label)
+            axes.plot(epochs, values, color=ink, label=label, **_dots(epochs))
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.legend()

@@ -96,6 +96,21 @@ class Owner:
                     folder.rmdir()
 
 
+def owner_of(folder: Path) -> str:
+    """Return who writes into a run's folder now, as `host H pid P since T`; "" where nobody does."""
+    path = folder / ".owner"
+    try:
+        said = path.read_text().strip()
+        with path.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        locked = error.errno in (errno.EACCES, errno.EAGAIN)
+        return said if locked or _lives(said) else ""
+    return said if folder.resolve() in _mine else ""
+
+
 def _taken(folder: Path, owner: str) -> ValueError:
     return ValueError(
         f"{folder} belongs to a run that is under way ({owner}): wait for its end, or give another --run.name"
