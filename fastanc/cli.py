@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     demo.set_defaults(again="the same command starts it over")
 
+    about = "look at your images and networks, and write a first recipe that fits them"
+    first = _job(jobs, "init", _init, about)
+    first.add_argument("out", type=Path, help="YAML file to write")
+    first.add_argument("--data", required=True, help="a data set's name, a folder or a tar")
+    first.add_argument("--teacher", required=True, help="a network's name, as teacher.name takes it")
+    first.add_argument("--weights", help="file of the teacher's weights; none for a name with published ones")
+    first.add_argument("--student", required=True, help="a network's name, as student.name takes it")
+
     report = _job(jobs, "report", _report, "a table, and one HTML page, about runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, or folders that hold some")
     report.add_argument("--out", type=Path, help="HTML file to write; without it the table only")
@@ -220,6 +228,12 @@ def _demo(options: argparse.Namespace) -> None:
     from fastanc.jobs.demo import demo
 
     demo(options.out)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from fastanc.jobs.first_recipe import write_recipe
+
+    print(write_recipe(options.out, options.data, options.teacher, options.weights, options.student))
 
 
 def _plan(options: argparse.Namespace) -> None:

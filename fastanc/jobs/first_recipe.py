@@ -1,0 +1,171 @@
+"""A first recipe for somebody's own images and networks, with the reasons beside the numbers (`fastanc init`)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fastanc.files import write_text
+from fastanc.models.usual_views import usual_views
+from fastanc.parsing import parse
+from fastanc.pipelines.catalogue import open_splits
+from fastanc.pipelines.dataset import DataSet
+from fastanc.plain_yaml import dump_yaml
+from fastanc.training.assemble_networks import sketch
+
+_VIEWS_SEEN, _EPOCHS = 3_000_000, (10, 300)
+_VIEWS, _CACHE_BYTES = 30, 100 * 10**9
+_SMALL_PX, _LOOKED_AT = 64, 4096
+
+
+class Chosen(NamedTuple):
+    """What the numbers follow from."""
+
+    image_px: int
+    resize_px: int
+    sizes_from: str
+    padded: bool
+    batch: int
+    epochs: int
+    views: int
+
+
+def write_recipe(out: Path, data: str, teacher: str, weights: str | None, student: str) -> str:
+    """Look at images and networks, write a recipe that fits them, and return what was found and what to type next.
+
+    Args:
+        out: the YAML file; it must not exist.
+        data: a data set's name, a folder or a tar.
+        teacher: a network's name.
+        weights: file of its weights; None for published ones.
+        student: a network's name.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError, FileNotFoundError: a name, a file or the images are wrong, as of `fastanc train`.
+    """
+    if out.suffix not in {".yaml", ".yml"}:
+        raise ValueError(f"{out} is no recipe by its name: let it end in .yaml")
+    if out.exists():
+        raise FileExistsError(f"{out} exists: name another file, or remove it")
+    names = [
+        f"--teacher.name={teacher}",
+        f"--student.name={student}",
+        f"--data.name={data}",
+        "--teacher.recipe=null",
+    ]
+    parse(
+        ["--recipe=own_data", *names, f"--teacher.weights={weights if weights is not None else 'null'}"],
+        front=True,
+    )
+    train, val = open_splits(data, None)
+    chosen = _chosen(train, teacher)
+    text = _text(out.stem, data, teacher, weights, student, chosen, train)
+    view_bytes = _row_bytes(text, train) * train.num_images
+    if view_bytes * chosen.views > _CACHE_BYTES:
+        chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
+        text = _text(out.stem, data, teacher, weights, student, chosen, train)
+    write_text(out, text)
+    return _told(out, train, val, chosen, view_bytes * chosen.views)
+
+
+def _chosen(train: DataSet, teacher: str) -> Chosen:
+    some = np.linspace(0, train.num_images - 1, min(train.num_images, _LOOKED_AT)).astype(np.int64)
+    side = int(np.median(train.sizes(some).min(1)))
+    usual = usual_views(teacher)
+    small = side <= _SMALL_PX
+    if usual is not None:
+        px, resized, source = usual.image_px, usual.resize_px, f"the teacher's ({usual.source})"
+    elif small:
+        px, resized, source = side, side, f"the images' ({side} px)"
+    else:
+        px, resized, source = 224, 256, "ImageNet's: nobody says the teacher's"
+    padded = small and px <= _SMALL_PX
+    batch = 256 if torch.cuda.is_available() else 64
+    while batch > 16 and batch * 20 > train.num_images:  # an epoch of some steps
+        batch //= 2
+    epochs = int(np.clip(round(_VIEWS_SEEN / train.num_images), *_EPOCHS))
+    return Chosen(px, max(px, resized), source, padded, batch, epochs, min(epochs, _VIEWS))
+
+
+def _text(
+    name: str, data: str, teacher: str, weights: str | None, student: str, chosen: Chosen, train: DataSet
+) -> str:
+    """The recipe: groups in the usual order, the reason of a number beside it."""
+
+    def plain(value: object) -> str:
+        return dump_yaml([value]).strip().removeprefix("- ")
+
+    labelled = train.labels is not None
+    crop = "padded" if chosen.padded else "resized"
+    cut = "pad: 4" if chosen.padded else "min_scale: 0.25"
+    rate = 0.05 * chosen.batch / 64
+    # Pictures without colours are mostly scans, of which few are as likely mirrored.
+    flips = "true" if train.channels == 3 and len(set(train.mean)) > 1 else "false"
+    about = "whether an image is as likely mirrored: photographs are, letters and scans are not"
+    known = f"{train.num_classes} classes" if labelled else "no labels"
+    others = "with labels `dkd` or `dist`" if labelled else "without labels `kd` with alpha 1"
+    return f"""\
+# Command:  fastanc train --recipe {shlex.quote(f"{name}.yaml")}
+# Task:     {train.num_images:,} images of {plain(data)}, {known}
+# Hardware: any
+# Result:   yours; written by fastanc init, to be changed
+run: {{name: {plain(name)}}}
+data:
+  name: {plain(data)}
+  image_px: {chosen.image_px}    # {chosen.sizes_from}
+  resize_px: {chosen.resize_px}
+  crop: {crop}
+  {cut}
+  flip: {flips}    # {about}
+  batch: {chosen.batch}    # the largest of 64 (CPU) or 256 (GPU) that leaves an epoch 20 steps
+  eval_batch: {chosen.batch}
+  views: {chosen.views}    # of each image: the teacher sees each once, and its rows are kept
+  # looks: rand-m9-n2    # stronger views, which want a longer schedule: docs/views.md
+teacher:
+  name: {plain(teacher)}
+  weights: {plain(weights)}
+  recipe: null
+  cache: fill
+student:
+  name: {plain(student)}
+# What else is worth a try: {others} (docs/methods.md, which method when).
+method: {{type: anc, data_reduction: mean, discriminator_optimizer: {{lr: 0.001}}}}
+optimizer: {{name: sgd, lr: {rate:g}, weight_decay: 0.0001, clip: 1.0}}    # 0.05 for a batch of 64, in proportion
+schedule: {{name: cosine, epochs: {chosen.epochs}, warmup_epochs: 1}}    # {_VIEWS_SEEN // 10**6} million views or so
+"""
+
+
+def _row_bytes(text: str, train: DataSet) -> int:
+    """Of a row of the teacher's cache. The recipe is read as a run reads it, so that what is written is right."""
+    handle, name = tempfile.mkstemp(suffix=".yaml")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        config = parse([f"--recipe={name}"])
+    finally:
+        os.unlink(name)
+    return sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
+
+
+def _told(out: Path, train: DataSet, val: DataSet, chosen: Chosen, held: int) -> str:
+    labels = f"{train.num_classes} classes" if train.labels is not None else "no labels"
+    cut, name = "padded" if chosen.padded else "resized", shlex.quote(str(out))
+    return "\n".join(
+        [
+            f"{train.num_images:,} images for training and {val.num_images:,} to validate on, {labels}",
+            f"views of {chosen.image_px} px from {chosen.sizes_from}, {cut} crops; {chosen.epochs} epochs over"
+            f" {chosen.views} views, batch {chosen.batch}",
+            f"the teacher's rows will take {held / 1e9:.3g} GB",
+            f"wrote {out}; next:",
+            f"  fastanc views {name} --out views.png         # what the networks will see",
+            f"  fastanc plan --recipe {name} --gpus 1 --measure    # what bounds it, and how fast it will be",
+            f"  fastanc train --recipe {name}",
+        ]
+    )

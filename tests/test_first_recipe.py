@@ -1,0 +1,95 @@
+"""`fastanc init`: what it writes is read and trains, and follows from the images and networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastanc.cli import main
+from fastanc.models.usual_views import usual_views
+from fastanc.parsing import parse
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty pictures of noise without labels, 90 x 120 px, in a folder whose name has a blank."""
+    folder, rng = tmp_path / "my photos", np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(40):
+        pixels = rng.integers(0, 256, (90, 120, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.jpg")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_what_it_writes_is_a_recipe_that_trains(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["--teacher", "torchvision:resnet18", "--weights", "random", "--student", "torchvision:resnet18"]
+    # A teacher of unlabelled images says how many classes it knows; the student takes them.
+    assert main(["init", "first.yaml", "--data", str(photos), *names]) == 0
+    said = capsys.readouterr().out
+    assert "38 images for training and 2 to validate on, no labels" in said
+    assert "fastanc train --recipe first.yaml" in said
+    config = parse(["--recipe", "first.yaml"], front=True)
+    assert (config.data.image_px, config.data.resize_px, config.data.crop) == (224, 256, "resized")
+    assert (config.data.batch, config.schedule.epochs, config.data.views) == (16, 300, 30)
+    assert (config.run.name, config.data.flip) == ("first", True)
+    assert config.optimizer.lr == pytest.approx(0.05 * 16 / 64)
+    before = Path("first.yaml").read_bytes()
+    assert main(["init", "first.yaml", "--data", str(photos), *names]) == 2
+    assert "first.yaml exists: name another file" in capsys.readouterr().err
+    assert Path("first.yaml").read_bytes() == before
+
+
+def test_a_labelled_set_of_small_images_trains_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "digits", "--teacher", "resnet14", "--weights", "random", "--student", "resnet8"]
+    assert main(["init", "small.yaml", *words]) == 0
+    config = parse(["--recipe", "small.yaml"], front=True)
+    assert (config.data.image_px, config.data.crop, config.data.flip) == (32, "padded", False)
+    assert "10 classes" in Path("small.yaml").read_text()
+    assert "the teacher's rows will take" in capsys.readouterr().out
+    assert main(["train", "--recipe", "small.yaml", "--run.max_steps", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["x.txt"], "let it end in .yaml"),
+        (["x.yaml", "--teacher", "resnet13"], "teacher.name"),
+        (["x.yaml", "--student", "resnet13"], "student.name"),
+        (["x.yaml", "--data", "nowhere"], "data.name"),
+        (["x.yaml", "--weights", "none.pth"], "teacher.weights: there is no file none.pth"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    right = {"--data": "digits", "--teacher": "resnet14", "--weights": "random", "--student": "resnet8"}
+    right |= dict(zip(words[1::2], words[2::2]))
+    assert main(["init", words[0], *(part for pair in right.items() for part in pair)]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_the_usual_size_is_the_librarys() -> None:
+    assert usual_views("torchvision:resnet50@IMAGENET1K_V2")[:2] == (224, 232)  # type: ignore[index]
+    assert usual_views("torchvision:efficientnet_b3")[:2] == (300, 320)  # type: ignore[index]
+    assert usual_views("resnet20")[:2] == (32, 32)  # type: ignore[index]
+    assert usual_views("imagenet_resnet18")[:2] == (224, 256)  # type: ignore[index]
+    assert usual_views("a_plugins_own") is None
+    timm = pytest.importorskip("timm")
+    found = usual_views("timm:tf_efficientnet_lite0")
+    says = timm.models.get_pretrained_cfg("tf_efficientnet_lite0")
+    assert found is not None
+    assert found[:2] == (says.input_size[-1], int(says.input_size[-1] / says.crop_pct))
