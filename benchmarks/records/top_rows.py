@@ -1,8 +1,8 @@
 """What keeping the most probable classes does to a trained teacher's answer: `python -m benchmarks.records.top_rows`.
 
 The teacher of the recipe sees the validation set once. Its logits go through rows of its most probable classes, and
-both are softened by some temperatures: beside the Kullback-Leibler divergence of the rows from the teacher stands what
-all classes together have that are not kept, in the rows and in the teacher. Fields of the recipe may follow.
+both are softened by some temperatures: beside the Kullback-Leibler divergence of the rows from the teacher stands
+what all classes together have that are not kept, in the rows and in the teacher. Fields of the recipe may follow.
 """
 
 from __future__ import annotations
