@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 from fastanc.errors import MISTAKE
+from fastanc.quoting import brief, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one sentence, and end."""
         said = message.removeprefix("argument ").replace(": is ", " is ", 1)
-        print(f"fastanc: {said} (`{self.prog} --help` lists what there is)", file=sys.stderr)
+        print(f"fastanc: {brief(said)} (`{self.prog} --help` lists what there is)", file=sys.stderr)
         sys.exit(MISTAKE)
 
 
@@ -33,6 +34,6 @@ def within(low: float, high: float, of: type = int, *, above: bool = False) -> C
         try:
             return fields.read(text, kind, "")
         except ValueError:
-            raise argparse.ArgumentTypeError(f"is {text!r}: it takes {fields.takes(kind)}") from None
+            raise argparse.ArgumentTypeError(f"is {shown(text)}: it takes {fields.takes(kind)}") from None
 
     return read

@@ -40,6 +40,7 @@ from fastanc.fields import (
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
 from fastanc.optimizers import OptimizerConfig
+from fastanc.quoting import shown
 
 _T = TypeVar("_T")
 
@@ -282,7 +283,7 @@ class RunConfig(Fields):
         )
         _require(
             self.name not in (".", "..") and "/" not in self.name and self.name.strip().isprintable(),
-            f"run.name {self.name!r} is no folder's name: write one without / (run.out says where the runs lie)",
+            f"run.name {shown(self.name)} is no folder's name: write one without / (run.out says where the runs lie)",
         )
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastanc.quoting import brief, cut
 from fastanc.registry import place_of
 
 MISTAKE, ENDED_AT_ONCE, SAVED = 2, 130, os.EX_TEMPFAIL
@@ -55,7 +56,7 @@ def command(job: Callable[[], int | None], again: str = "run the same command ag
         code, said = MISTAKE, sentence(error)
         if place:
             said = f"{place}: {raised(error)}: mend it there (FASTANC_DEBUG=1 shows where it was called)"
-    print(f"fastanc: {said}", file=sys.stderr)
+    print(f"fastanc: {brief(said)}", file=sys.stderr)
     return code
 
 
@@ -63,9 +64,8 @@ def say_repeated(options: Sequence[str]) -> None:
     """Say of every option that stands more than once on a command line that its last value counts."""
     for name in sorted({name for name in options if options.count(name) > 1 and name not in _MANY}):
         if os.environ.get("RANK", "0") == "0":
-            print(
-                f"fastanc: {name} is given {options.count(name)} times: the last one counts", file=sys.stderr
-            )
+            said = f"{cut(name)} is given {options.count(name)} times: the last one counts"
+            print(f"fastanc: {said}", file=sys.stderr)
 
 
 @contextmanager

@@ -20,10 +20,10 @@ import yaml
 
 from fastanc.plain_values import READERS, Wrong, first, items
 from fastanc.plain_yaml import Word, list_in, mapping_in, placed
+from fastanc.quoting import cut, shown
 
 _T = TypeVar("_T")
 _NOTHING = ("null", "none")
-_SHOWN = 80  # characters of a wrong value
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def make(owner: type[_T], tree: Any, prefix: str = "") -> _T:
             hint = f"did you mean {prefix}{close[0]}? " if close else ""
             with placed(tree, key):
                 raise ValueError(
-                    f"there is no field {prefix}{key}: {hint}valid ones are {', '.join(sorted(known))}"
+                    f"there is no field {cut(f'{prefix}{key}')}: {hint}valid ones are {', '.join(sorted(known))}"
                 )
     values = {}
     for key, value in tree.items():
@@ -257,9 +257,3 @@ def _read_other(value: Any, kind: Any) -> Any:
         return draccus.decode(kind, value)
     except Exception:
         raise Wrong from None
-
-
-def shown(value: Any) -> str:
-    """Return a wrong value as a message shows it: cut where it is long."""
-    text = "null" if value is None else repr(str(value) if isinstance(value, str) else value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

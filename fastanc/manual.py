@@ -15,6 +15,7 @@ from fastanc.fields import kinds, takes
 from fastanc.methods.base import Method
 from fastanc.parsing import import_plugin, method_names
 from fastanc.plain_yaml import dump_yaml
+from fastanc.quoting import shown
 
 _HELP = ("-h", "--help")
 _WIDTH = 110
@@ -95,7 +96,7 @@ def _method_page(name: str) -> str:
     if name not in (known := method_names()):
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"--help knows no method {name!r}: {hint}take one of {', '.join(known)}")
+        raise ValueError(f"--help knows no method {shown(name)}: {hint}take one of {', '.join(known)}")
     return _page(f"--method.type {name}", Method.get_choice_class(name), "method")
 
 
@@ -157,7 +158,7 @@ def _found(word: str) -> str:
         close = difflib.get_close_matches(word, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         groups = ", ".join(GROUPS)
-        raise ValueError(f"--help knows no {word!r}: {hint}take a group ({groups}), a method or a field")
+        raise ValueError(f"--help knows no {shown(word)}: {hint}take a group ({groups}), a method or a field")
     return "\n".join(found) + "\n"
 
 

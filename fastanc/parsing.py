@@ -25,6 +25,7 @@ from fastanc.fields import make
 from fastanc.methods.base import Method
 from fastanc.pipelines.own_looks import check_look
 from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in, placed
+from fastanc.quoting import cut, shown
 from fastanc.registry import place_of, remember_file
 
 DEFAULT_RECIPE = "digits_anc"
@@ -59,7 +60,7 @@ def recipe_path(name: str) -> Path:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ValueError(
-        f"there is no recipe {name!r}: {hint}known recipes are {', '.join(known)}, or give a .yaml file"
+        f"there is no recipe {shown(name)}: {hint}known recipes are {', '.join(known)}, or give a .yaml file"
     )
 
 
@@ -144,7 +145,9 @@ def decode(tree: dict[str, Any], check: Callable[[Mapping[str, Any]], None] | No
             close = difflib.get_close_matches(str(key), list(groups), 1)
             hint = f"did you mean {close[0]}? " if close else ""
             with placed(tree, key):
-                raise ValueError(f"there is no field {key}: {hint}valid ones are {', '.join(sorted(groups))}")
+                raise ValueError(
+                    f"there is no field {cut(str(key))}: {hint}valid ones are {', '.join(sorted(groups))}"
+                )
     made: dict[str, Any] = {}
     for name, kind in groups.items():
         if name != "method":
@@ -174,7 +177,8 @@ def _is_known(method: Any) -> bool:
 
 def _method(tree: Any) -> Method:
     if not isinstance(tree, Mapping):
-        raise ValueError(f"method is a group: write `method: {{type: {tree}}}` or --method.type {tree}")
+        name = cut(str(tree))
+        raise ValueError(f"method is a group: write `method: {{type: {name}}}` or --method.type {name}")
     return Method.chosen(tree if "type" in tree else {**tree, "type": "anc"}, "method")
 
 
@@ -237,11 +241,11 @@ def _pairs(args: list[str]) -> list[tuple[str, str]]:
     while args:
         word = args.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"do not know what to do with {word!r}: write --group.field value")
+            raise ValueError(f"do not know what to do with {shown(word)}: write --group.field value")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not args or _is_option(args[0]):
-                raise ValueError(f"--{key} needs a value")
+                raise ValueError(f"--{cut(key)} needs a value: write --{cut(key)} VALUE")
             value = args.pop(0)
         pairs.append((_SHORT.get(key, key), value))
     return pairs
@@ -260,7 +264,7 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for group in groups:
         inner = mapping_in(tree.get(group) or {})
         if not isinstance(inner, dict):
-            raise ValueError(f"--{dotted}: {group} is not a group of fields")
+            raise ValueError(f"--{cut(dotted)}: {cut(group)} is not a group of fields")
         if inner is not tree.get(group):
             tree[group] = inner
         tree = inner

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastanc.quoting import shown
+
 KNOWN = ("digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "imagenette", "imagenet")
 
 
@@ -40,6 +42,6 @@ def unknown(name: str, registered: Sequence[str] = ()) -> ValueError:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     return ValueError(
-        f"data set {name!r} is unknown: {hint}use {', '.join(known)}, or the path of a folder or tar of images (there"
-        f" is none of that name in {Path.cwd()})"
+        f"data set {shown(name)} is unknown: {hint}use {', '.join(known)}, or the path of a folder or tar of images"
+        f" (there is none of that name in {Path.cwd()})"
     )

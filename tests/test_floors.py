@@ -165,6 +165,7 @@ def test_pipelines_know_of_fastanc_only_batch_files_and_kernels() -> None:
             "batch",
             "registry",
             "files",
+            "quoting",
             "kernels",
         }, path.name
 

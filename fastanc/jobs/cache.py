@@ -13,6 +13,7 @@ from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.store import Store
 from fastanc.errors import MISTAKE, explained, sentence
 from fastanc.parsing import parse
+from fastanc.quoting import brief
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
 from fastanc.training.assemble_compiled import compile_bench
@@ -68,7 +69,7 @@ def _info(options: Namespace) -> int:
         except (ValueError, OSError) as error:
             if len(folders) == 1:
                 raise
-            print(f"fastanc: {sentence(error)}", file=sys.stderr)
+            print(f"fastanc: {brief(sentence(error))}", file=sys.stderr)
             failed += 1
     return MISTAKE if failed else 0
 

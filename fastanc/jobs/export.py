@@ -14,6 +14,7 @@ from fastanc.models import zoo
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
 from fastanc.plain_yaml import load_yaml
+from fastanc.quoting import shown
 
 FORMATS = ("safetensors", "torch_export", "onnx")
 _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "onnx": "student.onnx"}
@@ -66,7 +67,7 @@ def export(
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
-        raise ValueError(f"export format {unknown[0]!r} is unknown: take {', '.join(FORMATS)}")
+        raise ValueError(f"export format {shown(unknown[0])} is unknown: take {', '.join(FORMATS)}")
     if "onnx" in formats:
         _need_onnx()
     out_dir = Path(out_dir)

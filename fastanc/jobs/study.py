@@ -21,6 +21,7 @@ from fastanc.jobs.report import write_report
 from fastanc.jobs.study_table import METRICS, as_html, as_text, as_values, read_row, verdict
 from fastanc.parsing import parse, with_teacher
 from fastanc.plain_yaml import Placed, load_yaml
+from fastanc.quoting import brief, shown
 from fastanc.train import train
 from fastanc.training.folder import read_summary
 
@@ -85,7 +86,7 @@ def load(name: str) -> Study:
     path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else _home() / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
-            f"there is no study {name!r}: known ones are {', '.join(study_names())}, or give a file"
+            f"there is no study {shown(name)}: known ones are {', '.join(study_names())}, or give a file"
         )
     try:
         study = make(Study, load_yaml(path))
@@ -94,14 +95,14 @@ def load(name: str) -> Study:
     except ValueError as error:
         raise ValueError(f"study {path}: {error}") from error
     if study.metric not in METRICS:
-        raise ValueError(f"study {path}: metric {study.metric!r} is unknown: use {' or '.join(METRICS)}")
+        raise ValueError(f"study {path}: metric {shown(study.metric)} is unknown: use {' or '.join(METRICS)}")
     every = (study.set, *study.prepare.values(), *dict(_rows(study)).values())
     own = _OWN & set().union(*every)
     if own:
         raise ValueError(f"study {path}: {min(own)} is what the study itself gives every run: leave it out")
     unknown = study.paper.keys() - dict(_rows(study))
     if unknown:
-        raise ValueError(f"study {path}: paper names {min(unknown)!r}, which is no row of the grid")
+        raise ValueError(f"study {path}: paper names {shown(min(unknown))}, which is no row of the grid")
     return study
 
 
@@ -129,7 +130,7 @@ def chosen(
     known = [name for axis in study.grid for name in axis]
     for name in options:
         if name not in known:
-            raise ValueError(f"--only {name!r} is no option of the study: it has {', '.join(known)}")
+            raise ValueError(f"--only {shown(name)} is no option of the study: it has {', '.join(known)}")
     grid = []
     for axis in study.grid:
         wanted = {name: overrides for name, overrides in axis.items() if name in options}
@@ -253,7 +254,7 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
             if cell in first:
                 raise
             failures.append(f"{cell.row}, seed {cell.config.run.seed} failed: {error}")
-            print(f"fastanc: {failures[-1]}", flush=True)
+            print(f"fastanc: {brief(failures[-1])}", flush=True)
         if cell in grid:
             _write(study, grid, out, _notes(study, grid, scale, fields, failures))
     notes = _notes(study, grid, scale, fields, failures)

@@ -12,11 +12,12 @@ import draccus
 from draccus.parsers.encoding import encode_choice
 
 from fastanc.batch import Batch, Outputs
-from fastanc.fields import Count, Fields, OneOf, make, shown
+from fastanc.fields import Count, Fields, OneOf, make
 from fastanc.later import Tensor, torch
 from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 from fastanc.plain_yaml import Tree, placed
+from fastanc.quoting import shown
 from fastanc.registry import is_same, remember
 
 if TYPE_CHECKING:

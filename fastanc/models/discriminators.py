@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastanc.quoting import shown
+
 TABLE1 = (
     "128-256-128",
     "64-128-256",
@@ -32,16 +34,16 @@ def discriminator(layout: str, in_dim: int, out_dim: int = 1) -> nn.Sequential:
         widths = [(int(part.removesuffix("conv")), part.endswith("conv")) for part in layout.split("-")]
     except ValueError:
         raise ValueError(
-            f'discriminator layout {layout!r} cannot be read: write widths joined by "-", e.g. 128-256-128'
+            f'discriminator layout {shown(layout)} cannot be read: write widths joined by "-", e.g. 128-256-128'
         ) from None
     kinds = [convolves for _, convolves in widths]
     if any(width < 1 for width, _ in widths) or kinds != sorted(kinds, reverse=True):
         raise ValueError(
-            f"discriminator layout {layout!r} cannot be built: take positive widths, convolutions first"
+            f"discriminator layout {shown(layout)} cannot be built: take positive widths, convolutions first"
         )
     if _weights(widths, in_dim) > _MOST_WEIGHTS or len(widths) > _MOST_LAYERS:
         raise ValueError(
-            f"discriminator layout {layout[:40]!r} is too large for {in_dim} inputs: take up to {_MOST_LAYERS} layers"
+            f"discriminator layout {shown(layout)} is too large for {in_dim} inputs: take up to {_MOST_LAYERS} layers"
             f" with {_MOST_WEIGHTS / 1e6:.0f} million weights in all"
         )
     layers = nn.Sequential()

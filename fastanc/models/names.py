@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from fastanc.quoting import cut, shown
+
 TORCHVISION, TIMM = "torchvision", "timm"
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units of each stage of ANC's bottleneck ResNets."""
@@ -162,7 +164,7 @@ def unknown(name: str, registered: tuple[str, ...] = ()) -> ValueError:
     hint = f"; did you mean {' or '.join(others or close)}?" if others or close else ""
     known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[.TAG]"])
     return ValueError(
-        f"network {name!r} is unknown: take a name like {known}, or name the Python file that registers it"
+        f"network {shown(name)} is unknown: take a name like {known}, or name the Python file that registers it"
         f" (--plugin){hint}"
     )
 
@@ -172,10 +174,10 @@ def check_torchvision(name: str, tag: str) -> None:
     names = _names(TORCHVISION)
     if name not in names:
         close = ", ".join(difflib.get_close_matches(name, names, cutoff=0.3))
-        raise ValueError(f"torchvision has no classifier {name!r}: take e.g. {close or 'resnet18'}")
+        raise ValueError(f"torchvision has no classifier {shown(name)}: take e.g. {close or 'resnet18'}")
     choices = _torchvision_weights(name) if tag else ()
     if tag and choices and tag not in choices:
-        raise ValueError(f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices)}")
+        raise ValueError(f"torchvision:{name} has no weights {shown(tag)}: take one of {', '.join(choices)}")
 
 
 def check_timm(name: str, tag: str) -> None:
@@ -185,12 +187,12 @@ def check_timm(name: str, tag: str) -> None:
         raise ValueError(f"timm:{name} needs timm: pip install timm")
     if tag not in ("", "pretrained"):
         raise ValueError(
-            f"timm:{name}@{tag} cannot be read: write timm:{name}, timm:{name}@pretrained or timm:NAME.TAG"
+            f"timm:{name}@{cut(tag)} cannot be read: write timm:{name}, timm:{name}@pretrained or timm:NAME.TAG"
         )
     bare, dot, _ = name.partition(".")
     if bare not in names:
         close = ", ".join(difflib.get_close_matches(bare, names, cutoff=0.3))
-        raise ValueError(f"timm has no network {name!r}: take e.g. {close or 'resnet18'}")
+        raise ValueError(f"timm has no network {shown(name)}: take e.g. {close or 'resnet18'}")
 
 
 def _parts(rest: str) -> tuple[str, str]:
