@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastanc.methods.base import Method as Method
     from fastanc.methods.base import Play as Play
     from fastanc.methods.base import Played as Played
-    from fastanc.methods.base import register_method as register_method
+    from fastanc.methods.registered import register_method as register_method
     from fastanc.models.registered import register_network as register_network
     from fastanc.models.taps import Tapped as Tapped
     from fastanc.models.zoo import tap as tap
@@ -51,7 +51,7 @@ _HOMES = {
     "players_of": "training.players",
     "register_dataset": "pipelines.catalogue",
     "register_look": "pipelines.own_looks",
-    "register_method": "methods.base",
+    "register_method": "methods.registered",
     "register_network": "models.registered",
     "tap": "models.zoo",
 }

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import draccus
 from draccus.parsers.encoding import encode_choice
@@ -18,7 +18,6 @@ from fastanc.losses import fp32
 from fastanc.optimizers import OptimizerConfig
 from fastanc.plain_yaml import Tree, placed
 from fastanc.quoting import shown
-from fastanc.registry import is_same, remember
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from fastanc.models.attention import Squeezed
     from fastanc.models.taps import Tapped
 
-Kind = TypeVar("Kind", bound=type)
 Nets: TypeAlias = "Mapping[str, nn.Module]"
 """Every player's network by name; beside them "teacher", frozen, for a method that needs the network."""
 
@@ -202,7 +200,10 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         """
 
     def ramp(self, term: str, step: int) -> float:
-        """Return what the trainer multiplies a term of the student's play with at a step."""
+        """Return what the trainer multiplies a term of the student's play with at a step.
+
+        A play that asks for `batch.step` itself is compiled anew for every number.
+        """
         return 1.0
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
@@ -235,28 +236,9 @@ class Warming(Method):
         return 1.0 if term == "labels" or step >= self.warmup_steps else step / self.warmup_steps
 
 
-def register_method(name: str) -> Callable[[Kind], Kind]:
-    """Return a decorator that makes a method's class known under a name: `--method.type NAME`.
-
-    What is defined again (`registry.is_same`) takes its own name over. Raises ValueError for a name that is taken,
-    TypeError for what is no dataclass of `Method`.
-    """
-
-    def register(kind: Kind) -> Kind:
-        if not (isinstance(kind, type) and issubclass(kind, Method) and "__dataclass_params__" in vars(kind)):
-            raise TypeError(
-                f"{kind!r} is no method: write @dataclass(frozen=True, kw_only=True) below register_method"
-            )
-        known = Method.get_known_choices().get(name)
-        if known is not None and is_same(known, kind):
-            Method._choice_registry.pop(name)
-        elif known is not None:
-            raise ValueError(f"the method name {name!r} is taken by {known.__module__}: choose another")
-        Method.register_subclass(name, kind)
-        remember(kind)
-        return kind
-
-    return register
+def in_phase(first: bool, step: int, first_steps: int) -> float:
+    """Return 1 or 0, whether a term acts at a step, of a method whose first phase is so long; without one all do."""
+    return 1.0 if first_steps == 0 or first == (step < first_steps) else 0.0
 
 
 def bare(network: nn.Module) -> Any:

@@ -14,6 +14,7 @@ from fastanc.methods.base import (
     Nets,
     Played,
     TeacherSpec,
+    in_phase,
     paired_stages,
     sides,
     task_needs,
@@ -66,6 +67,10 @@ class FitNets(Method):
             regressor = nn.Sequential(regressor, nn.BatchNorm2d(channels[stage]), nn.ReLU())
         return {"student": Regressed(student, stage, regressor)}
 
+    def ramp(self, term: str, step: int) -> float:
+        """Return 0 for the terms that rest: not left out, since DDP's static graph wants every weight every time."""
+        return in_phase(term == "hint", step, self.hint_steps)
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise hint and task, or one after the other."""
         teacher, student = sides(batch, out)
@@ -73,14 +78,4 @@ class FitNets(Method):
         assert student.stages is not None
         guided = hint(student.stages[self.hint_stage], teacher.stages[self.hint_stage])
         task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
-        # A resting term is multiplied by 0, not left out: DDP's static graph wants every weight every time.
-        hinting, tasking = _phases(batch.step, self.hint_steps)
-        terms = {name: tasking * term for name, term in task.items()}
-        return Played({"hint": hinting * self.hint_weight * guided, **terms})
-
-
-def _phases(step: int, hint_steps: int) -> tuple[float, float]:
-    """Return the factors of hint and task at this step."""
-    if hint_steps == 0:
-        return 1.0, 1.0
-    return (1.0, 0.0) if step < hint_steps else (0.0, 1.0)
+        return Played({"hint": self.hint_weight * guided, **task})

@@ -15,6 +15,7 @@ from fastanc.methods.base import (
     Nets,
     Played,
     TeacherSpec,
+    in_phase,
     paired_stages,
     sides,
     task_needs,
@@ -59,6 +60,10 @@ class Fsp(Method):
             )
         return {"student": student}
 
+    def ramp(self, term: str, step: int) -> float:
+        """Return 0 for the terms that rest: not left out, since DDP's static graph wants every weight every time."""
+        return in_phase(term == "flow", step, self.flow_steps)
+
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise matrices and task, or one after the other."""
         teacher, student = sides(batch, out)
@@ -67,8 +72,4 @@ class Fsp(Method):
         pairs = zip(pairwise(student.stages), pairwise(teacher.stages), strict=True)
         distance = torch.stack([fsp(s, t) for s, t in pairs]).sum()
         task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
-        # A resting term is multiplied by 0, not left out: DDP's static graph wants every weight every time.
-        flowing = float(self.flow_steps == 0 or batch.step < self.flow_steps)
-        tasking = float(self.flow_steps == 0 or batch.step >= self.flow_steps)
-        terms = {name: tasking * term for name, term in task.items()}
-        return Played({"flow": flowing * self.weight * distance, **terms})
+        return Played({"flow": self.weight * distance, **task})
