@@ -24,12 +24,19 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_no_play_is_compiled_anew_for_a_step(name):
-    """Dynamo's own count of graphs, and the terms beside those of the plays as they are written."""
+@pytest.fixture(autouse=True)
+def _afresh():
+    # The first backward pass of a process decides whether autograd has threads; after the compiler's fake devices it
+    # has some, and no later test could fork.
+    torch.ones(1, requires_grad=True).sum().backward()
     later.arrive()
     torch._dynamo.reset()
     counters.clear()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_play_is_compiled_anew_for_a_step(name):
+    """Dynamo's own count of graphs, and the terms beside those of the plays as they are written."""
     written, game = (make_game(name, **CASES[name]) for _ in range(2))
     compiled = [
         Play(made.player, torch.compile(made.loss, dynamic=False, backend="eager"))
@@ -55,9 +62,6 @@ def test_no_play_is_compiled_anew_for_a_step(name):
 
 def test_the_count_would_show_it():
     """A play that asks for the step is compiled for every one."""
-    later.arrive()
-    torch._dynamo.reset()
-    counters.clear()
     game = make_game("l2")
 
     def asks(nets, batch, out):
