@@ -19,6 +19,14 @@ from fastanc.quoting import cut, shown
 TORCHVISION, TIMM = "torchvision", "timm"
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units of each stage of ANC's bottleneck ResNets."""
+VGG_DEPTHS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+"""Convolutions of each block of the VGGs for 32 px."""
 _DEEPEST, _WIDEST = 1202, 32  # twice and thrice what papers have
 _MADE = re.compile(r"^@register_model(?:\(\))?\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, (\{.*?\})\)", re.DOTALL)
@@ -61,6 +69,14 @@ def blocks_of_wide(depth: int, times: int = 1) -> int:
     if rest or blocks < 1:
         raise ValueError(f"a Wide ResNet of depth {depth} does not exist: take a depth of the form 6n+4")
     return blocks
+
+
+def layers_of_vgg(depth: int) -> tuple[int, ...]:
+    """Return the convolutions of each of five blocks in a VGG for 32 px; ValueError for another depth."""
+    if depth not in VGG_DEPTHS:
+        known = ", ".join(map(str, VGG_DEPTHS))
+        raise ValueError(f"a VGG of depth {depth} is unknown: take one of {known}")
+    return VGG_DEPTHS[depth]
 
 
 def units_of(depth: int) -> tuple[int, int, int, int]:
@@ -113,6 +129,31 @@ FAMILIES = (
         "Wide ResNet of depth 6n+4, times wider, dropout (CAN's have 0.3)",
         lambda g: blocks_of_wide(int(g[0]), int(g[1])),
     ),
+    Family(
+        "cifar_resnet",
+        r"cifar_resnet(\d+)(x4)?",
+        "cifar_resnet8x4",
+        "the CIFAR-100 comparisons' ResNet, depth 6n+2, x4: four times wider; reads RepDistiller's checkpoints",
+        lambda g: blocks_of(int(g[0]), 2),
+    ),
+    Family(
+        "cifar_resnet50",
+        r"cifar_resnet50_bottleneck",
+        "cifar_resnet50_bottleneck",
+        "their ResNet-50 for 32 px (79.34 % on CIFAR-100)",
+    ),
+    Family(
+        "cifar_vgg",
+        r"cifar_vgg(\d+)",
+        "cifar_vgg8",
+        "their VGG for 32 px with BatchNorm: 8, 11, 13, 16, 19",
+        lambda g: layers_of_vgg(int(g[0])),
+    ),
+    Family("cifar_mobilenetv2", "cifar_mobilenetv2", "cifar_mobilenetv2", "their MobileNetV2, half as wide"),
+    Family(
+        "cifar_shufflenetv1", "cifar_shufflenetv1", "cifar_shufflenetv1", "their ShuffleNet with 3 groups"
+    ),
+    Family("cifar_shufflenetv2", "cifar_shufflenetv2", "cifar_shufflenetv2", "their ShuffleNetV2 1x"),
     Family("nin", "nin", "nin", "ANC's Network in Network teacher, 1024 features"),
     Family("lenet4", "lenet4", "lenet4", "ANC's LeNet-4 student, 1024 features"),
     Family(

@@ -24,8 +24,10 @@ _STAGE_PATTERNS = (
 def stages_of(network: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules whose outputs are the network's stage maps, shallow to deep.
 
-    Raises ValueError where the family is unknown.
+    A network may say them itself, as `own_stages`. Raises ValueError where the family is unknown.
     """
+    if told := getattr(network, "own_stages", ()):
+        return tuple(told)
     names = [name for name, _ in network.named_modules()]
     for pattern in _STAGE_PATTERNS:
         found = tuple(name for name in names if re.fullmatch(pattern, name))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastanc.models.other_names import translated
 from fastanc.models.tensor_files import Inert, is_safetensors, read_header, read_safetensors, unpickled
 
 _PREFIXES = ("module.", "bare.", "student.", "network.", "_orig_mod.", "model.", "net.")
@@ -55,7 +56,8 @@ def read_weights(
     Takes safetensors, and what torch.save writes of a state dict or of dictionaries that hold some: at `key`, or the
     only one, or its moving average where there are both, as timm does. `key` may name a module in a state dict, too.
     With the state dict of a network, its `own`, what is under any prefix and has all of its names comes before all
-    else; without, the prefixes of DataParallel, of Lightning, of `Wrapper`s and of torch.compile are cut off.
+    else, and known names of other projects are translated; without, the prefixes of DataParallel, of Lightning, of
+    `Wrapper`s and of torch.compile are cut off.
     Raises FileNotFoundError when there is no file, ValueError when it holds no weights, or several that nothing tells
     apart.
     """
@@ -72,6 +74,7 @@ def read_weights(
     if "head_name" in metadata and not key:  # of ours the keys are bare
         return Weights(places[""], metadata, "", ())
     asked = _at(path, places, key) if key else places
+    asked = {place: translated(state, own or {}) for place, state in asked.items()}
     ranks, parts = _fitting(asked, own or {})
     parts = parts or asked
     taken = _best(path, [name for name in parts if not ranks or ranks[name] == max(ranks.values())])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fastanc.models.families import IMAGENET_MEAN, IMAGENET_STD, make_own
 from fastanc.models.heads import last_linear
-from fastanc.models.lenet import LeNet4, LeNet5
 from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
 from fastanc.models.names import FAMILIES, family_of, has_published, unknown, without_published
-from fastanc.models.nin import NiN
 from fastanc.models.probe import checked
 from fastanc.models.registered import (
     make_registered,
@@ -22,8 +21,6 @@ from fastanc.models.registered import (
     registered_names,
     statistics_of,
 )
-from fastanc.models.resnet_cifar import PostActResNet, PreActResNet
-from fastanc.models.resnet_imagenet import BottleneckResNetV2, small_input_resnet
 from fastanc.models.taps import Tapped, per_channel
 from fastanc.models.weight_files import Weights
 from fastanc.models.weights import (
@@ -37,7 +34,6 @@ from fastanc.models.weights import (
     save_weights,
     weights_digest,
 )
-from fastanc.models.wide_resnet import WideResNet
 
 __all__ = [
     "build",
@@ -52,22 +48,6 @@ __all__ = [
 ]
 
 _OTHER = 7919  # no network has so many classes
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-_MAKERS: dict[str, Callable[[Shape, tuple[str, ...]], nn.Module]] = {
-    "resnet": lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels),
-    "resnet_v1": lambda s, g: PostActResNet(int(g[0]), s.num_classes, s.in_channels),
-    "resnet_bottleneck": lambda s, g: PreActResNet(int(g[0]), s.num_classes, s.in_channels, bottleneck=True),
-    "resnet_8x": lambda s, g: small_input_resnet(int(g[0]), s.num_classes, s.in_channels),
-    "imagenet_resnet": lambda s, g: BottleneckResNetV2(int(g[0]), s.num_classes, s.in_channels),
-    "wrn": lambda s, g: WideResNet(
-        int(g[0]), int(g[1]), s.num_classes, s.in_channels, dropout=float(g[2] or 0)
-    ),
-    "nin": lambda s, g: NiN(s.num_classes, s.in_channels, s.image_px),
-    "lenet4": lambda s, g: LeNet4(s.num_classes, s.in_channels, s.image_px),
-    "lenet5": lambda s, g: LeNet5(s.num_classes, s.in_channels, s.image_px, half=bool(g[0])),
-}
-"""What builds a family of `names`, from the numbers in the name."""
 
 
 def describe_names() -> list[tuple[str, str]]:
@@ -295,9 +275,7 @@ def _own(name: str, shape: Shape) -> Bare:
     if (found := family_of(name)) is not None:
         if is_registered(name):
             raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
-        family, numbers = found
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family.key == "resnet_v1" else (None, None)
-        return Bare(_MAKERS[family.key](shape, numbers), mean, std, source="its published weights")
+        return make_own(*found, shape)
     if (bare := make_registered(name, shape)) is not None:
         return bare
     raise unknown(name, tuple(registered_names()))
