@@ -18,6 +18,7 @@ from fastanc.config import Config
 from fastanc.jobs.study import Study, cells, chosen, load, run_study, study_names
 from fastanc.jobs.study_table import Row, as_html, as_text, read_row, verdict
 from fastanc.models import zoo
+from fastanc.parsing import with_teacher
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -224,3 +225,25 @@ def test_every_study_that_is_shipped_can_be_read(name: str, tmp_path: Path) -> N
     assert len({config.run.name for config in made}) == len(made)
     assert study.protocol
     assert len(configs(study, tmp_path, 0.01)) == len(made)
+
+
+def test_the_published_comparisons_name_networks_that_fit_each_other(tmp_path: Path) -> None:
+    study = load("cifar100_zoo")
+    pairs, methods = study.grid
+    _, grid = cells(study, tmp_path, 1.0, [])
+    assert len(grid) == len(pairs) * len(methods) * len(study.seeds)
+    for cell in grid[: len(grid) // len(study.seeds)]:
+        config = cell.config
+        if config.method.needs_teacher:  # without its weights, the recipe trains this very network
+            teacher, student = with_teacher(config)
+            assert (teacher.student.name, student) == (config.teacher.name, config)
+        light = "mobile" in config.student.name or "shuffle" in config.student.name
+        assert config.optimizer.lr == (0.01 if light else 0.05)
+        epochs = [share * config.schedule.epochs for share in config.schedule.milestones]
+        assert epochs == [150, 180, 210]
+    published = {
+        row: value for row, value in study.paper.items() if row.startswith("resnet32x4 -> resnet8x4")
+    }
+    assert published["resnet32x4 -> resnet8x4 · kd"] == 73.33  # Tian et al. 2020, table 1
+    assert min(published.values()) == 71.90
+    assert max(published.values()) == 76.62
