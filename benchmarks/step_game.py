@@ -12,8 +12,9 @@ import torch
 
 from fastanc.batch import Batch, Outputs
 from fastanc.methods.anc import Anc
-from fastanc.methods.base import Method, Nets, Play, Played, TeacherSpec
+from fastanc.methods.base import Method, Nets, Play, Played, TeacherSpec, spec_of
 from fastanc.models import zoo
+from fastanc.models.attention import Squeezed, estimators_for
 from fastanc.models.calibration import calibrate_batchnorm
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.taps import Tapped
@@ -27,7 +28,15 @@ from fastanc.training.players import Players
 from fastanc.training.processes import make_accelerator, seed_step
 from fastanc.training.step import moves
 
-PARTS = ("data", "teacher", "student_forward", "discriminator_play", "student_play", "optimizer")
+PARTS = (
+    "data",
+    "teacher",
+    "student_forward",
+    "discriminator_play",
+    "other_play",
+    "student_play",
+    "optimizer",
+)
 SGD = OptimizerConfig(lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
 
@@ -77,6 +86,12 @@ def _fused(method: Method, play: Play, nets: Nets, batch: Batch, out: Outputs | 
     return loss(nets, batch, out)
 
 
+def _part_of(player: str) -> str:
+    """Return the part that a player's play belongs to: a sum's discriminator is `anc_discriminator`."""
+    kind = player.rpartition("_")[2]
+    return f"{kind}_play" if kind in ("student", "discriminator") else "other_play"
+
+
 class Clock:
     """Where the time of a turn goes; on CUDA by events, which wait for nothing."""
 
@@ -111,7 +126,7 @@ class Game:
         self,
         method: Method,
         student: Tapped,
-        teacher: Online | Filling | Cached | None,
+        teacher: Online | Filling | Cached | Ready | None,
         batches: Iterator[Batch],
         device: torch.device,
         *,
@@ -145,12 +160,12 @@ class Game:
             batch.target = self.teacher(batch)
         clock("teacher")
         for made in moves(self.method, self.players, batch):
-            clock(f"{made.player}_play")
+            clock(_part_of(made.player))
 
     def _optimizer_apart(self, player: str) -> None:
         prepared = self.players[player].optimizer
         optimizer = getattr(prepared, "optimizer", prepared)  # Accelerate's wrapper has no hooks
-        optimizer.register_step_pre_hook(lambda *_: self.clock(f"{player}_play"))
+        optimizer.register_step_pre_hook(lambda *_: self.clock(_part_of(player)))
         optimizer.register_step_post_hook(lambda *_: self.clock("optimizer"))
 
     def turn(self, steps: int) -> dict[str, float]:
@@ -170,9 +185,54 @@ def make_method(name: str) -> Method:
     return FusedAnc() if name == "anc kernels" else Method.get_choice_class(name)()
 
 
-def frozen_teacher(setting: Setting, device: torch.device, mode: str, fold: bool = True) -> Tapped:
+def methods_of_images() -> list[str]:
+    """Return every method that trains a student on images; KSANC's estimators and latent vectors are other games."""
+    known = [name for name in Method.get_known_choices() if name != "ksanc_teacher"]
+    return sorted(name for name in known if "latents" not in make_method(name).needs)
+
+
+class Ready:
+    """The teacher's outputs on the only images that there are, computed before any clock runs."""
+
+    def __init__(self, network: Tapped | Squeezed, batch: Batch, autocast: torch.dtype | None):
+        self._outputs = Online(network, autocast)(batch)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Return them: without a cost, so that what a step costs more than the supervised one is the method's."""
+        return self._outputs
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def ready_game(
+    name: str, setting: Setting, batches: Iterator[Batch], device: torch.device, mode: str
+) -> Game:
+    """Return the game of any method between this comparison's networks, with all of its taps."""
+    method = make_method(name)
+    teacher: Ready | None = None
+    stages: Literal["auto"] | tuple[()] = "auto" if method.taps_student else ()
+    spec = TeacherSpec(setting.num_classes)
+    if method.needs_teacher:
+        network = frozen_teacher(setting, device, mode, stages=stages)
+        spec = spec_of(network)
+        whole: Tapped | Squeezed = network
+        if "descriptors" in method.needs:
+            whole = Squeezed(network, estimators_for(network)).eval().requires_grad_(False).to(device)
+        teacher = Ready(whole, next(batches), setting.autocast)
+    student = setting.network(setting.student, stages)
+    return Game(method, student, teacher, batches, device, spec=spec, precision=setting.precision, mode=mode)
+
+
+def frozen_teacher(
+    setting: Setting,
+    device: torch.device,
+    mode: str,
+    fold: bool = True,
+    stages: Sequence[str] | Literal["auto"] = (),
+) -> Tapped:
     """Return the comparison's teacher as a run has it: folded, frozen, channels_last, compiled if wanted."""
-    network = setting.network(setting.teacher).eval()
+    network = setting.network(setting.teacher, stages).eval()
     calibrate_batchnorm(network, 3, setting.image_px)  # untrained features would leave fp16's range
     network = (fold_batchnorm(network) if fold else network).requires_grad_(False).to(device)
     if mode != "eager":

@@ -17,13 +17,13 @@ from benchmarks.baseline_loop import MEAN, STD, PlainGame
 from benchmarks.end_to_end import FixedViews, rows_of
 from benchmarks.records import students
 from benchmarks.roofline import Ceilings, least_s, passes, total_bytes, total_flops
-from benchmarks.step import compare, enter
+from benchmarks.step import READY, compare, enter
 from benchmarks.step_game import PARTS, Game, Setting
 from fastanc.batch import Batch
 from fastanc.jobs.plan import load_of
 from fastanc.jobs.study_table import Row, as_values
 from fastanc.methods.anc import Anc
-from fastanc.methods.base import TeacherSpec
+from fastanc.methods.base import Method, TeacherSpec
 from fastanc.models import zoo
 from fastanc.parsing import parse
 from fastanc.pipelines.index.build import build_index
@@ -91,6 +91,26 @@ def test_sources_are_what_the_variant_says(tmp_path) -> None:
     counts = {name: (game.teacher.rows_computed, game.teacher.rows_read) for name, game in played.items()}
     read = dict.fromkeys(("anc cached", "ksanc cached"), (0, 8))
     assert counts == {"anc online": (8, 0), "anc filling": (8, 0), **read}
+
+
+def test_every_method_is_played_with_the_teacher_s_outputs_at_hand(tmp_path) -> None:
+    assert {name.removesuffix(" ready") for name in READY} == (
+        set(Method.get_known_choices()) - {"datafree", "ksanc_teacher"}
+    )
+    teacher = TINY.network(TINY.teacher).eval()
+    for name, (kind, _) in READY.items():
+        game = enter(name, TINY, teacher, CPU, tmp_path / name, "eager").game
+        assert game.method.kind == kind
+        before = {key: value.clone() for key, value in game.players["student"].module.state_dict().items()}
+        game.turn(2)
+        after = game.players["student"].module.state_dict()
+        assert any(not torch.equal(before[key], after[key]) for key in before if "conv1" in key), name
+
+
+def test_what_a_method_costs_is_above_the_supervised_step() -> None:
+    supervised, crd = compare(TINY, ["supervised", "crd ready"], ["eager"], 1, CPU, UNIT)
+    assert supervised["above_supervised_ms"] == supervised["cpu_above_supervised_ms"] == 0
+    assert crd["above_supervised_ms"] == pytest.approx(crd["step_ms"] - supervised["step_ms"])
 
 
 @pytest.mark.parametrize("student", ["resnet18", "resnet50"])
