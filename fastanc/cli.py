@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastanc import __version__
+from fastanc import __version__, commands
 from fastanc.arguments import Parser, within
 from fastanc.errors import command, say_repeated
 
@@ -17,8 +17,6 @@ _FIELDS = "the other words are fields of the configuration, as `fastanc train --
 
 _WORKERS = within(1, 1024)
 _RATE = within(0, 10**9, float, above=True)
-
-# Heavy modules are imported inside the jobs, so that `fastanc --help` answers at once.
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -64,36 +62,36 @@ def _parser() -> argparse.ArgumentParser:
     about = "train one student; every field of the configuration is an option (train --help)"
     jobs.add_parser("train", help=about, add_help=False)
 
-    demo = _job(jobs, "demo", _demo, "compress a teacher on handwritten digits, on any machine")
+    demo = _job(jobs, "demo", commands.demo, "compress a teacher on handwritten digits, on any machine")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     demo.set_defaults(again="the same command starts it over")
 
     about = "look at your images and networks, and write a first recipe that fits them"
-    first = _job(jobs, "init", _init, about)
+    first = _job(jobs, "init", commands.first_recipe, about)
     first.add_argument("out", type=Path, help="YAML file to write")
     first.add_argument("--data", required=True, help="a data set's name, a folder or a tar")
     first.add_argument("--teacher", required=True, help="a network's name, as teacher.name takes it")
     first.add_argument("--weights", help="file of the teacher's weights; none for a name with published ones")
     first.add_argument("--student", required=True, help="a network's name, as student.name takes it")
 
-    report = _job(jobs, "report", _report, "a table, and one HTML page, about runs")
+    report = _job(jobs, "report", commands.report, "a table, and one HTML page, about runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, or folders that hold some")
     report.add_argument("--out", type=Path, help="HTML file to write; without it the table only")
     report.add_argument("--csv", type=Path, help="file to write the table's values to")
 
     about = "list the runs below a folder: how far each came, and whether it goes on"
-    runs = _job(jobs, "runs", _runs, about)
+    runs = _job(jobs, "runs", commands.runs, about)
     runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="(runs)")
 
     about = "draw images with their views, as a recipe dresses and mixes them, on one sheet"
-    views = _job(jobs, "views", _views, about, fields=True)
+    views = _job(jobs, "views", commands.views, about, fields=True)
     views.add_argument("recipe", nargs="?", help="a name or a YAML file, as --recipe takes it")
     views.add_argument("--out", type=Path, required=True, help="PNG file to write")
     views.add_argument("--images", type=within(1, 64), help="rows, evenly spaced over the set (8)")
     views.add_argument("--views", type=within(1, 64), help="columns: views 0, 1, ... of each (6)")
 
     about = "what compression bought: size, latency and memory of a run's teacher and student on this machine"
-    profile = _job(jobs, "profile", _profile, about)
+    profile = _job(jobs, "profile", commands.profile, about)
     profile.add_argument("run_dir", type=Path, help="folder of a finished run; its profile.json is written")
     profile.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one by default")
     profile.add_argument(
@@ -105,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=within(0, 3600, float, above=True), default=4.0, help="a batch size (4)"
     )
 
-    export = _job(jobs, "export", _export, "write a run's student for use elsewhere")
+    export = _job(jobs, "export", commands.export, "write a run's student for use elsewhere")
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
     export.add_argument("--plugin", help="Python file that registers the student's network")
     export.add_argument("--formats", nargs="+", default=["safetensors", "torch_export"])
 
-    index = _job(jobs, "index", _index, "index a folder or tar of images, and name the bad files")
+    index = _job(jobs, "index", commands.index, "index a folder or tar of images, and name the bad files")
     index.add_argument("source", type=Path)
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
@@ -119,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--labels", type=Path, help="file of labels for a flat folder or tar")
     index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
-    pack = _job(jobs, "pack", _pack, "shrink a set into one plain tar")
+    pack = _job(jobs, "pack", commands.pack, "shrink a set into one plain tar")
     pack.add_argument("source", type=Path)
     pack.add_argument("out", type=Path)
     pack.add_argument("--short_side", type=within(1, 2**14), default=256, help="pixels (256)")
@@ -128,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _plan_parser(jobs)
     about = "run a table of a paper: rows x seeds over one cache; run it again to go on"
-    study = _job(jobs, "study", _study, about, fields=True)
+    study = _job(jobs, "study", commands.study, about, fields=True)
     study.add_argument("study", help="a name (`fastanc studies` lists them) or a YAML file")
     study.add_argument(
         "--scale",
@@ -144,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, help="folder of the study; runs/study-NAME by default")
 
     for name in ("datasets", "networks", "recipes", "methods", "studies"):
-        names = _job(jobs, name, _names, f"list the {name}")
+        names = _job(jobs, name, commands.names, f"list the {name}")
         names.add_argument("--plugin", help="Python file that registers more of them")
         names.set_defaults(what=name)
     _job(jobs, "version", lambda options: print(f"fastanc {__version__}"), "say which version this is")
@@ -163,7 +161,7 @@ def _job(
 
 def _plan_parser(jobs: Any) -> None:
     about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
-    plan = _job(jobs, "plan", _plan, about, fields=True)
+    plan = _job(jobs, "plan", commands.plan, about, fields=True)
     plan.add_argument("--channels", type=int, choices=(1, 3), default=3)
     plan.add_argument(
         "--measure", action="store_true", help="take this machine's rates, measured for some seconds"
@@ -189,7 +187,7 @@ def _cache_parsers(jobs: Any) -> None:
     )
 
     def job(name: str, about: str, *, fields: bool = False) -> argparse.ArgumentParser:
-        return _job(words, name, lambda options: _cache(name, options), about, fields=fields)
+        return _job(words, name, lambda options: commands.cache(name, options), about, fields=fields)
 
     about = "run the teacher on every view; options are a recipe's fields (--recipe NAME ...)"
     build = job("build", about, fields=True)
@@ -216,165 +214,6 @@ def _cache_parsers(jobs: Any) -> None:
     imported = job("import", "add an exported cache to a folder of caches")
     imported.add_argument("path", type=Path)
     imported.add_argument("cache_dir", type=Path)
-
-
-def _cache(job: str, options: argparse.Namespace) -> int | None:
-    from fastanc.jobs import cache as cache_jobs
-
-    return cache_jobs.JOBS[job](options)
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from fastanc.jobs.demo import demo
-
-    demo(options.out)
-
-
-def _init(options: argparse.Namespace) -> None:
-    from fastanc.jobs.first_recipe import write_recipe
-
-    print(write_recipe(options.out, options.data, options.teacher, options.weights, options.student))
-
-
-def _plan(options: argparse.Namespace) -> None:
-    from fastanc.jobs.measure import as_measured
-    from fastanc.jobs.plan import Cluster, describe, load_of
-    from fastanc.parsing import parse
-    from fastanc.training.assemble_networks import sketch
-
-    config = parse(options.fields, front=True)
-    networks = sketch(config, classes=options.classes, channels=options.channels)
-    load = load_of(networks, image_bytes=options.image_bytes)
-    cluster = Cluster(
-        gpus=options.gpus,
-        gpus_per_node=options.gpus_per_node,
-        cores_per_node=options.cores_per_node,
-        flop_per_s=options.tflops * 1e12,
-        decoded_per_s=options.decoded_per_s,
-        storage_bytes_per_s=options.storage_gb_per_s * 1e9,
-        network_bytes_per_s=options.network_gb_per_s * 1e9,
-    )
-    if options.measure:
-        load, cluster = as_measured(config, networks, load, cluster)
-    print(describe(load, cluster))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from fastanc.jobs.report import summary_table, write_csv, write_report
-
-    print(summary_table(options.runs))
-    if options.csv is not None:
-        print(write_csv(options.runs, options.csv))
-    if options.out is not None:
-        print(write_report(options.runs, options.out))
-
-
-def _runs(options: argparse.Namespace) -> None:
-    from fastanc.jobs.run_list import describe, find_runs, look_at
-
-    print(describe([look_at(run) for run in find_runs(options.folder)], options.folder))
-
-
-def _views(options: argparse.Namespace) -> None:
-    from fastanc.parsing import parse
-
-    recipe = [] if options.recipe is None else [f"--recipe={options.recipe}"]
-    config = parse([*recipe, *options.fields], front=True, images_only=True)
-    from fastanc.jobs.views_sheet import check_place, write_views
-    from fastanc.training.assemble import open_images
-
-    check_place(options.out)
-    print(write_views(open_images(config), options.out, options.images, options.views))
-
-
-def _study(options: argparse.Namespace) -> None:
-    from fastanc.jobs.study import chosen, load, run_study
-
-    scaled = "" if options.scale == 1 else f"-scale{options.scale:g}"
-    out = options.out or Path("runs") / f"study-{Path(options.study).stem}{scaled}"
-    study = chosen(load(options.study), options.only, options.seeds, options.recipe, options.fields)
-    print(run_study(study, out, options.scale, options.fields))
-
-
-def _profile(options: argparse.Namespace) -> None:
-    from fastanc.jobs.gains import profile_run
-    from fastanc.jobs.gains_table import describe
-
-    found = profile_run(
-        options.run_dir,
-        device=options.device,
-        batches=sorted(set(options.batches)),
-        threads=options.threads,
-        precision=options.precision,
-        seconds=options.seconds,
-    )
-    print(describe(found))
-
-
-def _export(options: argparse.Namespace) -> None:
-    from fastanc.jobs.export import export_run
-
-    if options.plugin:
-        from fastanc.parsing import import_plugin
-
-        import_plugin(options.plugin)
-    for kind, path in export_run(options.run_dir, options.out, options.formats).items():
-        print(f"{kind}: {path}")
-
-
-def _index(options: argparse.Namespace) -> None:
-    from fastanc.pipelines.index.build import build_index, index_path, summary, workers_of
-
-    out, workers = index_path(options.source), workers_of(options.workers)
-    if options.refresh:
-        out.unlink(missing_ok=True)
-    index = build_index(
-        options.source,
-        out=out,
-        workers=workers,
-        full=options.full,
-        labels=options.labels,
-        synsets=options.synsets,
-    )
-    print(summary(index, out))
-
-
-def _pack(options: argparse.Namespace) -> None:
-    from fastanc.pipelines.index.pack import pack
-
-    print(
-        pack(
-            options.source,
-            options.out,
-            short_side=options.short_side,
-            quality=options.quality,
-            workers=options.workers,
-        )
-    )
-
-
-def _names(options: argparse.Namespace) -> None:
-    if options.plugin:
-        from fastanc.parsing import import_plugin
-
-        import_plugin(options.plugin)
-    if options.what == "datasets":
-        from fastanc.pipelines.catalogue import describe_names
-
-        print(describe_names())
-    elif options.what == "networks":
-        from fastanc.models.zoo import describe_names as networks
-
-        for name, about in networks():
-            print(f"{name:28}{about}")
-    elif options.what == "studies":
-        from fastanc.jobs.study import study_names
-
-        print("\n".join(study_names()))
-    else:
-        from fastanc.parsing import method_names, recipe_names
-
-        print("\n".join(recipe_names() if options.what == "recipes" else method_names()))
 
 
 if __name__ == "__main__":

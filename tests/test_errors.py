@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastanc import cli, errors
+from fastanc import cli, commands, errors
 from fastanc.errors import Interrupted, OutOfMemory, command, explained, memory_of, sentence
 from fastanc.pipelines import places
 from support.tiny_run import LENETS, as_words
@@ -227,8 +227,8 @@ def test_the_command_runs_as_a_module() -> None:
 def test_ctrl_c_says_how_a_job_goes_on(
     monkeypatch: pytest.MonkeyPatch, said: Callable[[], str], job: str, again: str
 ) -> None:
-    for name in ("_names", "_demo"):
-        monkeypatch.setattr(cli, name, fails(KeyboardInterrupt()))
+    for name in ("names", "demo"):
+        monkeypatch.setattr(commands, name, fails(KeyboardInterrupt()))
     assert cli.main([job]) == 130
     assert again in said()
 

@@ -25,7 +25,8 @@ from fastanc.cli import _parser
 from fastanc.cli import main as command
 from fastanc.config import Config
 from fastanc.fields import Range, kinds
-from fastanc.jobs.study import cells, load
+from fastanc.jobs.study import cells
+from fastanc.jobs.study_file import load
 from fastanc.manual import entries, manual
 from fastanc.methods.base import Method
 from fastanc.models.discriminators import TABLE1, _weights, discriminator

@@ -21,7 +21,7 @@ from benchmarks.gpu_rows import Part, row
 from benchmarks.gpu_tests import run_tests
 from benchmarks.harness import ROOT, Recording
 from benchmarks.step_game import Setting
-from fastanc.jobs.study import load
+from fastanc.jobs.study_file import load
 
 TINY = Setting(student="resnet8", teacher="resnet14", image_px=32, num_classes=10, batch=4, precision="fp32")
 

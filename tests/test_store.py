@@ -422,7 +422,7 @@ def test_what_cannot_be_read_is_not_dropped(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return preadv(file, buffers, offset, *flags)
 
-    monkeypatch.setattr("fastanc.cache.store._AT_ONCE_BYTES", 480)
+    monkeypatch.setattr("fastanc.cache.verified._AT_ONCE_BYTES", 480)
     monkeypatch.setattr(os, "preadv", broken)
     with pytest.raises(OSError, match="Input/output"):
         store.verify(drop=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from fastanc.config import Config
-from fastanc.jobs.study import Study, cells, chosen, load, run_study, study_names
+from fastanc.jobs.study import cells, run_study
+from fastanc.jobs.study_file import Study, chosen, load, study_names
 from fastanc.jobs.study_table import Row, as_html, as_text, read_row, verdict
 from fastanc.models import zoo
 from fastanc.parsing import with_teacher

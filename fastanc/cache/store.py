@@ -9,12 +9,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastanc import files
 from fastanc.cache.checksum import seed_of
@@ -31,22 +30,11 @@ from fastanc.cache.identity import (
 )
 from fastanc.cache.reader import Reader
 from fastanc.cache.rows import Field, encode, not_finite
+from fastanc.cache.verified import Verified, verified
 
 _SHOWN = 4
 _OPEN_VIEWS = 16
-_AT_ONCE_BYTES = 32 << 20
 _VIEW = re.compile(r"view-(\d{5,})")
-
-
-class Verified(NamedTuple):
-    """What `Store.verify` found in one view."""
-
-    view: int
-    right: int
-    """Rows of all fields that fit their checksums."""
-    missing: int
-    wrong: dict[str, np.ndarray]
-    """Field -> images [R] whose bytes do not fit; only fields that have some."""
 
 
 class Store:
@@ -244,35 +232,9 @@ class Store:
         Raises:
             OSError: a file cannot be read, which says nothing of its rows; nothing of it is dropped.
         """
-        return [self._verified(view, drop, progress) for view in self._view_folders()]
-
-    def _verified(self, view: int, drop: bool, progress: bool) -> Verified:
-        columns, wrong = self._columns(view), {}
-        there = np.ones(self.num_images, bool)
-        for column in columns:
-            found = []
-            with tqdm(
-                total=self.num_images,
-                desc=f"view {view}, {column.field.name}",
-                unit=" rows",
-                disable=None if progress else True,
-            ) as bar:
-                step = max(1, _AT_ONCE_BYTES // column.field.stride)
-                for first in range(0, self.num_images, step):
-                    index = np.arange(first, min(first + step, self.num_images))
-                    bad = column.wrong(index[column.has(index)])
-                    found.append(bad)
-                    bar.update(len(index))
-            bad = np.concatenate(found)
-            there &= column.sums != 0
-            there[bad] = False
-            if len(bad):
-                wrong[column.field.name] = bad
-                if drop:
-                    column.drop(bad, column.sums[bad])
-        right = int(np.count_nonzero(there))
-        all_wrong = len(np.unique(np.concatenate(list(wrong.values())))) if wrong else 0
-        return Verified(view, right, self.num_images - right - all_wrong, wrong)
+        return [
+            verified(view, self._columns(view), drop=drop, progress=progress) for view in self._view_folders()
+        ]
 
     def prune(self, views: Sequence[int] = (), *, stray_age_s: float = files.HOUR_S) -> list[Path]:
         """Remove views, and what killed writers left; return what was removed.

@@ -11,10 +11,10 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from fastanc.jobs.study_file import METRICS
 from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
 
-METRICS = {"error_pct": "error %", "accuracy_pct": "accuracy %"}
 _DASH = "–"
 
 
