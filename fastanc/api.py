@@ -24,7 +24,7 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.own_sets import as_dataset
-from fastanc.quoting import shown
+from fastanc.quoting import cut
 from fastanc.train import train
 from fastanc.training.assemble_networks import Given
 
@@ -143,11 +143,11 @@ def _check(teacher: object, student: object, method: object, fields: Mapping[str
     ):
         if not good:
             kind = "a name or a fastanc.Method" if name == "method" else "a network or a name"
-            raise TypeError(f"{name} is {shown(value)}: give {kind}")
+            raise TypeError(f"{name} is {cut(repr(value))}: give {kind}")
     if not isinstance(fields, Mapping):
-        raise TypeError(f'fields is {shown(fields)}: give a dictionary such as {{"optimizer.lr": 0.1}}')
+        raise TypeError(f'fields is {cut(repr(fields))}: give a dictionary such as {{"optimizer.lr": 0.1}}')
     if wrong := [key for key in fields if not isinstance(key, str)]:
-        raise TypeError(f'fields holds {shown(wrong[0])}: its keys are names such as "optimizer.lr"')
+        raise TypeError(f'fields holds {cut(repr(wrong[0]))}: its keys are names such as "optimizer.lr"')
     for key, argument in _ARGUMENTS.items():
         if key in fields:
             raise ValueError(f"{key} in fields is what the argument {argument} says: leave it out")
