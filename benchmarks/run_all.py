@@ -132,6 +132,7 @@ def plan(cuda: bool) -> list[tuple[list[str], float]]:
         (["looks"], 600),
         (["looks_parity"], 200),
         (["step", *(["--compile"] if cuda else [])], 600),
+        (["step", "--methods", *([] if cuda else ["--copies", "2"])], 600),
         (["end_to_end"], 600),
         (["sources", "--data.views", "1"], 600),
         *(
