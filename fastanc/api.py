@@ -152,7 +152,7 @@ def _check(teacher: object, student: object, method: object, fields: Mapping[str
         if key in fields:
             raise ValueError(f"{key} in fields is what the argument {argument} says: leave it out")
     for name, value in (("teacher", teacher), ("student", student)):
-        idle = [f"{name}.{key}" for key in ("name", "weights") if f"{name}.{key}" in fields]
+        idle = [f"{name}.{key}" for key in ("name", "weights", "kwargs") if f"{name}.{key}" in fields]
         if idle and not isinstance(value, str):
             raise ValueError(
                 f"{idle[0]} does nothing beside a {name} that is given as an object: leave it out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 import draccus
 
@@ -21,7 +21,6 @@ from fastanc.fields import (
     Fields,
     Images,
     Inside,
-    Length,
     MixAlpha,
     OneOf,
     Padding,
@@ -39,15 +38,9 @@ from fastanc.fields import (
 )
 from fastanc.methods.anc import Anc
 from fastanc.methods.base import Method
+from fastanc.network_fields import NetworkConfig, TeacherConfig, check_idle, free
 from fastanc.optimizers import OptimizerConfig
 from fastanc.quoting import shown
-
-_T = TypeVar("_T")
-
-
-def free(default: _T) -> _T:
-    """Declare a field in which a run may differ from the checkpoint that it continues; every other one is fixed."""
-    return field(default=default, metadata={"free": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,62 +130,6 @@ class DataConfig(Fields):
     def finished(self) -> bool:
         """Whether anything is done to views beside cutting them."""
         return self.dressed or self.mix != "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Fields):
-    """One network by name."""
-
-    group = "student"
-
-    name: Text = "resnet8"
-    """Own name (`fastanc networks` lists them), torchvision:NAME[@WEIGHTS] or timm:NAME[.TAG]."""
-    weights: Text | None = None
-    """File of weights (.safetensors, .pt, .pth, .th) or folder of a finished run; none starts from random ones."""
-    weights_key: Text | None = None
-    """Which state dict of that file, e.g. state_dict_ema or model; none takes the only one, or the moving average."""
-    mean: Annotated[tuple[Unit, ...], Length((1, 3))] | None = None
-    """Channel means on the 0..1 scale, one a channel or one for all; none takes the file's, the family's or the data
-    set's."""
-    std: Annotated[tuple[Share, ...], Length((1, 3))] | None = None
-    """Channel deviations on the 0..1 scale, likewise."""
-    head: Text | None = None
-    """Module name of the last linear layer; none finds it."""
-    stages: tuple[Text, ...] = ()
-    """Module names of the residual stages, for methods that read them; none takes the family's. `stem` is the map
-    that enters the family's first stage."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig(NetworkConfig):
-    """The teacher and its cache."""
-
-    group = "teacher"
-    name: Text = "resnet14"
-    """As of every network."""
-    weights: Text | None = free("runs/digits-teacher/student.safetensors")
-    """File of weights; the word random allows an untrained teacher (speed tests only)."""
-    estimators: Text | None = free(None)
-    """estimators.safetensors of a ksanc_teacher run on these weights; ksanc students need it."""
-    classes: Text | None = None
-    """Which of the teacher's classes the set's are: its columns, joined by commas, or a file of its class names."""
-    recipe: Text | None = free("digits_teacher")
-    """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
-    cache: Annotated[str, OneOf(("off", "fill", "read"))] = free("fill")
-    """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""
-    cache_dir: Text = free("cache")
-    """Folder that holds caches side by side, each named by its identity."""
-    rows: Annotated[str, OneOf(("fp16", "fp32", "uint8", *TOP))] = "fp16"
-    """Type of the cached rows: fp16, fp32 or uint8 (with a scale per row); or, for methods that soften the teacher's
-    classes and read nothing else, top5, top10, top20: the most probable classes alone, in 24, 44 and 84 bytes."""
-    pad_rows: bool = False
-    """Cached rows begin on 4096-byte pages, for file systems that lock pages between nodes (Lustre, GPFS)."""
-    memory_gib: Weight = free(2.0)
-    """Complete cached views are held in memory, the device's if it is CUDA, when they fit into so much (read)."""
-    precision: Precision = "fp32"
-    """Arithmetic of the teacher's pass: fp32, or autocast to bf16 or fp16."""
-    fold: bool = False
-    """Fold BatchNorm into the convolutions before the teacher's pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,10 +279,10 @@ GROUPS = tuple(one.name for one in fields(Config))
 
 
 def with_said(config: Config, keys: Iterable[str]) -> Config:
-    """Return the configuration, which now knows what the user's own words set."""
-    object.__setattr__(
-        config, "said", frozenset(keys)
-    )  # no field: it is not written down, and compares equal
+    """Return the configuration, which now knows what the user's own words set; ValueError for one that is idle."""
+    said = frozenset(keys)
+    check_idle(config.teacher, said)
+    object.__setattr__(config, "said", said)  # no field: it is not written down, and compares equal
     return config
 
 

@@ -45,8 +45,10 @@ def check(groups: Mapping[str, Any]) -> None:
         if optimizer is not None:
             optimizer.check_library()
     if method is not None and method.needs_teacher:
-        _named("teacher.name", networks.check_name, teacher.name, plugin)
-        _teacher_files(teacher, may_be_registered=plugin)
+        _file("teacher.estimators", teacher.estimators)
+        for one in [teacher] if teacher.members is None else teacher.members:
+            _named(f"{one.group}.name", networks.check_name, one.name, plugin)
+            _teacher_files(one, getattr(one, "recipe", None), may_be_registered=plugin)
     if run.resume not in _RESUMES and not os.path.exists(run.resume):
         raise FileNotFoundError(
             f"run.resume: there is no checkpoint {run.resume}: take {', '.join(_RESUMES)}, or a"
@@ -54,14 +56,14 @@ def check(groups: Mapping[str, Any]) -> None:
         )
 
 
-def _teacher_files(teacher: Any, *, may_be_registered: bool) -> None:
-    _file("teacher.estimators", teacher.estimators)
+def _teacher_files(teacher: Any, recipe: str | None, *, may_be_registered: bool) -> None:
     if teacher.weights is None and not (networks.has_published(teacher.name) or may_be_registered):
         raise ValueError(
-            "teacher.weights is missing: name a file, or the word random for a speed test with an untrained teacher"
+            f"{teacher.group}.weights is missing: name a file, or the word random for a speed test with an untrained"
+            " teacher"
         )
-    if teacher.weights not in (None, "random") and teacher.recipe is None:
-        _weights("teacher.weights", teacher.weights)
+    if teacher.weights not in (None, "random") and recipe is None:
+        _weights(f"{teacher.group}.weights", teacher.weights)
 
 
 def _named(field: str, check_name: Any, name: str, may_be_registered: bool) -> None:

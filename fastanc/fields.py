@@ -8,8 +8,10 @@ Text stays what was typed until the type of its field says what it means; nothin
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -100,6 +102,10 @@ Temperature = Annotated[float, Range(0.01, 1000)]
 Precision = Annotated[str, OneOf(("fp32", "bf16", "fp16"))]
 
 
+class Plain:
+    """The type of what another library takes: a text, a number, true or false, null, or a list of these."""
+
+
 class Fields:
     """Base of a frozen dataclass whose fields are what their types say, however it is made."""
 
@@ -181,9 +187,11 @@ def takes(kind: Any) -> str:
             f"values joined by commas, each {inner[0]}" if len(set(inner)) == 1 else f"({'; '.join(inner)})"
         )
     if isinstance(kind, type) and hasattr(kind, "chosen"):
-        return "a name or {type: name, field: value}"
+        return getattr(kind, "spelt", "a name or {type: name, field: value}")
     if isinstance(kind, type) and is_dataclass(kind):
         return f"a group of {', '.join(kinds(kind))}"
+    if origin is dict:
+        return "{name: value, ...}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     return words.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
@@ -201,7 +209,9 @@ def _read(value: Any, kind: Any, name: str) -> Any:
         return first(arg for arg in args if arg == value or str(arg) == value)
     if origin in (tuple, list) and args:
         return _read_list(value, origin, args, name)
-    if origin is dict and isinstance(mapping_in(value), Mapping):
+    if origin is dict and not isinstance(mapping_in(value), Mapping):
+        raise Wrong
+    if origin is dict:
         return {_read(k, args[0], name): _read(v, args[1], name) for k, v in mapping_in(value).items()}
     if isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, kind):
@@ -212,6 +222,8 @@ def _read(value: Any, kind: Any, name: str) -> Any:
         if not isinstance(tree, Mapping):
             raise Wrong
         return make(kind, tree, f"{name}.")
+    if kind is Plain:
+        return _read_plain(value)
     reader = READERS.get(kind)
     return reader(value) if reader is not None else _read_other(value, kind)
 
@@ -240,6 +252,25 @@ def _read_list(value: Any, origin: type, args: tuple[Any, ...], name: str) -> An
     if len(each) != len(found):
         raise Wrong
     return origin(_read(item, kind, name) for item, kind in zip(found, each))
+
+
+def _read_plain(value: Any) -> Any:
+    """Read what nobody here knows the type of: without quotes it is a number, a boolean or null if it can be."""
+    if isinstance(value, list | tuple):
+        return [_read_plain(item) for item in value]
+    if isinstance(value, Word):
+        literals = {"true": True, "false": False, "null": None, "none": None}
+        if value in literals:
+            return literals[value]
+        for kind in (int, float):
+            with suppress(Wrong):
+                return READERS[kind](value)
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Wrong
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise Wrong
+    return value
 
 
 def _read_other(value: Any, kind: Any) -> Any:

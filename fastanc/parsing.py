@@ -219,6 +219,7 @@ def with_teacher(config: Config) -> list[Config]:
     if (
         recipe is None
         or weights in (None, "random")
+        or config.teacher.members is not None
         or Path(weights).exists()  # a file, or the folder of a finished run
         or not config.method.needs_teacher
     ):

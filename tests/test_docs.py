@@ -7,6 +7,7 @@ import copy
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -135,6 +136,7 @@ def test_one_file_reads_the_configuration() -> None:
         "training/assemble.py",
         "training/assemble_compiled.py",
         "training/assemble_input.py",
+        "training/assemble_named.py",
         "training/assemble_networks.py",
         "training/assemble_settings.py",
     }
@@ -171,8 +173,9 @@ def commands(text: str) -> list[str]:
 
 def complaint(line: str) -> str | None:
     """Return what the command's own parsers say against a line, files and plugins left out; None if it is read."""
-    line = re.sub(r"[\[\]]", "", line)
-    words = [PLACEHOLDERS.get(word, word) for word in line.split()]
+    quoted = "'" in line  # what a shell hands over whole; elsewhere brackets say that a word may be left out
+    split = shlex.split(line) if quoted else re.sub(r"[\[\]]", "", line).split()
+    words = [PLACEHOLDERS.get(word, word) for word in split]
     if words[0] == "accelerate":
         at = words.index("fastanc/train.py")
         words = ["fastanc", "train", *words[at + 1 :]]

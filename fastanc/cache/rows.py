@@ -172,9 +172,14 @@ def head_logits(features: Tensor, head: nn.Linear) -> Tensor:
 
 
 def outputs_of(values: Mapping[str, Tensor], head: nn.Linear | None) -> Outputs:
-    """Return the outputs that the cache's values stand for; logits from the head unless stored."""
+    """Return the outputs that the cache's values stand for.
+
+    Logits come from the head unless they are stored; of a teacher without classes they are [B, 0].
+    """
     logits = values.get("logits")
-    if logits is None:
-        assert head is not None, "a cache without logits needs the teacher's head"
+    if logits is None and head is None:
+        logits = values["features"][:, :0]
+    elif logits is None:
+        assert head is not None
         logits = head_logits(values["features"], head)
     return Outputs(logits, values.get("features"), None, values.get("descriptors"))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fastanc.files import HOUR_S, make_folder, put, sweep, workspace
 from fastanc.models import zoo
-from fastanc.models.taps import Tapped, unwrapped
+from fastanc.models.headless import features_in
+from fastanc.models.taps import Tapped, logits_of, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
 from fastanc.plain_yaml import load_yaml
 from fastanc.quoting import shown
@@ -21,7 +22,10 @@ _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "
 
 
 class Classifier(nn.Module):
-    """A student without taps, adapter and the like: images [B, C, H, W] float 0..1 -> logits [B, K]."""
+    """A student without taps, adapter and the like: images [B, C, H, W] float 0..1 -> logits [B, K].
+
+    One that knows no classes gives its features [B, D].
+    """
 
     scale: Tensor
     shift: Tensor
@@ -30,13 +34,19 @@ class Classifier(nn.Module):
         super().__init__()
         own = copy.deepcopy(unwrapped(student)).cpu().eval().requires_grad_(False)
         own.to(memory_format=torch.contiguous_format)
-        self.bare = own.bare
+        self.bare, self.headless = own.bare, own.headless
         self.register_buffer("scale", own.scale)
         self.register_buffer("shift", own.shift)
 
+    @property
+    def gives(self) -> str:
+        """What an ONNX program calls its output."""
+        return "features" if self.headless else "logits"
+
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; the normalisation is inside."""
-        return self.bare(torch.addcmul(self.shift, images, self.scale))
+        """Return the logits or features; the normalisation is inside."""
+        output = self.bare(torch.addcmul(self.shift, images, self.scale))
+        return features_in(output) if self.headless else logits_of(output)
 
 
 def export(
@@ -152,7 +162,7 @@ def _trace(classifier: Classifier, example: Tensor, name: str, path: Path) -> No
         program,
         f=str(path),
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[classifier.gives],
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -201,7 +211,7 @@ def _read_onnx(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]
 
     def run(images: Tensor) -> Tensor:
         try:
-            logits, *_ = ReferenceEvaluator(str(path)).run(["logits"], {"images": images.numpy()})
+            logits, *_ = ReferenceEvaluator(str(path)).run([classifier.gives], {"images": images.numpy()})
         except Exception as error:  # an operator that it lacks, or its memory: nothing about the file
             raise _Unchecked(f"onnx.reference cannot run it ({_brief(error)})") from error
         return torch.from_numpy(logits)

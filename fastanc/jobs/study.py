@@ -86,7 +86,8 @@ def _scaled(config: Config, out: Path, scale: float) -> Config:
     if scale == 1:
         return config
     weights, teacher = config.teacher.weights, config.teacher
-    if teacher.recipe and weights not in (None, "random") and not Path(weights).is_file():
+    named = weights not in (None, "random") and teacher.members is None
+    if teacher.recipe and weights is not None and named and not Path(weights).is_file():
         own = out / f"teacher-{Path(weights).parent.name}" / "student.safetensors"
         teacher = replace(teacher, weights=str(own))
     schedule = config.schedule

@@ -32,6 +32,7 @@ from fastanc.methods.base import (
     own_optimizer,
     seen,
     sides,
+    width_of,
 )
 from fastanc.optimizers import OptimizerConfig
 
@@ -73,6 +74,8 @@ class Anc(Method):
     """Factor of the squared error on the logits (lambda of eq. 4)."""
     data_reduction: Reduction = "sum"
     """sum: over classes (eq. 3); mean: K times smaller."""
+    data: Annotated[str, OneOf(("logits", "features"))] = "logits"
+    """What the squared error is of: logits (eq. 3), or features, for a teacher without classes."""
     saturating: bool = False
     """Student minimises log(1 - D), eq. 4 to the letter, in place of the inverted label of section 3.5."""
     discriminator: Text = "128-256-128"
@@ -85,8 +88,8 @@ class Anc(Method):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Logits, and what the discriminator sees."""
-        return frozenset({"logits", self.on})
+        """What the squared error is of, and what the discriminator sees."""
+        return frozenset({self.data, self.on})
 
     @property
     def plays(self) -> tuple[Play, ...]:
@@ -106,8 +109,9 @@ class Anc(Method):
         width = teacher.num_classes if self.on == "logits" else teacher.feature_dim
         if width is None:
             raise ValueError("the teacher has no last linear layer to tap: set method.on to logits")
-        unequal = self.on == "features" and student.feature_dim != width
-        player = Adapted(student, width) if unequal else student
+        target = width_of(teacher, "anc") if "features" in self.needs else None
+        unequal = target is not None and student.feature_dim != target
+        player = Adapted(student, target) if unequal and target is not None else student
         return {"student": player, "discriminator": discriminator(self.discriminator, width)}
 
     def optimizers(self) -> dict[str, OptimizerConfig]:
@@ -135,7 +139,8 @@ class Anc(Method):
         """Minimise BCE(D(drop(s)), 1) + lambda ||z_t - z_s||^2."""
         teacher, student = sides(batch, out)
         on_adversarial = nets["discriminator"](self.adversarial(seen(student, self.on)))
-        error = squared_error(student.logits, teacher.logits, self.data_reduction)
+        s, t = (seen(side, self.data) for side in (student, teacher))
+        error = squared_error(s, t, self.data_reduction)
         return Played(
             {
                 "fool": fooling_loss(on_adversarial, self.saturating),

@@ -40,6 +40,8 @@ class Relations(Warming):
     """Factor of rkd's distances."""
     angle_weight: Weight = 50.0
     """Factor of rkd's angles, of all triplets of a batch; at 0 they and their memory, B^3 numbers, are left out."""
+    task: bool = True
+    """Whether labels and softened classes count beside the relations; false where the teacher has no classes."""
     alpha: Unit = 0.0
     """Weight of the softened classes against the labels, 0..1; at 1 no labels are needed."""
     temperature: Temperature = 4.0
@@ -48,15 +50,19 @@ class Relations(Warming):
     @property
     def needs(self) -> frozenset[str]:
         """Features, and what the task needs."""
-        return task_needs(self.alpha) | {"features"}
+        return (task_needs(self.alpha) if self.task else frozenset()) | {"features"}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise relations and task."""
         teacher, student = sides(batch, out)
         weight = _WEIGHTS[self.relation] if self.weight is None else self.weight
         found = self._related(features_of(student), features_of(teacher))
+        terms = {name: weight * term for name, term in found.items()}
+        if not self.task:  # several processes wait for the gradient of the student's head, too
+            first = next(iter(terms))
+            return Played({**terms, first: terms[first] + 0.0 * student.logits.sum()})
         task = kd_terms(student.logits, teacher.logits, batch.labels, self.alpha, self.temperature)
-        return Played({**{name: weight * term for name, term in found.items()}, **task})
+        return Played({**terms, **task})
 
     def _related(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         if self.relation != "rkd":

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastanc.batch import Outputs
 from fastanc.models.probe import checked
 from fastanc.models.taps import Tapped
 
@@ -23,9 +24,12 @@ class Columns(nn.Module):
         self.whole = network
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the chosen logits."""
-        return self.whole(images).index_select(1, self.columns)
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """Return the chosen logits, with the features that the network gives beside them."""
+        out = self.whole(images)
+        if isinstance(out, Outputs):
+            return out._replace(logits=out.logits.index_select(1, self.columns))
+        return out.index_select(1, self.columns)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fastanc.models.builder_arguments import built_with
 from fastanc.models.heads import last_linear
 from fastanc.models.names import check_timm, check_torchvision, has_published
 from fastanc.models.probe import can_read
@@ -34,9 +35,13 @@ class Bare(NamedTuple):
     usual_px: int | None = None
     source: str = ""
     """Who says mean and std, and which crop and interpolation they belong to."""
+    licence: str = ""
+    """Of the published weights, with who says it."""
 
 
-def from_torchvision(rest: str, shape: Shape, *, new_head: bool, load: bool = True) -> Bare:
+def from_torchvision(
+    rest: str, shape: Shape, kwargs: Mapping[str, Any], *, new_head: bool, load: bool = True
+) -> Bare:
     """Return the classifier NAME or NAME@WEIGHTS, whose weights are left out without `load`; see `zoo.build`."""
     name, _, tag = rest.partition("@")
     check_torchvision(name, tag)
@@ -48,18 +53,22 @@ def from_torchvision(rest: str, shape: Shape, *, new_head: bool, load: bool = Tr
             f"torchvision:{name} has no weights {tag!r}: take one of {', '.join(choices.__members__)}"
         )
     if tag and load:
-        return _published_torchvision(name, choices[tag], shape, new_head=new_head)
+        return _published_torchvision(name, choices[tag], shape, kwargs, new_head=new_head)
     views = (choices[tag] if tag else choices.DEFAULT).transforms()
     usual_px, px = views.crop_size[0], shape.image_px
 
     def make(**size: Any) -> nn.Module:
-        network = torchvision.models.get_model(name, weights=None, num_classes=shape.num_classes, **size)
+        make = partial(
+            torchvision.models.get_model, name, weights=None, num_classes=shape.num_classes, **size
+        )
+        network = built_with(f"torchvision:{name}", make, {k: v for k, v in kwargs.items() if k not in size})
         if shape.in_channels != 3:
             _replace_stem(network, shape.in_channels)
         return network
 
     # the names of a size in ViT and in MaxViT
-    network = _at_size(make, shape, usual_px, ({"image_size": px}, {"input_size": (px, px)}))
+    options = [one for one in ({"image_size": px}, {"input_size": (px, px)}) if not set(one) & set(kwargs)]
+    network = _at_size(make, shape, usual_px, options)
     return Bare(network, views.mean, views.std, usual_px, _torchvision_source(views))
 
 
@@ -83,16 +92,19 @@ def _at_size(
     return network
 
 
-def _published_torchvision(name: str, weights: Any, shape: Shape, *, new_head: bool) -> Bare:
+def _published_torchvision(
+    name: str, weights: Any, shape: Shape, kwargs: Mapping[str, Any], *, new_head: bool
+) -> Bare:
     import torchvision
 
     classes = len(weights.meta["categories"])
-    _check_fit(f"torchvision:{name}@{weights.name}", shape, classes, new_head=new_head)
+    check_fit(f"torchvision:{name}@{weights.name}", shape, classes, new_head=new_head)
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
         if not (_in_hub(weights.url) or answers(weights.url)):
             raise OSError(f"{host_of(weights.url)} does not answer")
-        network = torchvision.models.get_model(name, weights=weights)
+        make = partial(torchvision.models.get_model, name, weights=weights)
+        network = built_with(f"torchvision:{name}", make, kwargs)
     except OSError as error:
         raise FileNotFoundError(
             f"weights {weights.name} of torchvision:{name} are not in {folder} and could not be fetched ({error}): "
@@ -113,7 +125,9 @@ def _in_hub(url: str) -> bool:
     return os.path.isfile(os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url)))
 
 
-def from_timm(rest: str, shape: Shape, *, new_head: bool, load: bool = True) -> Bare:
+def from_timm(
+    rest: str, shape: Shape, kwargs: Mapping[str, Any], *, new_head: bool, load: bool = True
+) -> Bare:
     """Return the classifier NAME, NAME.TAG or NAME@pretrained, whose weights are left out without `load`."""
     name, _, tag = rest.partition("@")
     check_timm(name, tag)
@@ -130,23 +144,35 @@ def from_timm(rest: str, shape: Shape, *, new_head: bool, load: bool = True) -> 
             f"timm:{rest} has no pretrained weights: write timm:{name.split('.')[0]}, or another tag"
         )
     if load:
-        _check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
-    make = partial(
+        check_fit(f"timm:{rest}", shape, published.num_classes, new_head=new_head)
+    create = partial(
         timm.create_model, name, pretrained=load, num_classes=shape.num_classes, in_chans=shape.in_channels
     )
+
+    def make(**size: Any) -> nn.Module:
+        return built_with(f"timm:{rest}", partial(create, **size), kwargs)
+
     usual_px = published.input_size[-1]
-    options = ({"img_size": shape.image_px},)
-    network = (_fetched_timm if load else _at_size)(make, shape, usual_px, options)
+    options = () if "img_size" in kwargs else ({"img_size": shape.image_px},)
+    network = (
+        _fetched_timm(name, make, shape, usual_px, options)
+        if load
+        else _at_size(make, shape, usual_px, options)
+    )
     cut = f"{published.interpolation}, {published.crop_pct:.3g} of the side at {usual_px} px"
-    return Bare(network, published.mean, published.std, usual_px, f"timm's pretrained_cfg ({cut})")
+    licence = f"{published.license} by timm" if load and published.license else ""
+    return Bare(network, published.mean, published.std, usual_px, f"timm's pretrained_cfg ({cut})", licence)
 
 
 def _fetched_timm(
-    make: Callable[..., nn.Module], shape: Shape, usual_px: int, options: Sequence[Mapping[str, Any]]
+    name: str,
+    make: Callable[..., nn.Module],
+    shape: Shape,
+    usual_px: int,
+    options: Sequence[Mapping[str, Any]],
 ) -> nn.Module:
     import timm
 
-    name = make.args[0]  # type: ignore[attr-defined]
     published = timm.models.get_pretrained_cfg(name)
     assert published is not None
     hub = published.hf_hub_id
@@ -188,13 +214,14 @@ def published_classes(name: str) -> int | None:
     return published.num_classes if published is not None else None
 
 
-def _check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:
+def check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:
+    """Raise ValueError where published weights are for other channels, or for other classes and no new head."""
     if shape.in_channels != 3:
         raise ValueError(
             f"the weights of {name} read 3 channels and the data set has {shape.in_channels}: "
             "take the network without its published weights"
         )
-    if shape.num_classes != classes and not new_head:
+    if shape.num_classes not in (0, classes) and not new_head:
         raise ValueError(
             f"the weights of {name} know {classes} classes and the data set has {shape.num_classes}: "
             "ask for a new head, or take a data set with the same classes"

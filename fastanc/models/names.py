@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from fastanc.quoting import cut, shown
 
-TORCHVISION, TIMM = "torchvision", "timm"
+TORCHVISION, TIMM, HF = "torchvision", "timm", "hf"
+HF_UNTRAINED = "hf_untrained"
+"""Begins the name of one of hf's networks without its weights."""
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units of each stage of ANC's bottleneck ResNets."""
 VGG_DEPTHS = {
@@ -177,11 +179,13 @@ def family_of(name: str) -> tuple[Family, tuple[str, ...]] | None:
 def has_published(name: str) -> bool:
     """Tell whether a name asks for published weights: NAME@WEIGHTS, or timm's NAME.TAG."""
     library, _, rest = name.partition(":")
-    return "@" in rest or (library == TIMM and "." in rest)
+    return library != HF_UNTRAINED and ("@" in rest or (library == TIMM and "." in rest) or library == HF)
 
 
 def without_published(name: str) -> str:
     """Return the name of the same network that asks for no weights."""
+    if name.startswith(f"{HF}:"):
+        return HF_UNTRAINED + name.removeprefix(HF)
     name = name.partition("@")[0]
     return name.partition(".")[0] if name.startswith(f"{TIMM}:") else name
 
@@ -193,6 +197,8 @@ def check_name(name: str, *, may_be_registered: bool = False) -> None:
         check_torchvision(*_parts(rest))
     elif library == TIMM:
         check_timm(*_parts(rest))
+    elif library in (HF, HF_UNTRAINED):
+        _check_hub(name, rest)
     elif library != "object" and family_of(name) is None and not may_be_registered:
         raise unknown(name)
 
@@ -203,7 +209,7 @@ def unknown(name: str, registered: tuple[str, ...] = ()) -> ValueError:
     close = difflib.get_close_matches(name, [*examples, *registered], 1, cutoff=0.7)
     others = [f"{lib}:{name}" for lib in (TORCHVISION, TIMM) if name in _names(lib)]
     hint = f"; did you mean {' or '.join(others or close)}?" if others or close else ""
-    known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[.TAG]"])
+    known = ", ".join([*examples, "torchvision:NAME[@WEIGHTS]", *registered, "timm:NAME[.TAG]", "hf:NAME"])
     return ValueError(
         f"network {shown(name)} is unknown: take a name like {known}, or name the Python file that registers it"
         f" (--plugin){hint}"
@@ -219,6 +225,17 @@ def check_torchvision(name: str, tag: str) -> None:
     choices = _torchvision_weights(name) if tag else ()
     if tag and choices and tag not in choices:
         raise ValueError(f"torchvision:{name} has no weights {shown(tag)}: take one of {', '.join(choices)}")
+
+
+def _check_hub(name: str, rest: str) -> None:
+    """Raise ValueError unless transformers is installed and the rest is a folder, or the name of a repository."""
+    if find_spec("transformers") is None:
+        raise ValueError(f"{name} needs transformers: pip install 'fastanc[hf]'")
+    if Path(rest).is_dir():
+        if not (Path(rest) / "config.json").is_file():
+            raise ValueError(f"{name}: the folder has no config.json: name one that save_pretrained wrote")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
+        raise ValueError(f"{name} is neither a folder that is here nor a name such as hf:microsoft/resnet-18")
 
 
 def check_timm(name: str, tag: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastanc.batch import Outputs
+from fastanc.models.headless import features_in
 from fastanc.models.heads import may_be_head, pooled
 from fastanc.models.stages import entered_by_stem, has_channels_last
 from fastanc.models.taps import Tapped, logits_of
@@ -28,6 +30,8 @@ class _Call(NamedTuple):
 
 class _Pass(NamedTuple):
     logits: Tensor
+    given_dim: int | None
+    """Width of the features that the network itself gives beside the logits."""
     calls: dict[str, _Call]
     """By name, in the order in which they were made; of several calls of one layer the last."""
     stages: dict[str, object]
@@ -79,7 +83,10 @@ def answers_of(tapped: Tapped) -> list[int]:
     place = tapped.scale.device
     with _undisturbed(tapped, place):
         images = (noise((1, tapped.in_channels, px, px)) * 32 + 128).clamp(0, 255).to(torch.uint8)
-        logits = tapped(images.to(place)).logits[0].double().cpu()
+        out = tapped(images.to(place))
+        logits = (
+            (out.features if tapped.headless and out.features is not None else out.logits)[0].double().cpu()
+        )
     if not logits.isfinite().all():
         raise ValueError(
             "the teacher's logits are not finite on a picture of noise: its weights hold NaN or infinite values, or"
@@ -134,7 +141,8 @@ def _run(tapped: Tapped, usual_px: int | None) -> _Pass:
     px = tapped.image_px
     images = (noise((_IMAGES, tapped.in_channels, px, px)).to(tapped.scale.device) * 32 + 128).clamp(0, 255)
     try:
-        logits = logits_of(tapped.bare(tapped.normalise(images.to(torch.uint8))))
+        output = tapped.bare(tapped.normalise(images.to(torch.uint8)))
+        logits = features_in(output) if tapped.headless else logits_of(output)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         size = f"a size that it takes, e.g. {usual_px}" if usual_px not in (None, px) else "another size"
@@ -145,6 +153,14 @@ def _run(tapped: Tapped, usual_px: int | None) -> _Pass:
     finally:
         for hook in hooks:
             hook.remove()
+    if tapped.headless:
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+            given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(
+                f"{tapped.title} gives {given} for two images and no features [2, D]: take a network that gives one"
+                " vector an image"
+            )
+        return _Pass(logits[:, :0], logits.shape[1], {}, stages)
     wanted = (_IMAGES, tapped.num_classes)
     if not isinstance(logits, Tensor) or logits.shape != wanted:
         given = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -152,7 +168,8 @@ def _run(tapped: Tapped, usual_px: int | None) -> _Pass:
             f"{tapped.title} gives {given} for two images and no logits {list(wanted)}: take a classifier of"
             f" {tapped.num_classes} classes"
         )
-    return _Pass(logits, calls, stages)
+    beside = output.features if isinstance(output, Outputs) else None
+    return _Pass(logits, None if beside is None else beside.shape[1], calls, stages)
 
 
 def _replace(
@@ -184,6 +201,7 @@ def _check_head(tapped: Tapped, probed: _Pass) -> None:
     head = next((name for name in reversed(probed.calls) if _makes_logits(name, probed)), None)
     if not tapped.head_given:
         tapped.tap_head(head, "" if head else _why_none(probed, tapped.num_classes))
+        tapped.given_dim = None if head else probed.given_dim
     elif head != tapped.head_name and not probed.logits.is_meta:
         hint = (
             f"name {head}, or none" if head else f"name none, since {_why_none(probed, tapped.num_classes)}"
@@ -214,6 +232,8 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 
 def _why_none(probed: _Pass, classes: int) -> str:
+    if not classes:
+        return "it knows no classes"
     if not probed.calls:
         return f"no linear layer of {classes} outputs is run"
     *rest, last = list(probed.calls)[-4:]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from fastanc.models.builder_arguments import not_taken
 from fastanc.models.libraries import Bare, Shape
 from fastanc.models.taps import Tapped, logits_of
 from fastanc.registry import is_same, remember
@@ -46,7 +47,7 @@ def registered_names() -> dict[str, str]:
     return {name: _title(make) for name, make in _MAKERS.items()}
 
 
-def make_registered(name: str, shape: Shape) -> Bare | None:
+def make_registered(name: str, shape: Shape, kwargs: Mapping[str, Any] | None = None) -> Bare | None:
     """Build a registered network, or that of an object's class; None for a name that nobody registered."""
     make = _MAKERS.get(name)
     if make is None and name.startswith(OBJECT):
@@ -62,6 +63,10 @@ def make_registered(name: str, shape: Shape) -> Bare | None:
     taken = inspect.signature(make).parameters
     everything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
     given = {key: value for key, value in shape._asdict().items() if everything or key in taken}
+    for key in kwargs or {}:
+        if key not in taken and not everything:
+            raise ValueError(not_taken(name, key, make))
+    given |= kwargs or {}
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     asked = [k for k, p in taken.items() if p.kind not in several and p.default is p.empty and k not in given]
     if asked:
@@ -69,7 +74,15 @@ def make_registered(name: str, shape: Shape) -> Bare | None:
             f"network {name!r}: {_title(make)} asks for {asked[0]}, but only num_classes, in_channels and image_px"
             " are given: give it a default, or register a function that returns the network"
         )
-    network = make(**given)
+    try:
+        network = make(**given)
+    except Exception as error:
+        if not kwargs:
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"kwargs of {name}: {_title(make)} refuses {dict(kwargs)} ({said}): give others"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"network {name!r} is a {type(network).__name__}: its function must return an nn.Module"

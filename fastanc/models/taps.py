@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastanc.batch import Outputs
+from fastanc.models.headless import features_in
 from fastanc.models.heads import as_linear, last_linear, may_be_head, pooled, width
 from fastanc.models.stages import entered_by_stem, stages_of
 
@@ -88,6 +89,7 @@ class Tapped(Wrapper):
     "auto" takes the family's own; `stem`, where no module is called so, is what enters the first of these.
     `mean` and `std` are per channel on the 0..1 scale. The state dict is the
     bare network's with every key under `bare.`. Raises ValueError when a name fits no module.
+    A `headless` network gives features [B, D] alone, and logits [B, 0].
     What is built here is taken at its word: `probe.checked` runs it and finds the head that it really has.
     """
 
@@ -107,24 +109,27 @@ class Tapped(Wrapper):
         name: str = "",
         in_channels: int = 3,
         image_px: int = 32,
+        headless: bool = False,
     ) -> None:
         super().__init__()
-        self.bare = network
+        self.bare, self.headless = network, headless
         self.name, self.in_channels, self.image_px = name, in_channels, image_px
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         # Whoever builds it by name says where they are from, and what its library publishes.
         self.normalised_by, self.published_by = "the caller", ""
-        self.weights_from = ""
-        self.new_head = False
+        self.weights_from, self.licence = "", ""
+        self.new_head, self.kwargs = False, dict[str, Any]()
         self.published: tuple[Sequence[float], Sequence[float]] = (), ()
         self.stage_names = stages_of(network) if stages == "auto" else _as_names(stages)
         self.maps_channels_last: frozenset[str] = frozenset()
         self.head_given, self.head_name, self.no_head = bool(head), head or last_linear(network), ""
+        # The width of features that a network without a head gives beside its logits, as Outputs: a probe finds it.
+        self.given_dim: int | None = None
         if num_classes is None:
             if self.head is None:
                 raise ValueError(f"{self.title} has no linear head: say its num_classes")
             num_classes = self.head.out_features
-        elif head is None and self.head is not None and self.head.out_features != num_classes:
+        elif headless or (head is None and self.head is not None and self.head.out_features != num_classes):
             self.head_name = None
         self.num_classes = num_classes
         scale = 1 / torch.tensor(self.std, dtype=torch.float64)
@@ -168,9 +173,9 @@ class Tapped(Wrapper):
 
     @property
     def feature_dim(self) -> int | None:
-        """D, or None without a head."""
+        """D; None without a head, unless the network gives features by itself."""
         head = self._head
-        return None if head is None else width(head)
+        return self.given_dim if head is None else width(head)
 
     @property
     def title(self) -> str:
@@ -191,6 +196,8 @@ class Tapped(Wrapper):
         """
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images are uint8 (0..255) or floats (0..1), not {images.dtype}: convert them")
+        if getattr(self.bare, "normalises", False):
+            return images
         if images.dtype == torch.uint8:
             return torch.addcmul(self.shift, images.to(self.scale.dtype), self.scale / 255)
         return torch.addcmul(self.shift, images, self.scale)
@@ -201,14 +208,19 @@ class Tapped(Wrapper):
         frame: dict[str, Tensor] = {}
         self._frames.open.append(frame)
         try:
-            logits = logits_of(self.bare(self.normalise(images)))
+            output = self.bare(self.normalise(images))
         finally:
             self._frames.open.pop()
+        if self.headless:
+            features = features_in(output)
+            output = features[:, :0]
+        else:
+            features = output.features if isinstance(output, Outputs) else frame.get("features")
         maps = tuple(
             frame[name].permute(0, 3, 1, 2) if name in self.maps_channels_last else frame[name]
             for name in self.stage_names
         )
-        return Outputs(logits, frame.get("features"), maps if self.stage_names else None)
+        return Outputs(logits_of(output), features, maps if self.stage_names else None)
 
     @torch.no_grad()
     def stage_channels(self, image_px: int | None = None, in_channels: int | None = None) -> tuple[int, ...]:

@@ -117,6 +117,8 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
         for key, value in tapped.bare.state_dict().items()
     }
     metadata = {field: json.dumps(getattr(tapped, field)) for field in FIELDS}
+    if tapped.kwargs:
+        metadata["kwargs"] = json.dumps(tapped.kwargs)
     write_safetensors(path, state, metadata)
 
 

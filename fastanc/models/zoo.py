@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastanc.models.families import IMAGENET_MEAN, IMAGENET_STD, make_own
+from fastanc.models.builder_arguments import refuse_ours
+from fastanc.models.headless import PROBED_CLASSES, beheaded, without_head
 from fastanc.models.heads import last_linear
-from fastanc.models.libraries import Bare, Shape, from_timm, from_torchvision, published_classes
-from fastanc.models.names import FAMILIES, family_of, has_published, unknown, without_published
+from fastanc.models.hub import classes_of, from_hub
+from fastanc.models.libraries import Shape, from_timm, from_torchvision, published_classes
+from fastanc.models.names import (
+    FAMILIES,
+    HF,
+    HF_UNTRAINED,
+    has_published,
+    without_published,
+)
+from fastanc.models.own_networks import IMAGENET_MEAN, IMAGENET_STD, is_registered, own_network
 from fastanc.models.probe import checked
 from fastanc.models.registered import (
     make_registered,
@@ -21,7 +31,7 @@ from fastanc.models.registered import (
     registered_names,
     statistics_of,
 )
-from fastanc.models.taps import Tapped, per_channel
+from fastanc.models.taps import Tapped, per_channel, untap
 from fastanc.models.weight_files import Weights
 from fastanc.models.weights import (
     FIELDS,
@@ -61,6 +71,10 @@ def describe_names() -> list[tuple[str, str]]:
         ),
         *((name, f"registered by {make}") for name, make in registered_names().items()),
         ("timm:NAME[.TAG]", "any timm classifier, e.g. timm:resnet50.a1_in1k: a tag names weights"),
+        (
+            "hf:NAME",
+            "any image classifier of transformers: a repository, e.g. hf:microsoft/resnet-18, or a folder",
+        ),
     ]
 
 
@@ -79,24 +93,37 @@ def build(
     default_mean: Sequence[float] | None = None,
     default_std: Sequence[float] | None = None,
     new_head: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Tapped:
     """Return the network `name` (see `describe_names`) with its normalisation and taps, which were checked.
 
+    For no classes it is without its last layer: features alone.
+
     `weights` is a file, taken in the place of published ones, and `weights_key` a place in it (see `read_weights`).
+    `kwargs` are handed on to what builds the network.
     With `new_head` a head that was trained for other classes is replaced by a fresh one. Mean and std come from the
     arguments, the file's metadata, what the library publishes for the name if there are weights of whatever source,
     or the data set (`default_mean`, `default_std`), in this order; without any they are 0.5 and 0.25.
     Raises ValueError for an unknown name, weights that do not fit, and what `probe.checked` refuses,
     FileNotFoundError for weights that are neither here nor to be fetched.
     """
-    shape = Shape(num_classes, in_channels, image_px)
     library, _, rest = name.partition(":")
+    headless, kwargs = num_classes == 0, dict(kwargs or {})
+    own_classes = PROBED_CLASSES if headless and library != "timm" else num_classes
+    if headless and library != "timm":
+        own_classes = known_classes(name) or own_classes
+    shape = Shape(own_classes, in_channels, image_px)
+    refuse_ours(name, kwargs)
     if library == "torchvision":
-        bare = from_torchvision(rest, shape, new_head=new_head, load=weights is None)
+        bare = from_torchvision(rest, shape, kwargs, new_head=new_head, load=weights is None)
     elif library == "timm":
-        bare = from_timm(rest, shape, new_head=new_head, load=weights is None)
+        bare = from_timm(rest, shape, kwargs, new_head=new_head, load=weights is None)
+    elif library in (HF, HF_UNTRAINED):
+        load = weights is None and library == HF
+        bare = from_hub(name, rest, shape, kwargs, new_head=new_head, load=load)
     else:
-        bare = _own(name, shape)
+        bare = own_network(name, shape, kwargs)
+    left_out = _behead(bare.network, name, shape, head) if headless and library != "timm" else None
     found = Weights({}, {}, "", ())
     if weights is not None:
         replaced = head or last_linear(bare.network) if new_head else None
@@ -115,8 +142,9 @@ def build(
         source = "the configuration" if mean and std else f"the configuration and {source}"
     tapped = Tapped(
         bare.network,
-        head=head,
+        head=None if headless else head,
         stages=stages,
+        headless=headless,
         mean=per_channel(f"mean of {name}", mean or published["mean"] or default_mean or (0.5,), in_channels),
         std=per_channel(f"std of {name}", std or published["std"] or default_std or (0.25,), in_channels),
         num_classes=num_classes,
@@ -125,16 +153,45 @@ def build(
         image_px=image_px,
     )
     tapped.normalised_by, tapped.published_by = source, bare.source
-    tapped.weights_from = _told(weights, found)
+    tapped.licence = bare.licence if weights is None else ""
+    tapped.weights_from, tapped.kwargs = _told(weights, found), kwargs
     tapped.published = tuple(bare.mean or ()), tuple(bare.std or ())
     checked(tapped, usual_px=bare.usual_px)
-    if weights is not None:
+    if weights is not None and headless:
+        fit_weights(tapped.bare, without_head(state, tapped.bare, left_out), weights)
+    elif weights is not None:
         other = tapped.head_name if new_head else None
         tapped.new_head = not _same_shapes(tapped.bare, state, other)
         fit_weights(tapped.bare, state, weights, other if tapped.new_head else None)
-    else:
-        tapped.new_head = published_classes(name) not in (None, num_classes)
+    elif not headless:
+        tapped.new_head = known_classes(name) not in (None, num_classes)
     return tapped
+
+
+def _behead(network: nn.Module, name: str, shape: Shape, head: str | None) -> str | None:
+    """Take the head away and return its name; None of a registered network that takes no number of classes."""
+    counts = None
+    if is_registered(name):
+        counts = num_classes_of(network, shape.in_channels, shape.image_px)
+    if counts not in (None, shape.num_classes):
+        return None
+    probed = Tapped(
+        network,
+        head=head,
+        mean=(0.5,) * shape.in_channels,
+        std=(0.25,) * shape.in_channels,
+        name=name,
+        **shape._asdict(),
+    )
+    checked(probed)
+    untap(network)
+    beheaded(network, probed.head_name, name)
+    return probed.head_name
+
+
+def known_classes(name: str) -> int | None:
+    """Return how many classes the published weights in a name know; None without any."""
+    return classes_of(name) if has_published(name) and name.startswith(f"{HF}:") else published_classes(name)
 
 
 def _told(path: str | os.PathLike[str] | None, found: Weights) -> str:
@@ -171,12 +228,8 @@ def load_weights(path: str | os.PathLike[str], *, stages: Sequence[str] | str = 
         image_px=said["image_px"],
         weights=path,
         stages=stages,
+        kwargs=read_fields(path, metadata, ["kwargs"])["kwargs"] if "kwargs" in metadata else None,
     )
-
-
-def is_registered(name: str) -> bool:
-    """Tell whether a user's file made this name known."""
-    return name in registered_names()
 
 
 def tap(
@@ -190,6 +243,7 @@ def tap(
     stages: Sequence[str] | str = (),
     default_mean: Sequence[float] | None = None,
     default_std: Sequence[float] | None = None,
+    headless: bool = False,
 ) -> Tapped:
     """Return a network that was given as an object with its normalisation and taps; a Tapped is returned as it is.
 
@@ -217,7 +271,8 @@ def tap(
         stages=stages,
         mean=per_channel(f"mean of {name}", mean or own_mean or default_mean or usual[0], in_channels),
         std=per_channel(f"std of {name}", std or own_std or default_std or usual[1], in_channels),
-        num_classes=num_classes_of(network, in_channels, image_px),
+        num_classes=0 if headless else num_classes_of(network, in_channels, image_px),
+        headless=headless,
         name=name,
         in_channels=in_channels,
         image_px=image_px,
@@ -233,6 +288,7 @@ def own_classes(
     in_channels: int = 3,
     image_px: int = 32,
     weights_key: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> int | None:
     """Return how many classes a network knows by itself; None where nothing says it.
 
@@ -240,10 +296,10 @@ def own_classes(
     another file the shapes do: those of the parameters that would be others in a network for more classes.
     Raises ValueError for weights that do not fit the network, whatever its classes.
     """
-    if weights is None and (published := published_classes(name)):
+    if weights is None and (published := known_classes(name)) is not None:
         return published
     if is_registered(name):
-        made = make_registered(name, Shape(_OTHER, in_channels, image_px))
+        made = make_registered(name, Shape(_OTHER, in_channels, image_px), kwargs)
         assert made is not None
         if (fixed := num_classes_of(made.network, in_channels, image_px)) != _OTHER:
             return fixed
@@ -254,7 +310,11 @@ def own_classes(
         return int(read_fields(weights, metadata, ["num_classes"])["num_classes"])
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         untrained = build(
-            without_published(name), num_classes=_OTHER, in_channels=in_channels, image_px=image_px
+            without_published(name),
+            num_classes=_OTHER,
+            in_channels=in_channels,
+            image_px=image_px,
+            kwargs=kwargs,
         )
     built = untrained.bare.state_dict()
     state = read_weights(weights, weights_key, built).state
@@ -269,13 +329,3 @@ def own_classes(
         if here == _OTHER
     }
     return found.pop() if len(found) == 1 else None
-
-
-def _own(name: str, shape: Shape) -> Bare:
-    if (found := family_of(name)) is not None:
-        if is_registered(name):
-            raise ValueError(f"network {name!r} is fastanc's own: register yours under another name")
-        return make_own(*found, shape)
-    if (bare := make_registered(name, shape)) is not None:
-        return bare
-    raise unknown(name, tuple(registered_names()))

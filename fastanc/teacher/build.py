@@ -214,7 +214,8 @@ def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: 
         raise FileNotFoundError(f"{store.path} holds no rows to compare: run `fastanc cache build`")
     present = {view: np.setdiff1d(np.arange(store.num_images), store.missing(view)) for view in views}
     weights = np.array([len(images) for images in present.values()], float)
-    names = dict.fromkeys([*(field.name for field in store.fields), "logits"])
+    classes = online.network.num_classes
+    names = dict.fromkeys([*(field.name for field in store.fields), *(["logits"] if classes else [])])
     worst = {name: Deviation(name, 0.0, 0.0, -1, -1) for name in names}
     reader = store.reader()
     try:
@@ -225,8 +226,10 @@ def verify_teacher(store: Store, online: Online, batches_for: BatchesFor, rows: 
                 stored = {name: value.numpy() for name, value in decode(kept, store.fields).items()}
                 fresh = online.untouched(batch)
                 exact = unrounded(values_of(fresh, store.fields), kept, store.fields)
-                if "logits" not in stored:
-                    stored["logits"], exact["logits"] = _by_head(stored["features"], online), fresh.logits
+                if classes:
+                    if "logits" not in stored:
+                        stored["logits"] = _by_head(stored["features"], online)
+                    exact.setdefault("logits", fresh.logits)
                 for name, value in exact.items():
                     worst[name] = max(
                         worst[name], _deviation(name, stored[name], value, batch), key=_relative

@@ -35,6 +35,12 @@ class FrozenTeacher:
     """Arithmetic of its pass: fp32, or autocast to bf16 or fp16."""
     folded: bool = False
     """Whether BatchNorm was folded into the convolutions."""
+    members: Sequence[Mapping[str, Any]] = ()
+    """Name, digest and builder's arguments of each network of an ensemble, in their order."""
+    average: str = "logits"
+    """What an ensemble has the mean of."""
+    kwargs: Mapping[str, Any] | None = None
+    """Arguments of its builder."""
     answers: Sequence[int] | None = None
     """`probe.answers_of` a user's own class, whose code its weights do not tell."""
 
@@ -62,17 +68,19 @@ class FrozenTeacher:
         return Online(self.network, AUTOCAST[self.precision])
 
     def fields(self, rows: str, align: int = 1) -> list[Field]:
-        """Return a cache's columns: features (logits without a linear head), and descriptors where it gives them.
+        """Return a cache's columns: features, logits where no head makes them of these, descriptors where there are.
 
         `rows` is their type (fp16, fp32, uint8, or of logits alone one of `top.TOP`), `align` the bytes at whose
         multiples they begin. ValueError where there are no more classes than a row would keep.
         """
-        if self.network.head is None or rows in TOP:
-            fields = [Field("logits", self.network.num_classes, rows, align)]
-        else:
-            assert self.network.feature_dim is not None
-            fields = [Field("features", self.network.feature_dim, rows, align)]
-        if isinstance(self.network, Squeezed) and rows not in TOP:
+        if rows in TOP:
+            return [Field("logits", self.network.num_classes, rows, align)]
+        fields = []
+        if self.network.feature_dim is not None:
+            fields.append(Field("features", self.network.feature_dim, rows, align))
+        if self.network.head is None and self.network.num_classes:
+            fields.append(Field("logits", self.network.num_classes, rows, align))
+        if isinstance(self.network, Squeezed):
             fields.append(Field("descriptors", self.network.estimators.descriptor_dim, rows, align))
         return fields
 
@@ -100,6 +108,10 @@ class FrozenTeacher:
             "head": head_digest(bare),
             "folded": self.folded,
         }
+        if self.kwargs:
+            facts["kwargs"] = dict(self.kwargs)
+        if self.members:
+            facts |= {"members": list(self.members), "average": self.average}
         if self.answers is not None:
             facts["answers"] = list(self.answers)
         if isinstance(self.network, Squeezed):

@@ -112,13 +112,14 @@ class Online:
     def __call__(self, batch: Batch, size: int = 0) -> Outputs:
         """Return the teacher's outputs on a batch: logits [B, K] and whatever is tapped; `size` as in `untouched`."""
         out = self.untouched(batch, size)
-        if out.logits.dtype == torch.float32:
+        if out.logits.dtype == torch.float32 and self.network.head is not None:
             return out
-        if out.features is None or self.network.head is None:
-            return out._replace(logits=out.logits.float())
-        return out._replace(
-            logits=head_logits(out.features, self.network.head), features=out.features.float()
-        )
+        features, head = out.features, self.network.head
+        if features is None or head is None:
+            return out._replace(
+                logits=out.logits.float(), features=None if features is None else features.float()
+            )
+        return out._replace(logits=head_logits(features, head), features=features.float())
 
     def flush(self) -> None:
         """Do nothing: nothing is kept back."""

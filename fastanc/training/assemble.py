@@ -28,10 +28,11 @@ from fastanc.teacher.filling import Filling
 from fastanc.teacher.frozen import AUTOCAST, FrozenTeacher
 from fastanc.training.assemble_compiled import compile_game
 from fastanc.training.assemble_input import cache_choice, open_input
+from fastanc.training.assemble_named import build_network
 from fastanc.training.assemble_networks import (
     NOTHING,
     Given,
-    build_network,
+    check_classless,
     check_labels,
     open_teacher,
     said_of,
@@ -186,6 +187,7 @@ def _open_game(
     if teacher is not None and given.teacher is not None:
         same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
+    check_classless(config, teacher)
     if method.needs & {"labels", "soft_labels"}:
         check_labels(config, images, num_classes)
     # A validation set may lack some of the training set's classes, whose numbers it shares.
@@ -197,7 +199,14 @@ def _open_game(
         )
     set_seed(config.run.seed)
     student = build_network(
-        config.student, config.data, images, num_classes, given.student, method.taps_student, new_head=True
+        config.student,
+        config.data,
+        images,
+        num_classes,
+        given.student,
+        method.taps_student,
+        new_head=True,
+        headless=num_classes == 0,
     )
     # A seed of their own: a student by name and one that is given meet the same opponents.
     set_seed(config.run.seed + _GAME_SEED)

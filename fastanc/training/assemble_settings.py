@@ -106,7 +106,7 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
             "name": config.run.name,
             "method": config.method.kind,
             "student": config.student.name,
-            "teacher": config.teacher.name if game.teacher is not None else None,
+            "teacher": game.teacher.name if game.teacher is not None else None,
             "dataset": config.data.name,
             "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
             "batch": config.data.batch,

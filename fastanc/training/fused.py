@@ -57,7 +57,7 @@ def _anc_discriminator(method: Anc, nets: Nets) -> Loss | None:
 
 
 def _anc_student(method: Anc, nets: Nets) -> Loss | None:
-    if method.saturating or not _holds(nets["discriminator"]):
+    if method.data != "logits" or method.saturating or not _holds(nets["discriminator"]):
         return None
 
     def loss(nets: Nets, batch: Batch, out: Outputs | None) -> Played:

@@ -26,6 +26,7 @@ from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
 from fastanc.training.metrics import Monitor
+from fastanc.training.neighbours import evaluate_features
 from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.settings import Settings
 from fastanc.training.spellings import Choice, plain
@@ -251,7 +252,20 @@ class Run:
         self.game.average_buffers()
         wanted = with_teacher or not self.game.labels_count
         teacher = self._val_answers() if wanted and self._val_answers is not None else None
+        student = self.game.student
         with nullcontext() if teacher is None else closing(teacher):
+            if student.headless:
+                width = self.game.teacher and self.game.teacher.network.feature_dim
+                return evaluate_features(
+                    self.method.validated(self.game.kept, self.players["student"].module),
+                    self.source.val_batches(),
+                    sum_over(self.accelerator),
+                    num_images=self.source.val.num_images,
+                    width=student.feature_dim or 0,
+                    teacher=teacher,
+                    teacher_width=width or 0,
+                    autocast=self.game.autocast,
+                )
             return evaluate(
                 self.method.validated(self.game.kept, self.players["student"].module),
                 self.source.val_batches(),
