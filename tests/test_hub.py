@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,44 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
     saved(tmp_path / "net", "ResNet")
     with pytest.raises(ValueError, match=r"kwargs of hf:.*ResNetForImageClassification.* 'droop'"):
         zoo.build(f"hf:{tmp_path / 'net'}", num_classes=5, image_px=32, kwargs={"droop": 1})
+
+
+def test_a_folder_and_a_repository_of_timm_are_their_own_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    own = timm.create_model("resnet10t", num_classes=5).eval()
+    own.pretrained_cfg |= {"mean": MEAN, "std": STD, "license": "mit"}
+    save_for_hf(own, str(tmp_path / "a net"), safe_serialization=True)
+    # The hub's cache, as it is after a repository was fetched; no server is asked.
+    snapshot = tmp_path / "hub" / "models--somebody--net" / "snapshots" / "abc"
+    shutil.copytree(tmp_path / "a net", snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("fastanc.models.libraries.answers", lambda url: False)
+    images = pictures()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        expected = own((images / 255 - mean) / std)
+        for name in (f"timm:local-dir:{tmp_path / 'a net'}", "timm:hf-hub:somebody/net"):
+            check_name(name)
+            assert has_published(name)
+            assert zoo.own_classes(name, None) == 5
+            tapped = zoo.build(name, num_classes=5, image_px=32).eval()
+            torch.testing.assert_close(tapped(images).logits, expected, rtol=1e-4, atol=1e-5)
+            untrained = zoo.build(without_published(name), num_classes=3, image_px=32)
+            assert untrained.num_classes == 3
+            student = zoo.build(name, num_classes=5, image_px=32, new_head=True)
+            zoo.save_weights(student, tmp_path / "student.safetensors")
+            again = zoo.load_weights(tmp_path / "student.safetensors").eval()
+            assert torch.equal(again(images).logits, student.eval()(images).logits)
+    with pytest.raises(FileNotFoundError, match="connect to the network once"):
+        zoo.build("timm:hf-hub:somebody/other", num_classes=5)
+    for wrong in ("timm:hf-hub:net", f"timm:local-dir:{tmp_path}"):
+        with pytest.raises(ValueError, match="is no repository|no config.json"):
+            check_name(wrong)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from fastanc.models.builder_arguments import built_with
 from fastanc.models.heads import last_linear
-from fastanc.models.names import check_timm, check_torchvision, has_published
+from fastanc.models.names import check_timm, check_torchvision, described_elsewhere, has_published
 from fastanc.models.probe import can_read
 from fastanc.models.published import answers, host_of, hub_url, only_cached
 
@@ -130,14 +132,13 @@ def from_timm(
 ) -> Bare:
     """Return the classifier NAME, NAME.TAG or NAME@pretrained, whose weights are left out without `load`."""
     name, _, tag = rest.partition("@")
-    check_timm(name, tag)
+    if described_elsewhere(rest):
+        name = rest
+    else:
+        check_timm(name, tag)
     import timm
 
-    try:
-        published = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        raise ValueError(f"timm:{name} cannot be read: {error}") from error
-    assert published is not None
+    published = _timm_config(name)
     load = load and has_published(f"timm:{rest}")
     if load and not published.has_weights:
         raise ValueError(
@@ -164,6 +165,37 @@ def from_timm(
     return Bare(network, published.mean, published.std, usual_px, f"timm's pretrained_cfg ({cut})", licence)
 
 
+def _timm_config(name: str) -> Any:
+    """Return what timm, a repository or a folder says of a network; ValueError, FileNotFoundError in one sentence."""
+    import timm
+
+    if not described_elsewhere(name):
+        try:
+            published = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        except RuntimeError as error:
+            raise ValueError(f"timm:{name} cannot be read: {error}") from error
+        assert published is not None
+        return published
+    from timm.models import _hub
+
+    kind, _, place = name.partition(":")
+    try:
+        if kind == "hf-hub":
+            with only_cached(enabled=not answers(hub_url(place))):
+                says, _, _ = _hub.load_model_config_from_hf(place)
+        else:
+            says, _, _ = _hub.load_model_config_from_path(place)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"timm:{name} is not in the cache and could not be fetched ({type(error).__name__}): connect to the"
+            f" network once, or fetch {hub_url(place)} elsewhere and name its folder as timm:local-dir:FOLDER"
+        ) from error
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"timm:{name}: its config.json is none that timm writes: name another") from error
+    known = {one.name for one in fields(timm.models.PretrainedCfg)}
+    return timm.models.PretrainedCfg(**{key: value for key, value in says.items() if key in known})
+
+
 def _fetched_timm(
     name: str,
     make: Callable[..., nn.Module],
@@ -171,13 +203,11 @@ def _fetched_timm(
     usual_px: int,
     options: Sequence[Mapping[str, Any]],
 ) -> nn.Module:
-    import timm
 
-    published = timm.models.get_pretrained_cfg(name)
-    assert published is not None
+    published = _timm_config(name)
     hub = published.hf_hub_id
     url = hub_url(str(hub)) if hub else str(published.url)
-    reached = (not hub and _in_hub(url)) or answers(url)
+    reached = (not hub and (_in_hub(url) or bool(published.file))) or answers(url)
     try:
         if not (hub or reached):
             raise OSError(f"{host_of(url)} does not answer")
@@ -203,15 +233,12 @@ def published_classes(name: str) -> int | None:
 
         weights = torchvision.models.get_model_weights(name).__members__
         return len(weights[tag].meta["categories"]) if tag in weights else None
-    try:
-        import timm
-    except ImportError:
+    if find_spec("timm") is None:
         return None
     try:
-        published = timm.models.get_pretrained_cfg(name)
-    except RuntimeError:  # no such tag, as `from_timm` says
+        return int(_timm_config(rest if described_elsewhere(rest) else name).num_classes)
+    except (ValueError, FileNotFoundError):  # no such tag, as `from_timm` says
         return None
-    return published.num_classes if published is not None else None
 
 
 def check_fit(name: str, shape: Shape, classes: int, *, new_head: bool) -> None:

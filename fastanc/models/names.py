@@ -17,8 +17,9 @@ from typing import NamedTuple
 from fastanc.quoting import cut, shown
 
 TORCHVISION, TIMM, HF = "torchvision", "timm", "hf"
-HF_UNTRAINED = "hf_untrained"
-"""Begins the name of one of hf's networks without its weights."""
+HF_UNTRAINED, TIMM_UNTRAINED = "hf_untrained", "timm_untrained"
+"""Begin the name of a network that a repository or folder describes, without its weights."""
+_TIMM_HUB, _TIMM_FOLDER = "hf-hub:", "local-dir:"
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Units of each stage of ANC's bottleneck ResNets."""
 VGG_DEPTHS = {
@@ -179,13 +180,25 @@ def family_of(name: str) -> tuple[Family, tuple[str, ...]] | None:
 def has_published(name: str) -> bool:
     """Tell whether a name asks for published weights: NAME@WEIGHTS, or timm's NAME.TAG."""
     library, _, rest = name.partition(":")
-    return library != HF_UNTRAINED and ("@" in rest or (library == TIMM and "." in rest) or library == HF)
+    if library in (HF_UNTRAINED, TIMM_UNTRAINED):
+        return False
+    described = library == HF or (library == TIMM and described_elsewhere(rest))
+    return described or "@" in rest or (library == TIMM and "." in rest)
+
+
+def described_elsewhere(rest: str) -> bool:
+    """Tell whether what follows `timm:` is a repository or a folder (hf-hub:ORG/NAME, local-dir:FOLDER)."""
+    return rest.startswith((_TIMM_HUB, _TIMM_FOLDER))
 
 
 def without_published(name: str) -> str:
     """Return the name of the same network that asks for no weights."""
     if name.startswith(f"{HF}:"):
         return HF_UNTRAINED + name.removeprefix(HF)
+    if name.startswith(f"{TIMM}:") and described_elsewhere(name.removeprefix(f"{TIMM}:")):
+        return TIMM_UNTRAINED + name.removeprefix(TIMM)
+    if name.startswith(f"{TIMM_UNTRAINED}:"):
+        return name
     name = name.partition("@")[0]
     return name.partition(".")[0] if name.startswith(f"{TIMM}:") else name
 
@@ -195,6 +208,8 @@ def check_name(name: str, *, may_be_registered: bool = False) -> None:
     library, colon, rest = name.partition(":")
     if library == TORCHVISION:
         check_torchvision(*_parts(rest))
+    elif library == TIMM_UNTRAINED or (library == TIMM and described_elsewhere(rest)):
+        _check_timm_place(name, rest)
     elif library == TIMM:
         check_timm(*_parts(rest))
     elif library in (HF, HF_UNTRAINED):
@@ -236,6 +251,19 @@ def _check_hub(name: str, rest: str) -> None:
             raise ValueError(f"{name}: the folder has no config.json: name one that save_pretrained wrote")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", rest):
         raise ValueError(f"{name} is neither a folder that is here nor a name such as hf:microsoft/resnet-18")
+
+
+def _check_timm_place(name: str, rest: str) -> None:
+    """Raise ValueError unless timm is installed and the rest is a repository's name, or a folder that timm wrote."""
+    if find_spec("timm") is None:
+        raise ValueError(f"{shown(name)} needs timm: pip install timm")
+    kind, _, place = rest.partition(":")
+    if f"{kind}:" == _TIMM_FOLDER and not (Path(place) / "config.json").is_file():
+        raise ValueError(
+            f"{shown(name)}: there is no config.json in the folder: name one that timm's save_for_hf wrote"
+        )
+    if f"{kind}:" == _TIMM_HUB and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", place):
+        raise ValueError(f"{shown(name)} is no repository: write it as timm:hf-hub:timm/resnet18.a1_in1k")
 
 
 def check_timm(name: str, tag: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastanc.models.names import TIMM, TORCHVISION, check_name, family_of
+from fastanc.models.names import TIMM, TORCHVISION, check_name, described_elsewhere, family_of
 
 
 class UsualViews(NamedTuple):
@@ -32,6 +32,8 @@ def usual_views(name: str) -> UsualViews | None:
     if library == TIMM:
         import timm
 
+        if described_elsewhere(rest):
+            return None
         says = timm.models.get_pretrained_cfg(name_alone, allow_unregistered=False)
         if says is None:
             return None

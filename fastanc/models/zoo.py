@@ -18,6 +18,8 @@ from fastanc.models.names import (
     FAMILIES,
     HF,
     HF_UNTRAINED,
+    TIMM,
+    TIMM_UNTRAINED,
     has_published,
     without_published,
 )
@@ -72,6 +74,10 @@ def describe_names() -> list[tuple[str, str]]:
         *((name, f"registered by {make}") for name, make in registered_names().items()),
         ("timm:NAME[.TAG]", "any timm classifier, e.g. timm:resnet50.a1_in1k: a tag names weights"),
         (
+            "timm:hf-hub:ORG/NAME",
+            "one of a repository of the hub, or timm:local-dir:FOLDER of a folder like it",
+        ),
+        (
             "hf:NAME",
             "any image classifier of transformers: a repository, e.g. hf:microsoft/resnet-18, or a folder",
         ),
@@ -109,21 +115,26 @@ def build(
     """
     library, _, rest = name.partition(":")
     headless, kwargs = num_classes == 0, dict(kwargs or {})
-    own_classes = PROBED_CLASSES if headless and library != "timm" else num_classes
-    if headless and library != "timm":
+    own_classes = PROBED_CLASSES if headless and library not in (TIMM, TIMM_UNTRAINED) else num_classes
+    if headless and library not in (TIMM, TIMM_UNTRAINED):
         own_classes = known_classes(name) or own_classes
     shape = Shape(own_classes, in_channels, image_px)
     refuse_ours(name, kwargs)
     if library == "torchvision":
         bare = from_torchvision(rest, shape, kwargs, new_head=new_head, load=weights is None)
-    elif library == "timm":
-        bare = from_timm(rest, shape, kwargs, new_head=new_head, load=weights is None)
+    elif library in (TIMM, TIMM_UNTRAINED):
+        load = weights is None and library == TIMM
+        bare = from_timm(rest, shape, kwargs, new_head=new_head, load=load)
     elif library in (HF, HF_UNTRAINED):
         load = weights is None and library == HF
         bare = from_hub(name, rest, shape, kwargs, new_head=new_head, load=load)
     else:
         bare = own_network(name, shape, kwargs)
-    left_out = _behead(bare.network, name, shape, head) if headless and library != "timm" else None
+    left_out = (
+        _behead(bare.network, name, shape, head)
+        if headless and library not in (TIMM, TIMM_UNTRAINED)
+        else None
+    )
     found = Weights({}, {}, "", ())
     if weights is not None:
         replaced = head or last_linear(bare.network) if new_head else None
