@@ -93,6 +93,16 @@ def correlation(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(s, t)
 
 
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cos of [B, D] features (AM-RADIO, Ranzinger et al., CVPR 2024, eq. 2)."""
+    return (1 - F.cosine_similarity(fp32(student), fp32(teacher))).mean()
+
+
+def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over images and features of x^2 / 2 below 1 and |x| - 1/2 above, x the difference (the same, eq. 3)."""
+    return F.smooth_l1_loss(fp32(student), fp32(teacher))
+
+
 def hierarchical(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """HCL of ReviewKD (Chen et al., CVPR 2021): errors of maps [B, C, H, W] and of their pooled forms.
 

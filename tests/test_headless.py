@@ -124,6 +124,7 @@ def test_rows_hold_features_alone_and_the_student_is_a_backbone(tmp_path: Path) 
     "method",
     [
         {"method__type": "queue", "method__size": "32"},
+        {"method__type": "cosine"},
         {"method__type": "relations", "method__task": "false"},
         {"method__type": "relations", "method__task": "false", "method__relation": "pkt"},
     ],

@@ -394,6 +394,19 @@ def along_means(s: Tensor, r: Tensor) -> Tensor:
     return losses_of_features.direction(s, r, torch.stack([r[0], -r[1], r[2] + 1]))
 
 
+def cosine_plain(s: np.ndarray, r: np.ndarray) -> float:
+    return float(
+        np.mean(
+            [1 - sum(a * b for a, b in zip(x, y)) / math.hypot(*x) / math.hypot(*y) for x, y in zip(s, r)]
+        )
+    )
+
+
+def smooth_l1_plain(s: np.ndarray, r: np.ndarray) -> float:
+    gaps = [abs(float(a - b)) for a, b in zip(s.ravel(), r.ravel())]
+    return sum(gap * gap / 2 if gap < 1 else gap - 0.5 for gap in gaps) / len(gaps)
+
+
 def crd(s: Tensor, r: Tensor) -> Tensor:
     constant = torch.tensor(2.5, dtype=s.dtype)
     return losses_of_features.contrast(s, r, t(QUEUE).to(s.dtype), t(NEGATIVE), constant, 0.5)
@@ -406,6 +419,8 @@ PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[np.ndarray,
     "probabilistic": (losses_of_features.probabilistic, pkt_plain),
     "correlation": (losses_of_features.correlation, cc_plain),
     "direction": (along_means, direction_plain),
+    "cosine": (losses_of_features.cosine_distance, cosine_plain),
+    "smooth_l1": (losses_of_features.smooth_l1, smooth_l1_plain),
     "queue": (lambda s, r: losses_of_features.queue_kl(s, r, t(QUEUE).to(s.dtype), 0.5), queue_plain),
     "contrast": (crd, crd_plain),
 }
