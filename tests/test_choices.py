@@ -202,7 +202,9 @@ def test_a_choice_is_remembered_for_the_same_game_alone(spelling: Any, tmp_path:
 
 
 @compiles
-@pytest.mark.parametrize("method", [Anc(), Kd(alpha=0.5)], ids=lambda method: method.kind)
+@pytest.mark.parametrize(
+    "method", [pytest.param(Anc(), marks=pytest.mark.slow), Kd(alpha=0.5)], ids=lambda method: method.kind
+)
 def test_choosing_moves_nothing_and_a_compiled_step_is_the_plain_one(method: Method) -> None:
     (players, batch), (others, _) = game(method), game(method)
     state = {name: {k: v.clone() for k, v in m.state_dict().items()} for name, m in players.modules().items()}

@@ -60,7 +60,7 @@ def lines(name: str) -> list[dict[str, object]]:
     return [line for line in read_metrics(path) if line["kind"] == "train"] if path.exists() else []
 
 
-@pytest.mark.parametrize("cache", ["off", "fill"])
+@pytest.mark.parametrize("cache", [pytest.param("off", marks=pytest.mark.slow), "fill"])
 def test_killed_and_resumed_equals_uninterrupted(cache: str) -> None:
     options = ["--teacher.cache", cache, "--teacher.rows", "fp32"]
     whole = train_here("whole", *options, "--teacher.cache_dir", "cache-a")
@@ -84,6 +84,7 @@ def test_killed_and_resumed_equals_uninterrupted(cache: str) -> None:
     ]
 
 
+@pytest.mark.slow  # test_viewing has the same in a few steps
 def test_cached_student_is_the_online_student() -> None:
     online = train_here("online", "--teacher.cache", "off")
     assert_same(online, train_here("filling", "--teacher.rows", "fp32"))

@@ -245,7 +245,12 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("way", WAYS)
+QUICK = ("rand, erase, both", "trivial, padded", "mixup, two views")
+
+
+@pytest.mark.parametrize(
+    "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_the_cached_student_is_the_online_student(tmp_path: Path, way: str) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     cache = ["--teacher.cache_dir", str(tmp_path / "cache")]
