@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from fastanc.cache.store import Store
 from fastanc.jobs.export import export
+from fastanc.methods.base import OF_TEACHER, Method
 from fastanc.models import zoo
 from fastanc.parsing import dump, method_names, parse
 from fastanc.pipelines.catalogue import open_dataset
@@ -89,6 +90,40 @@ def test_every_method_trains_through_the_public_entry(method: str, tmp_path: Pat
     assert 0 <= summary["val"]["error_pct"] <= 100
     student = zoo.load_weights(folder / "student.safetensors").eval()
     assert student(torch.zeros(1, 3, 32, 32)).logits.isfinite().all()
+
+
+FROM_ROWS = {"logits", "features", "head", "labels", "soft_labels"}
+
+
+def from_rows() -> list[str]:
+    """Methods that a cache teaches without any pass of the teacher."""
+    found = {name: Method.get_choice_class(name) for name in method_names() if name not in ("mine", "sum")}
+    return [
+        *(
+            name
+            for name, kind in found.items()
+            if len(kind().needs & OF_TEACHER) > 0 and kind().needs <= FROM_ROWS
+        ),
+        "sum",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", from_rows())
+def test_every_methods_cached_student_is_the_online_student(method: str, tmp_path: Path) -> None:
+    """Twenty steps over epochs, rows in fp32, to the last bit."""
+    fields = {"run.max_steps": "20", "data.batch": "96", "teacher.rows": "fp32"} | OWN.get(method, {})
+    made = {}
+    for way in ("off", "fill", "read"):
+        folder = run(
+            tmp_path / way,
+            method,
+            **fields,
+            **{"teacher.cache": way, "teacher.cache_dir": str(tmp_path / "rows")},
+        )
+        made[way] = load_file(folder / "student.safetensors")
+    for way in ("fill", "read"):
+        assert all(torch.equal(made["off"][key], value) for key, value in made[way].items()), way
 
 
 def test_a_share_of_the_data_is_all_that_is_trained_on_and_cached(tmp_path: Path) -> None:
