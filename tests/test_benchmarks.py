@@ -94,9 +94,9 @@ def test_sources_are_what_the_variant_says(tmp_path) -> None:
 
 
 def test_every_method_is_played_with_the_teacher_s_outputs_at_hand(tmp_path) -> None:
-    assert {name.removesuffix(" ready") for name in READY} == (
-        set(Method.get_known_choices()) - {"datafree", "ksanc_teacher"}
-    )
+    kinds = Method.get_known_choices().items()  # other tests register some of their own
+    ours = {name for name, kind in kinds if kind.__module__.startswith("fastanc.methods.")}
+    assert {name.removesuffix(" ready") for name in READY} == ours - {"datafree", "ksanc_teacher"}
     teacher = TINY.network(TINY.teacher).eval()
     for name, (kind, _) in READY.items():
         game = enter(name, TINY, teacher, CPU, tmp_path / name, "eager").game

@@ -88,7 +88,8 @@ def test_peak_memory_is_what_a_pass_takes() -> None:
     peak = gains._peak(Takes(), torch.zeros(1, 3, 4, 4), torch.device("cpu"))
     if peak is None:
         pytest.skip("this system does not tell a process's high-water mark")
-    assert 160 << 20 <= peak - (4 << 20) <= 176 << 20
+    # Pages come and go beside it.
+    assert 150 << 20 <= peak - (4 << 20) <= 180 << 20
 
 
 @pytest.mark.gpu
