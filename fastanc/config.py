@@ -33,6 +33,7 @@ from fastanc.fields import (
     Steps,
     Text,
     Threads,
+    Tracker,
     Unit,
     Weight,
 )
@@ -190,6 +191,9 @@ class RunConfig(Fields):
     """Stop after so many steps; 0 runs the whole schedule."""
     log_every: Positive = free(20)
     """Steps between two lines of metrics.jsonl; nothing is read from the device in between."""
+    trackers: tuple[Tracker, ...] = free(())
+    """Who is told the numbers of metrics.jsonl as well: tensorboard (files in the run's folder), wandb, trackio and
+    mlflow, as they are set up on the machine; one that fails is left out."""
     eval_every: Count = free(1)
     """Epochs between two evaluations; 0 evaluates at the end only."""
     checkpoint_every: Count = free(0)

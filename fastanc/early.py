@@ -7,7 +7,8 @@ plugin may register is left to the run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,19 @@ def check(groups: Mapping[str, Any]) -> None:
         for one in [teacher] if teacher.members is None else teacher.members:
             _named(f"{one.group}.name", networks.check_name, one.name, plugin)
             _teacher_files(one, getattr(one, "recipe", None), may_be_registered=plugin)
+    check_trackers(run.trackers)
     if run.resume not in _RESUMES and not os.path.exists(run.resume):
         raise FileNotFoundError(
             f"run.resume: there is no checkpoint {run.resume}: take {', '.join(_RESUMES)}, or a"
             " checkpoint's path"
         )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError where a tracker's package is not installed; nothing is imported."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ValueError(f"run.trackers: {name} is not installed: pip install 'fastanc[{name}]'")
 
 
 def _teacher_files(teacher: Any, recipe: str | None, *, may_be_registered: bool) -> None:

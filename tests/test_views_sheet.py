@@ -16,12 +16,12 @@ from PIL import Image
 
 from fastanc.cli import main as command
 from fastanc.jobs.report import write_report
-from fastanc.jobs.views_sheet import Layout, partners
 from fastanc.parsing import parse
 from fastanc.pipelines.order import Picks
 from fastanc.pipelines.views import CentreCrop
 from fastanc.train import train
 from fastanc.training.assemble import open_images
+from fastanc.training.contact_sheet import Layout, partners
 from fastanc.training.inputs import Input
 from support.images import class_folders
 from support.tiny_run import LENETS, as_words

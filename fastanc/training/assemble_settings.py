@@ -9,6 +9,7 @@ import draccus
 from accelerate import Accelerator
 
 from fastanc.config import Config, DataConfig, completed, free_fields
+from fastanc.early import check_trackers
 from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.places import make_cache_folder
@@ -21,7 +22,8 @@ from fastanc.training.spellings import available
 
 
 def open_claim(config: Config, accelerator: Accelerator) -> Claim:
-    """Claim the run's folder; ValueError also where a process's share does not fall into the parts."""
+    """Claim the run's folder; ValueError also where the run could not be what it is told to be."""
+    check_trackers(config.run.trackers)
     share, parts = config.data.batch // accelerator.num_processes, config.run.accumulate
     if share % parts:
         raise ValueError(
@@ -100,6 +102,7 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
         memory=_memory(),
         precision=config.run.precision,
         teacher_cache=config.teacher.cache,
+        trackers=config.run.trackers,
         text=dump(config),
         origins=_origins(source, game),
         facts={

@@ -17,6 +17,10 @@ from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
 PROFILE = "profile.json"
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's files."""
+TRACKED = "trackers.json"
+"""Under what name or number each tracker keeps the run."""
 _LEFT = (
     *(
         "checkpoints",
@@ -27,7 +31,7 @@ _LEFT = (
         "student.onnx",
         "estimators.safetensors",
     ),
-    *("samples.png", "metrics.jsonl"),
+    *("samples.png", "metrics.jsonl", TRACKED, TENSORBOARD),
 )
 """What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
 no old checkpoint that could be taken for the new run's."""

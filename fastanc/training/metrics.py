@@ -104,6 +104,11 @@ class Monitor:
         self._window, self._steady = Clock(), Clock()
         self._rates: dict[str, float] = {}
         self._opened_s = time.perf_counter()
+        self._followers: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def follow(self, told: Callable[[Mapping[str, Any]], None]) -> None:
+        """Tell `told` every line from here on, after it is written; on the process that writes."""
+        self._followers.append(told)
 
     def step(
         self,
@@ -246,6 +251,8 @@ class Monitor:
             }
             with named(self._path), self._path.open("a") as file:
                 file.write(json.dumps(finite, allow_nan=False) + "\n")
+            for told in self._followers:
+                told(line)
 
     def _keep_lines_before(self, start: int) -> float:
         """Remove the lines of steps that will be made again; return the training seconds that remain."""

@@ -10,17 +10,20 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from PIL import Image
 
 from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
 from fastanc.methods.base import Play
 from fastanc.models import zoo
 from fastanc.models.counting import count
+from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training.choices import choose_for_all
 from fastanc.training.claim import Claim
+from fastanc.training.contact_sheet import contact_sheet
 from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
@@ -31,6 +34,7 @@ from fastanc.training.processes import mean_over, sum_over
 from fastanc.training.settings import Settings
 from fastanc.training.spellings import Choice, plain
 from fastanc.training.step import Move
+from fastanc.training.trackers import Trackers
 from fastanc.training.validate import evaluate, top1_of
 
 _GREETED = 1000
@@ -77,6 +81,7 @@ class Run:
         self.start = self._resume()
         self._notes = [*notes, *game.notes, *claim.notes, *self._try_teacher()]
         self.monitor = self._open_folder()
+        self._trackers = self._open_trackers()
         self._choice: Choice | None = None
         self._plays: tuple[Play, ...] = ()
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
@@ -103,6 +108,25 @@ class Run:
         for note in self._notes:
             monitor.note(note)
         return monitor
+
+    def _open_trackers(self) -> Trackers | None:
+        """Start the trackers, and show them the views; None where there are none, or nothing is left to be told."""
+        settings = self._settings
+        if not self.is_main or not settings.trackers or self.is_finished:
+            return None
+        with self.monitor.pause():
+            trackers = Trackers(
+                settings.trackers,
+                self.folder,
+                run=str(settings.facts["name"]),
+                fields=self._claim.fields,
+                start=self.start,
+                say=self.monitor.note,
+            )
+            self.monitor.follow(trackers.line)
+            if self.start == 0 and not isinstance(self.source.train, LatentSet):
+                trackers.show("views", lambda: contact_sheet(self.source), 0)
+        return trackers
 
     def _resume(self) -> int:
         if self._claim.path is None:
@@ -289,6 +313,8 @@ class Run:
         if self.is_main:
             zoo.save_weights(self.game.kept, self.folder / "student.safetensors")
             self.method.save(self.players.modules(), self.folder)
+            if self._trackers is not None and (samples := self.folder / "samples.png").is_file():
+                self._trackers.show("samples", lambda: Image.open(samples), self.pace.total_steps - 1)
             finish_folder(self.folder, self._summary(result))
         self.accelerator.wait_for_everyone()
         return self.folder
@@ -324,6 +350,8 @@ class Run:
         if self.answers is not None and not at_once:
             self.answers.close()
         self.monitor.close()
+        if self._trackers is not None and not at_once:
+            self._trackers.close()
         if not at_once:
             self.checkpoints.wait()
         self.accelerator.free_memory()

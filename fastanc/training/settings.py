@@ -53,6 +53,8 @@ class Settings:
     memory: Path | None
     """Folder of what was measured at earlier starts."""
     teacher_cache: str
+    trackers: tuple[str, ...]
+    """Who is told what metrics.jsonl is told."""
     text: str
     """The configuration as a file."""
     origins: Mapping[str, str]
