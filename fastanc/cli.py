@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _job(jobs, "export", commands.export, "write a run's student for use elsewhere")
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
+    export.add_argument("--best", action="store_true", help="the student of the best evaluation (run.best)")
     export.add_argument("--plugin", help="Python file that registers the student's network")
     export.add_argument("--formats", nargs="+", default=["safetensors", "torch_export"])
 

@@ -120,7 +120,7 @@ def export(options: argparse.Namespace) -> None:
         from fastanc.parsing import import_plugin
 
         import_plugin(options.plugin)
-    for kind, path in export_run(options.run_dir, options.out, options.formats).items():
+    for kind, path in export_run(options.run_dir, options.out, options.formats, best=options.best).items():
         print(f"{kind}: {path}")
 
 

@@ -27,6 +27,7 @@ from fastanc.fields import (
     Pixels,
     Positive,
     Precision,
+    Quality,
     Ratio,
     Seed,
     Share,
@@ -191,6 +192,11 @@ class RunConfig(Fields):
     """Stop after so many steps; 0 runs the whole schedule."""
     log_every: Positive = free(20)
     """Steps between two lines of metrics.jsonl; nothing is read from the device in between."""
+    best: Quality | None = free(None)
+    """The number of an evaluation by which the best student so far is kept, as best.safetensors; agreement_pct and
+    teacher_kl ask the teacher at every evaluation."""
+    patience: Count = free(0)
+    """Evaluations without a better run.best after which the run ends, as a finished one; 0 goes on."""
     trackers: tuple[Tracker, ...] = free(())
     """Who is told the numbers of metrics.jsonl as well: tensorboard (files in the run's folder), wandb, trackio and
     mlflow, as they are set up on the machine; one that fails is left out."""
@@ -213,6 +219,11 @@ class RunConfig(Fields):
             self.compile_mode == "default" or self.accumulate == 1,
             f"run.compile_mode {self.compile_mode} replays one CUDA graph, which would overwrite the gradients of the"
             " part before it: set it to default, or run.accumulate to 1",
+        )
+        _require(
+            not self.patience or (self.best is not None and self.eval_every > 0),
+            "run.patience counts evaluations without a better run.best: set run.best, e.g. to error_pct, and"
+            " run.eval_every to 1 or more",
         )
         _require(
             self.ema > 0 or not self.ema_warmup,

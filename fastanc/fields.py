@@ -99,6 +99,7 @@ MixAlpha = Annotated[float, Range(0.01, 16)]
 Inside = Annotated[float, Range(0, 1, above=True, below=True)]
 Weight = Annotated[float, Range(0, 1e6)]
 Temperature = Annotated[float, Range(0.01, 1000)]
+Quality = Annotated[str, OneOf(("error_pct", "top1", "top5", "loss", "agreement_pct", "teacher_kl"))]
 Tracker = Annotated[str, OneOf(("tensorboard", "wandb", "trackio", "mlflow"))]
 Precision = Annotated[str, OneOf(("fp32", "bf16", "fp16"))]
 

@@ -426,7 +426,7 @@ def test_the_start_says_how_good_the_teacher_is(tmp_path: Path, monkeypatch: pyt
     """On some of the images at once, on all at the end, and never again; the training's bits do not depend on it."""
     teacher = run(tmp_path, "supervised", **{"student.name": "lenet5"}) / "student.safetensors"
     options = {"teacher.weights": str(teacher), "method.regulariser": "adversarial", "run.max_steps": "4"}
-    monkeypatch.setattr("fastanc.training.run._GREETED", 100)
+    monkeypatch.setattr("fastanc.training.judging._GREETED", 100)
     folder = run(tmp_path, "anc", **options)
     network, val = zoo.load_weights(teacher).eval(), open_dataset("digits", "val")
     (batch,) = val.batches(evaluation_picks(val.num_images, val.num_images), CentreCrop(32, 32))

@@ -16,6 +16,7 @@ from fastanc.models.taps import Tapped, logits_of, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
 from fastanc.plain_yaml import load_yaml
 from fastanc.quoting import shown
+from fastanc.training.folder import BEST
 
 FORMATS = ("safetensors", "torch_export", "onnx")
 _FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "onnx": "student.onnx"}
@@ -108,10 +109,15 @@ def export(
     return paths
 
 
-def export_run(run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS) -> dict[str, Path]:
-    """Write a finished run's student in each format, as `export` does; ValueError where that would harm a run."""
+def export_run(
+    run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS, *, best: bool = False
+) -> dict[str, Path]:
+    """Write a run's student in each format, as `export` does: the last one of a finished run, or the best so far.
+
+    Raises ValueError where that would harm a run, FileNotFoundError where there is no such student.
+    """
     _refuse_a_runs_place(run_dir, out_dir)
-    return export(load_student(run_dir), out_dir, formats)
+    return export(load_student(run_dir, best=best), out_dir, formats)
 
 
 def _refuse_a_runs_place(run_dir: Path, out_dir: Path) -> None:
@@ -145,8 +151,14 @@ class _Unchecked(Exception):
     """A file that may be right and cannot be run here; the message says why."""
 
 
-def load_student(run_dir: Path) -> Tapped:
-    """Build the student that a run left behind; FileNotFoundError when it is not finished."""
+def load_student(run_dir: Path, *, best: bool = False) -> Tapped:
+    """Build the student that a run left behind, or its best one; FileNotFoundError when there is none."""
+    if best:
+        if not (run_dir / BEST).is_file():
+            raise FileNotFoundError(
+                f"{run_dir} has no {BEST}: name the folder of a run with run.best that was evaluated"
+            )
+        return zoo.load_weights(run_dir / BEST)
     if not (run_dir / "student.safetensors").is_file():
         raise FileNotFoundError(f"{run_dir} has no student.safetensors: name the folder of a finished run")
     return zoo.load_weights(run_dir / "student.safetensors")

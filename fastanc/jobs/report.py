@@ -205,6 +205,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "teacher's": lambda s: f"{100 - 100 * s['val']['teacher_top1']:.2f} %",
     "agreement": lambda s: f"{s['val']['agreement_pct']:.2f} %",
     "KL": lambda s: f"{s['val']['teacher_kl']:.4g}",
+    "best": lambda s: f"{s['best']['value']:.4g} at {s['best']['steps']}",
     "images/s": lambda s: f"{s['images_per_s']:,.0f}",
     "data wait": lambda s: f"{s['data_share']:.1%}",
     "teacher wait": lambda s: f"{s['teacher_share']:.1%}",

@@ -102,6 +102,8 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
         memory=_memory(),
         precision=config.run.precision,
         teacher_cache=config.teacher.cache,
+        best=config.run.best,
+        patience=config.run.patience,
         trackers=config.run.trackers,
         text=dump(config),
         origins=_origins(source, game),

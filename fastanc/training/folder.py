@@ -17,6 +17,7 @@ from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
 PROFILE = "profile.json"
+BEST = "best.safetensors"
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files."""
 TRACKED = "trackers.json"
@@ -27,6 +28,7 @@ _LEFT = (
         SUMMARY,
         PROFILE,
         "student.safetensors",
+        BEST,
         "student.pt2",
         "student.onnx",
         "estimators.safetensors",

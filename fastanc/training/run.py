@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from fastanc.batch import Batch, Outputs
@@ -21,6 +22,7 @@ from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
+from fastanc.training.best import Best
 from fastanc.training.choices import choose_for_all
 from fastanc.training.claim import Claim
 from fastanc.training.contact_sheet import contact_sheet
@@ -28,17 +30,13 @@ from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
-from fastanc.training.metrics import Monitor
-from fastanc.training.neighbours import evaluate_features
-from fastanc.training.processes import mean_over, sum_over
+from fastanc.training.judging import Judge
+from fastanc.training.metrics import Monitor, read_metrics
+from fastanc.training.processes import mean_over
 from fastanc.training.settings import Settings
 from fastanc.training.spellings import Choice, plain
 from fastanc.training.step import Move
 from fastanc.training.trackers import Trackers
-from fastanc.training.validate import evaluate, top1_of
-
-_GREETED = 1000
-"""Validation images on which the teacher is tried at the start; the end of the run counts them all."""
 
 
 class Run:
@@ -74,11 +72,16 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         self.source, self.game = source, game
         self.players, self.method, self.answers = game.players, game.method, game.answers
-        self._val_answers, self._complete_cache = val_answers, complete_cache
+        self._complete_cache = complete_cache
         self._claim, self.folder, self.checkpoints = claim, claim.folder, claim.checkpoints
         self.seed, self.parts, self.lr_factor = settings.seed, settings.parts, settings.lr_factor
+        self._judge = Judge(game, source, val_answers, settings.best)
+        self.best: Best | None = None
+        if settings.best is not None:
+            self.best = Best(settings.best, settings.patience, self.folder, self.accelerator)
         self.interruption = Interruption(self.accelerator)
         self.start = self._resume()
+        self._owes_evaluation = self._catch_up()
         self._notes = [*notes, *game.notes, *claim.notes, *self._try_teacher()]
         self.monitor = self._open_folder()
         self._trackers = self._open_trackers()
@@ -91,6 +94,8 @@ class Run:
         self.accelerator.wait_for_everyone()  # every process has read what it goes on from
         if self.is_main:
             open_folder(self.folder, settings.text, start=self.start, total=self.pace.total_steps)
+            if self.best is not None and not self.is_finished:
+                self.best.restore()
         self.accelerator.wait_for_everyone()
         monitor = Monitor(
             self.folder,
@@ -133,25 +138,30 @@ class Run:
             return 0
         state, step = self._claim.load(self._settings.origins)
         self.game.load_state(state)
+        if self.best is not None:
+            self.best.load_state(state.get("best"))
         return step
 
-    def _try_teacher(self) -> list[str]:
-        """Say how good the teacher is where labels tell it: one that reads its images wrongly shows here.
+    def _catch_up(self) -> bool:
+        """See to the evaluation that followed the checkpoint: return whether it was never made, else count it."""
+        if not self.start or not self.pace.evaluates(self.start):
+            return False
+        self.game.average_buffers()  # as it did
+        found: list[dict[str, Any] | None] = [None]
+        if self.is_main and (self.folder / "metrics.jsonl").is_file():
+            last = {"kind": "val", "step": self.start - 1}
+            lines = read_metrics(self.folder / "metrics.jsonl")
+            found = [next((line for line in lines if line.items() >= last.items()), None)]
+        broadcast_object_list(found)
+        if self.best is not None and found[0] is not None:
+            self.best.take(self.start, found[0], self.game.kept)
+            if self.best.is_over:
+                self.pace = replace(self.pace, total_steps=self.start)
+        return found[0] is None
 
-        Once, at the start of a run: one that goes on has it in its log. It draws from no generator of the training.
-        """
-        if self._val_answers is None or not self.game.labels_count or self.start:
-            return []
-        whole = self.source.val.num_images
-        tried = min(_GREETED, whole)
-        place = self.accelerator.device
-        with (
-            torch.random.fork_rng([place] if place.type == "cuda" else []),
-            closing(self._val_answers()) as teacher,
-        ):
-            top1 = top1_of(teacher, self.source.val_sample(tried), sum_over(self.accelerator), place)
-        of = f"{tried} of {whole}" if tried < whole else f"all {whole}"
-        return [f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"]
+    def _try_teacher(self) -> list[str]:
+        """Say how good the teacher is, once, at the start of a run: one that goes on has it in its log."""
+        return [] if self.start else self._judge.teacher()
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -165,8 +175,13 @@ class Run:
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) from where the run starts to where it ends, watching the time spent waiting."""
+        if self._owes_evaluation:
+            with self.monitor.pause():
+                self._validate(self.start)
         batches = self.source.batches(self.start, self.pace.total_steps)
         for step in range(self.start, self.pace.total_steps):
+            if step == self.pace.total_steps:  # which patience has brought nearer
+                return
             before_s = waited_s()
             batch = next(batches)
             self._step_s["data_s"] = waited_s() - before_s
@@ -229,7 +244,9 @@ class Run:
                 if stops:
                     self._stop(done)
                 if evaluates:
-                    self.monitor.validation(done, self.evaluate())
+                    self._validate(done)
+                if done == self.pace.total_steps and not saves:
+                    self.save(done)
 
     def _stop(self, done: int) -> None:
         self.checkpoints.wait()
@@ -259,6 +276,8 @@ class Run:
                 f" clip its gradients, and resume; {self._last_good()}"
             )
         state = self.game.state()
+        if self.best is not None:
+            state["best"] = self.best.state()
         if self.is_main:
             meta = {
                 "kernels": self._names,
@@ -269,36 +288,19 @@ class Run:
             self.checkpoints.save(done, state, meta)
 
     def evaluate(self, with_teacher: bool = False) -> dict[str, float]:
-        """Evaluate the student on the whole validation set, exactly once per image over all processes.
+        """Evaluate the student on the whole validation set; see `Judge.student`."""
+        return self._judge.student(with_teacher)
 
-        Without labels of the student's own classes its agreement with the teacher is all that can be said.
-        """
-        self.game.average_buffers()
-        wanted = with_teacher or not self.game.labels_count
-        teacher = self._val_answers() if wanted and self._val_answers is not None else None
-        student = self.game.student
-        with nullcontext() if teacher is None else closing(teacher):
-            if student.headless:
-                width = self.game.teacher and self.game.teacher.network.feature_dim
-                return evaluate_features(
-                    self.method.validated(self.game.kept, self.players["student"].module),
-                    self.source.val_batches(),
-                    sum_over(self.accelerator),
-                    num_images=self.source.val.num_images,
-                    width=student.feature_dim or 0,
-                    teacher=teacher,
-                    teacher_width=width or 0,
-                    autocast=self.game.autocast,
-                )
-            return evaluate(
-                self.method.validated(self.game.kept, self.players["student"].module),
-                self.source.val_batches(),
-                sum_over(self.accelerator),
-                num_images=self.source.val.num_images,
-                teacher=teacher,
-                labels_count=self.game.labels_count,
-                autocast=self.game.autocast,
-            )
+    def _validate(self, done: int, with_teacher: bool = False) -> dict[str, float]:
+        """Evaluate the student, write that down, and see whether it is the best, or the run is over."""
+        result = self.evaluate(with_teacher)
+        self.monitor.validation(done, result)
+        if self.best is not None:
+            self.best.take(done, result, self.game.kept)
+            if self.best.is_over and done < self.pace.total_steps:
+                self.monitor.note(self.best.sentence(done, self.pace.total_steps))
+                self.pace = replace(self.pace, total_steps=done)
+        return result
 
     def finish(self) -> Path:
         """Evaluate, write student.safetensors and summary.json, and return the run's folder."""
@@ -308,8 +310,7 @@ class Run:
         whole = self.pace.total_steps == self.pace.schedule_steps
         if isinstance(self.answers, Filling) and whole and self._complete_cache is not None:
             self._complete_cache(self.answers)
-        result = self.evaluate(with_teacher=True)
-        self.monitor.validation(self.pace.total_steps, result)
+        result = self._validate(self.pace.total_steps, with_teacher=True)
         if self.is_main:
             zoo.save_weights(self.game.kept, self.folder / "student.safetensors")
             self.method.save(self.players.modules(), self.folder)
@@ -329,11 +330,19 @@ class Run:
             "epochs": self.pace.total_steps / self.pace.steps_per_epoch,
             "steps": self.pace.total_steps,
             "val": result,
+            **({} if self.best is None else {"best": self.best.said(self.pace.steps_per_epoch)}),
+            **self._ended_early(),
             **self.monitor.rates,
             "wall_s": time.perf_counter() - self._began,
             "world": self.world,
             "device": str(self.accelerator.device),
         }
+
+    def _ended_early(self) -> dict[str, str]:
+        total = self._settings.pace.total_steps
+        if self.best is None or self.pace.total_steps == total:
+            return {}
+        return {"ended": self.best.sentence(self.pace.total_steps, total)}
 
     def __enter__(self) -> Run:
         self.interruption.listen()

@@ -53,6 +53,10 @@ class Settings:
     memory: Path | None
     """Folder of what was measured at earlier starts."""
     teacher_cache: str
+    best: str | None
+    """The number of an evaluation by which the best student is kept; None keeps none."""
+    patience: int
+    """Evaluations without a better one after which the run ends; 0 never ends it."""
     trackers: tuple[str, ...]
     """Who is told what metrics.jsonl is told."""
     text: str
