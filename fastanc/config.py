@@ -150,6 +150,10 @@ class ScheduleConfig(Fields):
     """Where step drops, as shares of the run; the paper's 80k of 101.7k iterations is 0.79."""
     gamma: Unit = 0.1
     """Factor of each drop."""
+    extend: Count = 0
+    """Epochs by which this run lengthens the finished run run.parent, whose other fields it has."""
+    extend_name: Annotated[str, OneOf(("constant", "cosine"))] = "constant"
+    """How the learning rates move in them: constant at the other run's last, or a new cosine from the base ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +169,8 @@ class RunConfig(Fields):
     plugin: Text | None = None
     """Python file that is imported before the configuration is read: it registers methods, networks or data sets.
     Its whole path is kept, so that the run can go on from any folder."""
+    parent: Text | None = None
+    """Folder of the finished run that this one lengthens by schedule.extend epochs, from its last checkpoint."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and dropout."""
     precision: Precision = "fp32"
@@ -269,6 +275,11 @@ class Config:
     def __post_init__(self) -> None:
         if isinstance(self.method, Method) and type(self.method) is Method:
             raise ValueError("method.type is missing: choose one, e.g. `method: {type: anc}`")
+        _require(
+            (self.schedule.extend > 0) == (self.run.parent is not None),
+            "schedule.extend and run.parent go together: set both, how many epochs and the folder of the finished run"
+            " that they lengthen",
+        )
         for player, own in self.method.optimizers().items():
             _require(
                 own.layer_decay == 1,

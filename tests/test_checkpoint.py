@@ -138,7 +138,7 @@ FREE = {
             "checkpoint_every",
             "keep",
         ),
-        *("resume", "accumulate", "skip_nonfinite"),
+        *("resume", "accumulate", "skip_nonfinite", "best", "patience", "trackers"),
     },
     "data": {"root", "threads", "prefetch", "decode", "eval_batch"},
     "teacher": {"weights", "estimators", "recipe", "cache", "cache_dir", "memory_gib"},

@@ -36,6 +36,7 @@ SUMMARY = {
         "teacher_kl": 0.21734,
         "teacher_top1": 0.9339,
     },
+    "best": {"metric": "error_pct", "value": 7.12, "steps": 800, "epoch": 1.5},
     "images_per_s": 2310.4,
     "data_share": 0.031,
     "teacher_share": 0.02,
@@ -44,7 +45,7 @@ SUMMARY = {
     "phases": {"train_s": 3700.5},
 }
 CELLS = ["finished", "anc", "resnet20 ← resnet56", "cached", "272 k", "41.2 M", "7.69 %"]
-CELLS += ["6.61 %", "92.16 %", "0.2173", "2,310", "3.1%", "2.0%", "1 h 02 min"]
+CELLS += ["6.61 %", "92.16 %", "0.2173", "7.12 at 800", "2,310", "3.1%", "2.0%", "1 h 02 min"]
 
 
 def run(folder: Path, summary: dict[str, Any] | None = None, disc: bool = True) -> Path:
@@ -179,7 +180,7 @@ def test_a_run_going_on_is_shown_with_dashes(tmp_path: Path) -> None:
         file.write('{"kind": "tra')
     _, page = write(tmp_path, folder)
     # What its configuration and its last evaluation say is known, and no more.
-    known = ["going", "stopped", "anc", *"––––", "11.00 %", *"–––––––"]
+    known = ["going", "stopped", "anc", *"––––", "11.00 %", *"––––––––"]
     assert page.texts["td"] == known
     assert "Loss of the student" in page.texts["h2"]
 

@@ -66,7 +66,7 @@ def open_run(config: Config, given: Given | None = None) -> Run:
 def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Given, began: float) -> Run:
     teacher_of = _teacher_of(config, given)
     source = open_input(config, accelerator, given, teacher_of if _caches(config) else None)
-    pace = pace_of(config, source.order.steps_per_epoch)
+    pace = pace_of(config, source.order.steps_per_epoch, claim.extension)
     game = _open_game(config, accelerator, source, given, teacher_of)
     if config.run.compile:
         game = replace(game, notes=(*game.notes, *compile_game(config, source, game)))
@@ -83,7 +83,7 @@ def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Giv
     return Run(
         source,
         game,
-        settings_of(config, source, game, pace),
+        settings_of(config, source, game, pace, claim.extension),
         claim,
         began=began,
         val_answers=val_answers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.places import make_cache_folder
 from fastanc.training.claim import Claim
+from fastanc.training.extension import Extension
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
-from fastanc.training.schedule import factor
+from fastanc.training.schedule import extended, factor
 from fastanc.training.settings import Pace, Settings
 from fastanc.training.spellings import available
 
@@ -41,12 +43,20 @@ def open_claim(config: Config, accelerator: Accelerator) -> Claim:
         fields=draccus.encode(config),
         completed=partial(completed, config),
         free=free_fields(config),
+        parent=None if config.run.parent is None else Path(config.run.parent),
     )
 
 
-def pace_of(config: Config, steps_per_epoch: int) -> Pace:
-    """How long the run is, and when what is due."""
+def pace_of(config: Config, steps_per_epoch: int, extension: Extension | None = None) -> Pace:
+    """How long the run is, and when what is due; ValueError where run.max_steps leaves nothing of an extension."""
     schedule_steps = config.schedule.epochs * steps_per_epoch
+    if extension is not None:
+        schedule_steps = extension.steps + config.schedule.extend * steps_per_epoch
+        if 0 < config.run.max_steps <= extension.steps:
+            raise ValueError(
+                f"run.max_steps {config.run.max_steps} counts the {extension.steps} steps of run.parent too, and"
+                " leaves none: set it to 0"
+            )
     return Pace(
         steps_per_epoch=steps_per_epoch,
         schedule_steps=schedule_steps,
@@ -78,21 +88,38 @@ def spread_note(config: Config) -> str | None:
     )
 
 
-def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settings:
-    """What the run is told."""
+def _factor_of(config: Config, pace: Pace, extension: Extension | None) -> Callable[[int], float]:
+    """Step -> what every base learning rate is multiplied with."""
     schedule = config.schedule
+    plain = partial(
+        factor,
+        total_steps=schedule.epochs * pace.steps_per_epoch,
+        name=schedule.name,
+        warmup_steps=round(schedule.warmup_epochs * pace.steps_per_epoch),
+        milestones=schedule.milestones,
+        gamma=schedule.gamma,
+    )
+    if extension is None:
+        return plain
+    return partial(
+        extended,
+        start=extension.steps,
+        total_steps=pace.schedule_steps,
+        name=schedule.extend_name,
+        last=plain(extension.steps - 1) if extension.factor is None else extension.factor,
+    )
+
+
+def settings_of(
+    config: Config, source: Input, game: Game, pace: Pace, extension: Extension | None = None
+) -> Settings:
+    """What the run is told."""
+    lengthens = {} if extension is None else {"parent": extension.parent, "parent_steps": extension.steps}
     return Settings(
         seed=config.run.seed,
         pace=pace,
         lr=config.optimizer.lr,
-        lr_factor=partial(
-            factor,
-            total_steps=pace.schedule_steps,
-            name=schedule.name,
-            warmup_steps=round(schedule.warmup_epochs * pace.steps_per_epoch),
-            milestones=schedule.milestones,
-            gamma=schedule.gamma,
-        ),
+        lr_factor=_factor_of(config, pace, extension),
         parts=config.run.accumulate,
         log_every=config.run.log_every,
         skip_nonfinite=config.run.skip_nonfinite,
@@ -117,6 +144,7 @@ def settings_of(config: Config, source: Input, game: Game, pace: Pace) -> Settin
             "batch": config.data.batch,
             "seed": config.run.seed,
             "teacher_source": config.teacher.cache if game.answers is not None else None,
+            **lengthens,
         },
     )
 

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from fastanc.training import checkpoint
 from fastanc.training.checkpoint import Checkpoints
+from fastanc.training.extension import FIELDS, begun, kept, last_checkpoint
 from fastanc.training.folder import Owner, read_summary
 
 
@@ -28,6 +29,7 @@ class Claim:
         fields: the configuration as nested dictionaries, which that of the checkpoint must equal.
         completed: adds to an earlier configuration the fields that it is too old to have.
         free: group -> the fields in which the two may differ.
+        parent: folder of the finished run that this one lengthens, if any.
 
     Raises ValueError where the wish would overwrite an earlier run or mix it with another, OSError where the folder
     cannot be written.
@@ -43,6 +45,7 @@ class Claim:
         fields: Mapping[str, Any],
         completed: Callable[[Mapping[str, Any]], dict[str, Any]],
         free: Mapping[str, Set[str]],
+        parent: Path | None = None,
     ):
         self.folder, self.fields = folder, fields
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
@@ -51,8 +54,15 @@ class Claim:
         self._owner = self._own(accelerator)
         try:
             self.path = self._chosen(resume)
+            self.begins = self.path is None
+            """Whether this is the run's first execution, or one that starts it over."""
+            if self.begins and parent is not None:
+                self.path = last_checkpoint(parent, folder)
+                free = {group: keys | FIELDS.get(group, frozenset()) for group, keys in free.items()}
             if self.path is not None:
                 self._check(self.path, completed, free)
+            begins_from = begun(parent, self._meta) if self.begins and parent is not None else None
+            self.extension = begins_from or kept(self._meta)
             accelerator.wait_for_everyone()  # one that is refused must not see what process 0 leaves behind
         except BaseException:
             self.release()
@@ -119,7 +129,8 @@ class Claim:
         assert self.path is not None
         state, meta = checkpoint.load(self.path)
         checkpoint.check_origins(self.path, meta.get("origins", {}), origins)
-        self.notes.append(f"resumed from {self.path} at step {meta['step']}")
+        said = "extends the run of" if self.begins else "resumed from"
+        self.notes.append(f"{said} {self.path} at step {meta['step']}")
         return state, int(meta["step"])
 
     def kept(self, what: str, before: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,7 +93,12 @@ class Run:
         settings = self._settings
         self.accelerator.wait_for_everyone()  # every process has read what it goes on from
         if self.is_main:
-            open_folder(self.folder, settings.text, start=self.start, total=self.pace.total_steps)
+            open_folder(
+                self.folder,
+                settings.text,
+                start=0 if self._claim.begins else self.start,
+                total=self.pace.total_steps,
+            )
             if self.best is not None and not self.is_finished:
                 self.best.restore()
         self.accelerator.wait_for_everyone()
@@ -129,8 +134,8 @@ class Run:
                 say=self.monitor.note,
             )
             self.monitor.follow(trackers.line)
-            if self.start == 0 and not isinstance(self.source.train, LatentSet):
-                trackers.show("views", lambda: contact_sheet(self.source), 0)
+            if self._claim.begins and not isinstance(self.source.train, LatentSet):
+                trackers.show("views", lambda: contact_sheet(self.source), self.start)
         return trackers
 
     def _resume(self) -> int:
@@ -138,13 +143,13 @@ class Run:
             return 0
         state, step = self._claim.load(self._settings.origins)
         self.game.load_state(state)
-        if self.best is not None:
+        if self.best is not None and not self._claim.begins:
             self.best.load_state(state.get("best"))
         return step
 
     def _catch_up(self) -> bool:
         """See to the evaluation that followed the checkpoint: return whether it was never made, else count it."""
-        if not self.start or not self.pace.evaluates(self.start):
+        if self._claim.begins or not self.pace.evaluates(self.start):
             return False
         self.game.average_buffers()  # as it did
         found: list[dict[str, Any] | None] = [None]
@@ -161,7 +166,7 @@ class Run:
 
     def _try_teacher(self) -> list[str]:
         """Say how good the teacher is, once, at the start of a run: one that goes on has it in its log."""
-        return [] if self.start else self._judge.teacher()
+        return self._judge.teacher() if self._claim.begins else []
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -281,6 +286,8 @@ class Run:
         if self.is_main:
             meta = {
                 "kernels": self._names,
+                "lr_factor": self.lr_factor(done - 1),
+                "extension": asdict(extension) if (extension := self._claim.extension) else None,
                 "config": self._claim.fields,
                 "origins": self._settings.origins,
                 "world": self.world,

@@ -29,3 +29,12 @@ def factor(
         return gamma ** sum(step >= share * total_steps for share in milestones)
     assert name == "constant", name
     return 1.0
+
+
+def extended(step: int, start: int, total_steps: int, *, name: str, last: float) -> float:
+    """Return what every base learning rate is multiplied with at a step of an extension from `start` on.
+
+    `constant` stays at `last`, what it was multiplied with in the step before `start`; `cosine` falls anew from 1 to
+    0 at `total_steps`, without a warm-up.
+    """
+    return factor(step - start, total_steps - start) if name == "cosine" else last
