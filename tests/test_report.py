@@ -113,7 +113,7 @@ def test_terminal_table_shows_every_number_in_aligned_columns(tmp_path: Path) ->
         *"–",
         "11.7 M",
         "1.8 G",
-        *"–––––––",
+        *"––––––––",
         "1 min 15 s",
     ]
     assert len(table) == 4
@@ -170,6 +170,10 @@ def test_notes_facts_and_configuration_are_shown_as_text(tmp_path: Path) -> None
         "dataset": "cifar10",
         "epochs": "2",
         "val.top5": "0.997",
+        "best.metric": "error_pct",
+        "best.value": "7.12",
+        "best.steps": "800",
+        "best.epoch": "1.5",
         "phases.train_s": "3,700.5",
     }
 
