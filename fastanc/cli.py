@@ -108,7 +108,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="folder to write")
     export.add_argument("--best", action="store_true", help="the student of the best evaluation (run.best)")
     export.add_argument("--plugin", help="Python file that registers the student's network")
-    export.add_argument("--formats", nargs="+", default=["safetensors", "torch_export"])
+    export.add_argument(
+        "--formats",
+        nargs="+",
+        default=["safetensors", "torch_export"],
+        help="of safetensors, torch_export and onnx (the first two)",
+    )
+    export.add_argument("--fp16", action="store_true", help="an ONNX program in fp16 too")
+    export.add_argument(
+        "--int8",
+        action="store_true",
+        help="an ONNX program in int8 too, calibrated and judged by the run's images",
+    )
+    export.add_argument(
+        "--push", metavar="NAME", help="upload the folder to this repository of the Hugging Face hub"
+    )
 
     index = _job(jobs, "index", commands.index, "index a folder or tar of images, and name the bad files")
     index.add_argument("source", type=Path)

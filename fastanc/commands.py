@@ -114,13 +114,14 @@ def study(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write a run's student."""
-    from fastanc.jobs.export import export_run
+    from fastanc.jobs.export import Extras, export_run
 
     if options.plugin:
         from fastanc.parsing import import_plugin
 
         import_plugin(options.plugin)
-    for kind, path in export_run(options.run_dir, options.out, options.formats, best=options.best).items():
+    extras = Extras(fp16=options.fp16, int8=options.int8, push=options.push, best=options.best)
+    for kind, path in export_run(options.run_dir, options.out, options.formats, extras).items():
         print(f"{kind}: {path}")
 
 

@@ -124,6 +124,7 @@ def test_a_program_that_onnx_cannot_run_is_kept_and_said_not_to_be_checked(
         raise NotImplementedError("no operator Conv\nand more")
 
     monkeypatch.setattr(onnx.reference, "ReferenceEvaluator", lacks)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said: list[str] = []
     path = export(tiny(), tmp_path, ("onnx",), say=said.append)["onnx"]
     onnx.checker.check_model(str(path))
@@ -135,9 +136,9 @@ def test_a_program_that_onnx_cannot_run_is_kept_and_said_not_to_be_checked(
 def test_an_export_killed_before_its_files_are_named_leaves_none(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from fastanc.models import zoo\n"
-        "from fastanc.jobs import export as e\n"
+        "from fastanc.jobs import export as e, place\n"
         "def put(*paths): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "e.put = put; e.export(zoo.build('lenet5', num_classes=10), Path(sys.argv[1]), ('safetensors',))"
+        "place.put = put; e.export(zoo.build('lenet5', num_classes=10), Path(sys.argv[1]), ('safetensors',))"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path])
     assert done.returncode == -signal.SIGKILL

@@ -471,7 +471,15 @@ def test_killed_thirty_times_asked_to_stop_and_started_over_it_ends_equal(tmp_pa
     assert_same_students(tmp_path, "whole", "x")
     assert [*tmp_path.rglob("*.tmp")] == []
     there = {path.name for path in (tmp_path / "runs" / "x").iterdir()}
-    assert there == {"checkpoints", "config.yaml", "metrics.jsonl", "student.safetensors", "summary.json"}
+    left = {
+        "checkpoints",
+        "classes.txt",
+        "config.yaml",
+        "metrics.jsonl",
+        "student.safetensors",
+        "summary.json",
+    }
+    assert there == left
     assert len([*(tmp_path / "runs" / "x" / "checkpoints").iterdir()]) <= 2
 
 

@@ -1,57 +1,75 @@
-"""A trained student for use elsewhere: weights, torch.export and ONNX, each checked before it takes its name."""
+"""A trained student for use elsewhere: weights and programs, each checked, and what a deployer needs beside them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastanc.files import HOUR_S, make_folder, put, sweep, workspace
+from fastanc.files import write_text
+from fastanc.jobs.card import Exported, card
+from fastanc.jobs.classifier import Classifier, Unchecked, compare
+from fastanc.jobs.native import Native, native_of, write_native, write_timm_config
+from fastanc.jobs.place import (
+    CARD,
+    FILES,
+    FP16,
+    INT8,
+    NATIVE,
+    PREDICT,
+    TIMM,
+    appearing,
+    refuse_a_runs_place,
+    refuse_others,
+)
+from fastanc.jobs.preprocessing import RECORD, class_names_of, preprocessing_of, resize_of
+from fastanc.jobs.programs import (
+    Halved,
+    Run,
+    need_onnx,
+    need_onnxruntime,
+    read_onnx,
+    read_program,
+    run_by_onnxruntime,
+    write_program,
+)
+from fastanc.jobs.push import hub_api, push
 from fastanc.models import zoo
-from fastanc.models.headless import features_in
-from fastanc.models.taps import Tapped, logits_of, unwrapped
+from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
-from fastanc.plain_yaml import load_yaml
 from fastanc.quoting import shown
-from fastanc.training.folder import BEST
+from fastanc.training.folder import BEST, CLASSES, read_summary
 
-FORMATS = ("safetensors", "torch_export", "onnx")
-_FILES = {"safetensors": "student.safetensors", "torch_export": "student.pt2", "onnx": "student.onnx"}
+__all__ = ["FORMATS", "Classifier", "Extras", "export", "export_run", "load_student"]
+
+FORMATS = tuple(FILES)
+_HALF = 0.02
+"""Of the largest logit: what fp16's 11 bits may cost in a deep network."""
 
 
-class Classifier(nn.Module):
-    """A student without taps, adapter and the like: images [B, C, H, W] float 0..1 -> logits [B, K].
+class Extras(NamedTuple):
+    """What an export has beside its formats."""
 
-    One that knows no classes gives its features [B, D].
-    """
+    fp16: bool = False
+    int8: bool = False
+    push: str | None = None
+    """Repository of the Hugging Face hub that the folder is uploaded to."""
+    best: bool = False
+    """The student of the best evaluation, in the place of the last one."""
 
-    scale: Tensor
-    shift: Tensor
 
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        own = copy.deepcopy(unwrapped(student)).cpu().eval().requires_grad_(False)
-        own.to(memory_format=torch.contiguous_format)
-        self.bare, self.headless = own.bare, own.headless
-        self.register_buffer("scale", own.scale)
-        self.register_buffer("shift", own.shift)
-
-    @property
-    def gives(self) -> str:
-        """What an ONNX program calls its output."""
-        return "features" if self.headless else "logits"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits or features; the normalisation is inside."""
-        output = self.bare(torch.addcmul(self.shift, images, self.scale))
-        return features_in(output) if self.headless else logits_of(output)
+NONE = Extras()
 
 
 def export(
-    student: nn.Module,
+    student: torch.nn.Module,
     out_dir: Path,
     formats: Sequence[str] = FORMATS,
     *,
@@ -76,79 +94,185 @@ def export(
         RuntimeError: a file gives other logits than the student.
         OSError: the folder cannot be written.
     """
+    _check_formats(formats)
+    with appearing(Path(out_dir)) as folder:
+        _write_formats(_Written(student, folder, Path(out_dir), say), formats)
+    return {name: Path(out_dir) / FILES[name] for name in formats}
+
+
+def export_run(
+    run_dir: Path,
+    out_dir: Path,
+    formats: Sequence[str] = FORMATS,
+    extras: Extras = NONE,
+    *,
+    say: Callable[[str], None] = print,
+) -> dict[str, Path]:
+    """Write a finished run's student in each format, as `export` does, and what a deployer needs beside it.
+
+    That is weights as torchvision or timm read them, where the student is theirs, preprocess.json, classes.txt,
+    predict.py and a card. A new folder appears whole; in one that is there preprocess.json, without which predict.py
+    does nothing, is written last. ValueError where that would harm a run, or files that no export wrote.
+    """
+    run_dir, out_dir = Path(run_dir), Path(out_dir)
+    formats = _with_extras(formats, extras)
+    api = None if extras.push is None else hub_api(extras.push)
+    refuse_a_runs_place(run_dir, out_dir)
+    refuse_others(out_dir)
+    student = load_student(run_dir, best=extras.best)
+    with appearing(out_dir) as folder:
+        written = _Written(student, folder, out_dir, say)
+        _write_formats(written, formats)
+        notes = [*_best_note(run_dir, extras), *_write_extras(written, run_dir, extras)]
+        _write_beside(written, run_dir, notes, _command(run_dir, out_dir, formats, extras))
+        names = [path.name for path in sorted(folder.iterdir())]
+    if extras.push is not None:
+        say(f"pushed to {push(api, extras.push, out_dir, names)}")
+    kinds = {file: kind for kind, file in FILES.items()}
+    return {kinds.get(name, name): out_dir / name for name in sorted(names, key=lambda one: one not in kinds)}
+
+
+class _Written:
+    """A folder that is being filled with one student's files, each compared with it."""
+
+    def __init__(self, student: torch.nn.Module, folder: Path, out: Path, say: Callable[[str], None]) -> None:
+        self.student, self.folder, self.out, self.say = student, folder, out, say
+        self.tapped, self.classifier = unwrapped(student), Classifier(student)
+        self.shape = (self.tapped.in_channels, self.tapped.image_px, self.tapped.image_px)
+        # Another number of images than the one traced, so that a batch size frozen into a file is found.
+        self.probe = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
+        self.expected = self.classifier(self.probe)
+
+    @property
+    def example(self) -> Tensor:
+        """Images that a program is traced with."""
+        return torch.rand(2, *self.shape)
+
+    def check(self, name: str, read: Callable[[Path, Classifier], Run], within: float = 1e-4) -> None:
+        """Compare a file with the student; RuntimeError where it gives other logits."""
+        try:
+            logits = read(self.folder / name, self.classifier)(self.probe)
+        except Unchecked as reason:
+            self.say(f"{self.out / name} is not checked: {reason}")
+            return
+        compare(logits, self.expected, self.out / name, within)
+
+
+def _check_formats(formats: Sequence[str]) -> None:
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"export format {shown(unknown[0])} is unknown: take {', '.join(FORMATS)}")
     if "onnx" in formats:
-        _need_onnx()
-    out_dir = Path(out_dir)
-    make_folder(out_dir)
-    sweep(out_dir, "export", older_than_s=HOUR_S)
-    classifier = Classifier(student)
-    tapped = unwrapped(student)
-    shape = (tapped.in_channels, tapped.image_px, tapped.image_px)
-    # Another number of images than the one traced, so that a batch size frozen into a file is found.
-    probe = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-    expected = classifier(probe)
-    paths = {name: out_dir / _FILES[name] for name in formats}
-    with workspace(out_dir, "export") as folder:
-        for name, path in paths.items():
-            part = folder / path.name
-            if name == "safetensors":
-                save_weights(student, part)
-            else:
-                _trace(classifier, torch.rand(2, *shape), name, part)
-            try:
-                logits = _READERS[name](part, classifier)(probe)
-            except _Unchecked as reason:
-                say(f"{path} is not checked: {reason}")
-                continue
-            _compare(logits, expected, path)
-        for path in paths.values():
-            put(folder / path.name, path)
-    return paths
+        need_onnx()
 
 
-def export_run(
-    run_dir: Path, out_dir: Path, formats: Sequence[str] = FORMATS, *, best: bool = False
-) -> dict[str, Path]:
-    """Write a run's student in each format, as `export` does: the last one of a finished run, or the best so far.
-
-    Raises ValueError where that would harm a run, FileNotFoundError where there is no such student.
-    """
-    _refuse_a_runs_place(run_dir, out_dir)
-    return export(load_student(run_dir, best=best), out_dir, formats)
+def _with_extras(formats: Sequence[str], extras: Extras) -> list[str]:
+    """The formats, with ONNX where an extra is made of it; ValueError where one cannot be."""
+    wanted = list(dict.fromkeys([*formats, *(["onnx"] if extras.fp16 or extras.int8 else [])]))
+    _check_formats(wanted)
+    if extras.int8:
+        need_onnxruntime("--int8")
+    return wanted
 
 
-def _refuse_a_runs_place(run_dir: Path, out_dir: Path) -> None:
-    """Raise ValueError for a folder that is a run's, or where a file lies by which the run can be done again."""
-    run, out = run_dir.resolve(), out_dir.resolve()
-    for folder in (out, *out.parents):
-        if folder == run or all((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
-            what = "is" if folder == out else "lies in"
-            raise ValueError(
-                f"{out_dir} {what} the folder of a run, which keeps its own files: name another folder"
-            )
-    for field, path in _files_of(run):
-        if path.parent.resolve() == out and path.name in _FILES.values():
-            raise ValueError(f"{path} is {field} of the run: name a folder where it is not written over")
+def _write_formats(written: _Written, formats: Sequence[str]) -> None:
+    for name in formats:
+        part = written.folder / FILES[name]
+        if name == "safetensors":
+            save_weights(written.student, part)
+        else:
+            write_program(written.classifier, written.example, part)
+        written.check(part.name, _READERS[name])
 
 
-def _files_of(run: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files of weights that a run's configuration names, each with its field."""
+def _write_extras(written: _Written, run_dir: Path, extras: Extras) -> list[str]:
+    """Write the programs in fewer bits, and return what is to be said of them."""
+    notes: list[str] = []
+    if extras.fp16:
+        write_program(Halved(written.classifier), written.example, written.folder / FP16)
+        written.check(FP16, read_onnx, _HALF)
+    if extras.int8:
+        notes += _write_int8(written, run_dir)
+    for note in notes:
+        written.say(note)
+    return notes
+
+
+def _best_note(run_dir: Path, extras: Extras) -> list[str]:
+    """What the card says of a student that is not the last one, of which its measures are."""
+    if not extras.best:
+        return []
+    found = (read_summary(run_dir) or {}).get("best") or {}
+    said = f": {found['metric']} {found['value']:.4g} after {found['steps']} steps" if found else ""
+    return [f"The student is that of the best evaluation{said}; the measures here are of the last one."]
+
+
+def _write_int8(written: _Written, run_dir: Path) -> list[str]:
+    from fastanc.jobs.quantised import images_of, judge, quantise
+
+    folder, images, why = written.folder, None, ""
     try:
-        tree = load_yaml(run / "config.yaml")
-    except (OSError, ValueError):  # a student is exported from its own file alone
+        images = images_of(run_dir)
+    except (OSError, ValueError) as error:
+        why = f"its images are not here ({str(error).splitlines()[0]})"
+    how = f"{INT8}: {quantise(folder / FILES['onnx'], folder / INT8, images)}"
+    if written.tapped.headless:
+        why = "it knows no classes"
+    elif images is not None:
+        programs = {"fp32": folder / FILES["onnx"], "int8": folder / INT8}
+        return [f"{how}; {judge(programs, images, written.tapped.num_classes).told(('fp32', 'int8'))}"]
+    run_by_onnxruntime(folder / INT8)(written.probe)  # at least it runs
+    return [f"{how}; how good it is was not measured: {why}"]
+
+
+def _write_beside(written: _Written, run_dir: Path, notes: Sequence[str], command: str) -> None:
+    """Write what others need beside the formats; of a run that does not say how it showed images, nothing."""
+    folder, student = written.folder, written.tapped
+    resize_px = resize_of(run_dir, student)
+    if resize_px is None:
+        written.say(
+            f"{run_dir} has no config.yaml of its student: {PREDICT}, {CARD} and {RECORD} are left out"
+        )
         return
-    for group in ("teacher", "student"):
-        value = (tree.get(group) or {}).get("weights") if isinstance(tree, dict) else None
-        if value not in (None, "random"):
-            path = Path(value)
-            yield f"{group}.weights", path / "student.safetensors" if path.is_dir() else path
+    native = _write_library(written)
+    names = class_names_of(run_dir, student)
+    if names:
+        write_text(folder / CLASSES, "".join(f"{name}\n" for name in names))
+    files = [path.name for path in sorted(folder.iterdir())]
+    says = preprocessing_of(student, resize_px, files, native, bool(names))
+    if native is not None and native.library == "timm":
+        write_timm_config(native, says, names, folder / TIMM)
+    if says["first"] and not student.headless:
+        script = resources.files("fastanc.jobs").joinpath("predict.py")
+        write_text(folder / PREDICT, script.read_text(encoding="utf-8"))
+    write_text(folder / RECORD, json.dumps(says, indent=1))
+    files = [path.name for path in sorted(folder.iterdir())]
+    about = Exported(run=run_dir, files=files, says=says, native=native, command=command, notes=notes)
+    write_text(folder / CARD, card(about))
 
 
-class _Unchecked(Exception):
-    """A file that may be right and cannot be run here; the message says why."""
+def _write_library(written: _Written) -> Native | None:
+    """Write the weights in their library's layout, if there are weights and one."""
+    if not (written.folder / FILES["safetensors"]).is_file():
+        return None
+    native = native_of(written.tapped, written.classifier, written.probe)
+    if native is not None:
+        write_native(written.classifier, written.folder / NATIVE)
+    elif written.tapped.name.startswith(("torchvision:", "timm:")):
+        written.say(
+            f"{NATIVE} is left out: {written.tapped.name} as it was trained is not made by its library alone"
+        )
+    return native
+
+
+def _command(run: Path, out: Path, formats: Sequence[str], extras: Extras) -> str:
+    words = ["fastanc", "export", run.name or str(run), out.name or str(out), "--formats", *formats]
+    words += [
+        word
+        for word, asked in (("--fp16", extras.fp16), ("--int8", extras.int8), ("--best", extras.best))
+        if asked
+    ]
+    return shlex.join(words)
 
 
 def load_student(run_dir: Path, *, best: bool = False) -> Tapped:
@@ -164,41 +288,7 @@ def load_student(run_dir: Path, *, best: bool = False) -> Tapped:
     return zoo.load_weights(run_dir / "student.safetensors")
 
 
-def _trace(classifier: Classifier, example: Tensor, name: str, path: Path) -> None:
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(classifier, (example,), dynamic_shapes=batch)
-    if name == "torch_export":
-        torch.export.save(program, path)
-        return
-    torch.onnx.export(
-        program,
-        f=str(path),
-        input_names=["images"],
-        output_names=[classifier.gives],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-
-
-def _compare(logits: Tensor, expected: Tensor, path: Path) -> None:
-    worst = (logits - expected).abs().max().item()
-    if not worst <= 1e-4 * max(1.0, expected.abs().max().item()):
-        raise RuntimeError(
-            f"{path} gives other logits than the student (by up to {worst:.2g}): nothing was"
-            " written, leave that format out"
-        )
-
-
-def _need_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"ONNX export needs {error.name}: pip install onnx onnxscript") from error
-
-
-def _read_safetensors(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
+def _read_safetensors(path: Path, classifier: Classifier) -> Run:
     twin = copy.deepcopy(classifier)
     for parameter in twin.bare.parameters():
         parameter.fill_(float("nan"))
@@ -206,33 +296,4 @@ def _read_safetensors(path: Path, classifier: Classifier) -> Callable[[Tensor], 
     return twin
 
 
-def _read_program(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
-
-
-def _read_onnx(path: Path, classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise RuntimeError(f"{path.name} is no valid ONNX program: {error}") from error
-    except Exception as error:
-        raise _Unchecked(f"onnx.checker cannot read it ({_brief(error)})") from error
-
-    def run(images: Tensor) -> Tensor:
-        try:
-            logits, *_ = ReferenceEvaluator(str(path)).run([classifier.gives], {"images": images.numpy()})
-        except Exception as error:  # an operator that it lacks, or its memory: nothing about the file
-            raise _Unchecked(f"onnx.reference cannot run it ({_brief(error)})") from error
-        return torch.from_numpy(logits)
-
-    return run
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-
-
-_READERS = {"safetensors": _read_safetensors, "torch_export": _read_program, "onnx": _read_onnx}
+_READERS = {"safetensors": _read_safetensors, "torch_export": read_program, "onnx": read_onnx}

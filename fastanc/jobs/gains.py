@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastanc.files import write_text
-from fastanc.jobs.export import Classifier, load_student
+from fastanc.jobs.classifier import Classifier
+from fastanc.jobs.export import load_student
 from fastanc.models.counting import count
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.parsing import parse

@@ -49,7 +49,7 @@ def from_hub(
         views.get("image_std"),
         size if isinstance(size, int) else None,
         source,
-        _licence(rest),
+        licence_of(rest),
     )
 
 
@@ -122,7 +122,7 @@ def _preprocessor(rest: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _licence(rest: str) -> str:
+def licence_of(rest: str) -> str:
     """Return what the head of a model card says of the licence."""
     head = re.match(r"---\n(.*?)\n---", _text(rest, _CARD), re.DOTALL)
     said = re.search(r"^license: *(\S+)", head.group(1), re.MULTILINE) if head else None
@@ -132,3 +132,11 @@ def _licence(rest: str) -> str:
 def classes_of(name: str) -> int | None:
     """Return how many classes a name of hf: knows, None for another name."""
     return int(read_config(name).num_labels) if name.startswith((f"{HF}:", f"{HF_UNTRAINED}:")) else None
+
+
+def names_of(name: str) -> list[str]:
+    """Return the names of the classes of a folder or repository; none where it counts them only."""
+    config = read_config(name)
+    names = [str(config.id2label.get(k, "")) for k in range(int(config.num_labels))]
+    counted = all(label in ("", f"LABEL_{k}") for k, label in enumerate(names))
+    return [] if counted else names

@@ -34,6 +34,7 @@ from fastanc.training.assemble_networks import (
     Given,
     check_classless,
     check_labels,
+    names_of_classes,
     open_teacher,
     said_of,
 )
@@ -248,6 +249,7 @@ def _open_game(
         answers=_answers(config, source, teacher),
         autocast=AUTOCAST[config.run.precision],
         labels_count=labels_count,
+        classes=names_of_classes(config, images, num_classes, given),
         notes=notes,
     )
 

@@ -17,6 +17,7 @@ from fastanc.models.ensemble import Ensemble
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
 from fastanc.models.probe import answers_of
+from fastanc.models.published_facts import class_names
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
@@ -86,6 +87,19 @@ def said_of(student: Tapped, teacher: FrozenTeacher | None) -> tuple[str, ...]:
         members = network.bare.networks if isinstance(network.bare, Ensemble) else []
         lines = [f"teacher {_described(network)}", *(f"its member {_described(one)}" for one in members)]
     return (*lines, f"student {_described(student)}")
+
+
+def names_of_classes(
+    config: Config, images: DataSet, num_classes: int, given: Given = NOTHING
+) -> tuple[str, ...]:
+    """Return the names of the student's classes: the set's, or those published with its teacher's weights."""
+    if images.num_classes == num_classes:
+        return tuple(images.classes)
+    teacher = config.teacher
+    if teacher.weights is not None or teacher.members is not None or given.teacher is not None:
+        return ()
+    names = class_names(teacher.name)
+    return tuple(names) if len(names) == num_classes else ()
 
 
 def _described(network: Tapped) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +17,7 @@ from fastanc.files import make_folder, remove, sweep, write_text
 
 SUMMARY = "summary.json"
 PROFILE = "profile.json"
+CLASSES = "classes.txt"
 BEST = "best.safetensors"
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files."""
@@ -33,7 +34,7 @@ _LEFT = (
         "student.onnx",
         "estimators.safetensors",
     ),
-    *("samples.png", "metrics.jsonl", TRACKED, TENSORBOARD),
+    *(CLASSES, "samples.png", "metrics.jsonl", TRACKED, TENSORBOARD),
 )
 """What a run and its exports leave, in the order in which a run that starts over removes it: a kill between leaves
 no old checkpoint that could be taken for the new run's."""
@@ -160,8 +161,11 @@ def open_folder(folder: Path, config: str, *, start: int, total: int) -> None:
     write_text(folder / "config.yaml", config)
 
 
-def finish_folder(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary, with which a run is finished."""
+def finish_folder(folder: Path, summary: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
+    """Write the names of the student's classes, one a line, and the summary, with which a run is finished."""
+    if classes:
+        lines = [" ".join(name.splitlines()) for name in classes]
+        write_text(folder / CLASSES, "".join(f"{line}\n" for line in lines))
     write_text(folder / SUMMARY, json.dumps(summary, indent=1))
 
 

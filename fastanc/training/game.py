@@ -38,6 +38,8 @@ class Game:
     """The student's arithmetic where it is evaluated, the same whatever its width: run.precision's."""
     labels_count: bool = True
     """Whether the validation set's labels are the student's classes; else agreement with the teacher counts."""
+    classes: tuple[str, ...] = ()
+    """Names of the student's classes, in the order of its logits; none where nobody says them."""
     notes: tuple[str, ...] = ()
     """Sentences for the log."""
 

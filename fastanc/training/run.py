@@ -323,7 +323,7 @@ class Run:
             self.method.save(self.players.modules(), self.folder)
             if self._trackers is not None and (samples := self.folder / "samples.png").is_file():
                 self._trackers.show("samples", lambda: Image.open(samples), self.pace.total_steps - 1)
-            finish_folder(self.folder, self._summary(result))
+            finish_folder(self.folder, self._summary(result), self.game.classes)
         self.accelerator.wait_for_everyone()
         return self.folder
 
