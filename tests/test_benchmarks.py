@@ -113,7 +113,7 @@ def test_what_a_method_costs_is_above_the_supervised_step() -> None:
     assert crd["above_supervised_ms"] == pytest.approx(crd["step_ms"] - supervised["step_ms"])
 
 
-@pytest.mark.parametrize("student", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("student", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_plain_loop_and_fastanc_play_the_same_game(student: str) -> None:
     """Two steps in float64; the teacher is as wide as ResNet-18, so ResNet-50 has an adapter.
 

@@ -104,7 +104,7 @@ def test_lower_or_higher_is_better_by_its_name(tmp_path: Path, metric: str) -> N
     assert error == pytest.approx(wanted if metric == "error_pct" else 100 - 100 * wanted)
 
 
-@pytest.mark.parametrize("at", [22, 30, 44])
+@pytest.mark.parametrize("at", [22, pytest.param(30, marks=pytest.mark.slow), 44])
 def test_a_run_that_goes_on_has_the_same_best_student(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -225,6 +225,7 @@ def test_export_and_report_know_the_best(
     assert "best.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_same_step(tmp_path: Path) -> None:
     package = Path(fastanc.__file__).parent
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]

@@ -134,7 +134,7 @@ def test_a_run_of_an_older_version_says_no_last_rate_and_it_is_computed(tmp_path
     assert {line["lr"] for line in train_lines(more)} == {train_lines(parent)[-1]["lr"]}
 
 
-@pytest.mark.parametrize("at", [25, 33])
+@pytest.mark.parametrize("at", [25, pytest.param(33, marks=pytest.mark.slow)])
 def test_it_resumes_by_itself_when_the_parent_is_gone(
     tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

@@ -271,6 +271,7 @@ def test_published_resnet20_is_right_on_real_images(data_root: Path) -> None:
     assert abs(_right(network, images, labels) - 455) <= 1  # one tie may fall otherwise on another CPU
 
 
+@pytest.mark.slow
 def test_folding_the_published_resnet56_keeps_its_logits(data_root: Path) -> None:
     path = next((data_root / "weights").glob("resnet56-*.th"))
     network = build("resnet56_v1", num_classes=10, weights=path).eval()

@@ -213,6 +213,7 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "run.trackers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_tells(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
     package = Path(fastanc.__file__).parent

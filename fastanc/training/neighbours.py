@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastanc.batch import Batch, Outputs
 from fastanc.models.sizes import one_size, passed
+from fastanc.pipelines.transfer import moved
 
 _NEIGHBOURS, _TEMPERATURE = 20, 0.07  # DINO's (Caron et al. 2021, appendix F)
 _ROWS = 1024
@@ -51,7 +52,7 @@ def evaluate_features(
     size = 0
     try:
         for batch in batches:
-            at = torch.from_numpy(batch.index).to(device)
+            at = moved(torch.from_numpy(batch.index), device)
             size = max(size, len(batch.images)) if one_size(network) else 0
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 features = passed(network, batch.images, size).features
