@@ -19,7 +19,7 @@ from fastanc.models.ensemble import ensemble
 from fastanc.models.registered import object_name
 from fastanc.models.taps import Tapped, untap
 from fastanc.models.weights import fit_weights, read_weights
-from fastanc.parsing import configure, with_teacher
+from fastanc.parsing import SMALL_PX, configure, with_teacher
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet
@@ -30,7 +30,6 @@ from fastanc.training.assemble_networks import Given
 
 OWN_DATA = "own_data"
 """The recipe that is taken where none is named."""
-_SMALL_PX = 64
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _sizes(image_px: int | None, dataset: DataSet | None) -> dict[str, int]:
         image_px = dataset.images.shape[1]
     if image_px is None:
         return {}
-    small = isinstance(dataset, ArraySet) or image_px <= _SMALL_PX
+    small = isinstance(dataset, ArraySet) or image_px <= SMALL_PX
     return {"data.image_px": image_px, "data.resize_px": image_px if small else round(image_px * 256 / 224)}
 
 

@@ -160,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         names = _job(jobs, name, commands.names, f"list the {name}")
         names.add_argument("--plugin", help="Python file that registers more of them")
         names.set_defaults(what=name)
+    about = 'print what a shell reads to complete these commands and every field: eval "$(fastanc completion bash)"'
+    completion = _job(jobs, "completion", lambda options: print(_completion(options.shell)), about)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     _job(jobs, "version", lambda options: print(f"fastanc {__version__}"), "say which version this is")
     _cache_parsers(jobs)
     return parser
@@ -172,6 +175,12 @@ def _job(
     job: argparse.ArgumentParser = jobs.add_parser(name, help=about, description=about, epilog=epilog)
     job.set_defaults(takes_fields=fields, run=run, again="run the same command again to go on")
     return job
+
+
+def _completion(shell: str) -> str:
+    from fastanc.completion import script
+
+    return script(_parser(), shell)
 
 
 def _plan_parser(jobs: Any) -> None:

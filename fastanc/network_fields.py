@@ -78,8 +78,9 @@ class TeacherConfig(NetworkConfig):
     group = "teacher"
     name: Text = "resnet14"
     """As of every network."""
-    weights: Text | None = free("runs/digits-teacher/student.safetensors")
-    """File of weights; the word random allows an untrained teacher (speed tests only)."""
+    weights: Text | None = free(None)
+    """File of weights; none takes those that the name stands for, the word random allows an untrained teacher (speed
+    tests only)."""
     members: tuple[MemberConfig, ...] | None = None
     """Several teachers as one, in the place of name and weights: two or more names, or {name, weights, mean, ...}
     each. They are run once, and what is cached is one row."""
@@ -95,7 +96,7 @@ class TeacherConfig(NetworkConfig):
     whose published weights have none (timm's DINOv2) need not say it."""
     classes: Text | None = None
     """Which of the teacher's classes the set's are: its columns, joined by commas, or a file of its class names."""
-    recipe: Text | None = free("digits_teacher")
+    recipe: Text | None = free(None)
     """Recipe that trains the teacher, by this same loop, when the file of weights does not exist."""
     cache: Annotated[str, OneOf(("off", "fill", "read"))] = free("fill")
     """off runs the teacher in every step, fill writes what is missing, read insists on a complete cache."""

@@ -12,7 +12,7 @@ import pytest
 
 from fastanc.config import Config
 from fastanc.methods.base import Method
-from fastanc.parsing import decode, dump, parse, recipe_path
+from fastanc.parsing import configure, decode, dump, parse, recipe_path
 
 RECIPES = sorted(Path(str(resources.files("fastanc.recipes"))).glob("*.yaml"))
 
@@ -110,3 +110,54 @@ def test_recipe_path_takes_a_file(tmp_path: Path) -> None:
 def test_a_runs_name_is_one_folders(name: str) -> None:
     with pytest.raises(ValueError, match=r"run\.name .* is no folder's name: write one without /"):
         parse(["--run.name", name])
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["--recipe", "own_data", "--data.image_px", "192"], (192, 219)),  # 192 * 256 / 224 = 219.4
+        (["--recipe", "own_data", "--data.image_px", "192", "--data.resize_px", "192"], (192, 192)),
+        (["--recipe", "cifar_anc", "--data.image_px", "40"], (40, 40)),  # as the recipe: equal
+        (["--recipe", "digits_anc", "--data.image_px", "224"], (224, 256)),  # the recipe has neither
+        (["--recipe", "digits_anc", "--data.image_px", "64"], (64, 64)),
+    ],
+)
+def test_evaluation_scales_as_views_do(words: list[str], sizes: tuple[int, int]) -> None:
+    data = parse(words).data
+    assert (data.image_px, data.resize_px) == sizes
+    fields = {word.removeprefix("--"): int(value) for word, value in zip(words[2::2], words[3::2])}
+    data = configure(words[1], fields).data
+    assert (data.image_px, data.resize_px) == sizes
+    data = configure(
+        words[1], {"data": {name.partition(".")[2]: value for name, value in fields.items()}}
+    ).data
+    assert (data.image_px, data.resize_px) == sizes
+
+
+def test_a_recipe_that_says_one_size_has_both(tmp_path: Path) -> None:
+    for px, resized in ((32, 32), (96, 110), (224, 256), (384, 439)):
+        recipe = tmp_path / "sizes.yaml"
+        recipe.write_text(f"data: {{image_px: {px}}}\n")
+        assert parse(["--recipe", str(recipe)]).data.resize_px == resized
+
+
+@pytest.mark.parametrize("words", [["--data.image_px", "many"], ["--data.image_px", "null"]])
+def test_a_size_that_is_no_number_is_named_and_not_the_one_that_follows(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"data\.image_px"):
+        parse(["--recipe", "own_data", *words])
+
+
+def test_a_recipes_weights_are_its_own_teachers() -> None:
+    other = parse(["--recipe", "cifar10_resnet56_resnet20", "--teacher.name", "resnet110_v1"]).teacher
+    assert (other.weights, other.recipe) == (None, None)
+    same = parse(["--recipe", "cifar10_resnet56_resnet20", "--teacher.name", "resnet56_v1"]).teacher
+    assert same.weights == "resnet56-4bfd9763.th"
+    given = parse(["--teacher.name", "resnet110", "--teacher.weights", "mine.pth"]).teacher
+    assert given.weights == "mine.pth"
+    assert configure("digits_anc", {"teacher.name": "resnet110"}).teacher.recipe is None
+
+
+def test_own_images_do_not_start_from_the_digits(tmp_path: Path) -> None:
+    own, digits = parse(["--data.name", str(tmp_path)]), parse(["--data.name", "digits"])
+    assert (own.data.image_px, own.data.flip, own.teacher.recipe) == (224, True, None)
+    assert (digits.data.image_px, digits.teacher.recipe) == (32, "digits_teacher")

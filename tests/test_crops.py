@@ -39,6 +39,7 @@ def tree(tmp_path: Path) -> Path:
 
 def opened(name: object, *words: str, given: Given | None = None) -> Any:
     fixed = [
+        *([] if "--recipe" in words else ["--recipe", "digits_anc"]),
         "--data.image_px",
         str(PX),
         "--data.resize_px",

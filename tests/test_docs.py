@@ -128,6 +128,7 @@ def test_one_file_reads_the_configuration() -> None:
                 importers.add(path.relative_to(ROOT / "fastanc").as_posix())
     assert importers == {
         "__init__.py",
+        "completion.py",
         "jobs/measure.py",
         "jobs/study.py",
         "manual.py",
@@ -138,6 +139,7 @@ def test_one_file_reads_the_configuration() -> None:
         "training/assemble_input.py",
         "training/assemble_named.py",
         "training/assemble_networks.py",
+        "training/assemble_notes.py",
         "training/assemble_settings.py",
     }
 

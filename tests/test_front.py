@@ -195,7 +195,7 @@ def test_recipes_and_studies_keep_text(tmp_path: Path) -> None:
             "method:\n  discriminator_optimizer:\n    lr: -1",
             ["r.yaml, line 3: method.discriminator_optimizer.lr is '-1'"],
         ),
-        ("data: {image_px: 64}", ["r.yaml: data.resize_px (32) must not be smaller"]),
+        ("data: {image_px: 64, resize_px: 48}", ["r.yaml: data.resize_px (48) must not be smaller"]),
         ("schedule: {epochs: null}", ["schedule.epochs", "null", "whole number"]),
     ],
 )
@@ -213,7 +213,10 @@ def test_a_words_mistake_is_not_laid_to_the_file_beside_it(tmp_path: Path) -> No
     from_file = ["--config_path", str(file)]
     for words, told in (
         (["--data.batch", "x", "--method.alpha", "0"], "data.batch is 'x'"),
-        (["--data.batch", "8", "--data.image_px", "64"], "data.resize_px (32) must"),
+        (
+            ["--data.batch", "8", "--data.image_px", "64", "--data.resize_px", "48"],
+            "data.resize_px (48) must",
+        ),
         (["--data.batch", "8", "--method.type", "kdd"], "method.type 'kdd'"),
         (["--data.batch", "8", "--method", "{type: kd, alpha: 9}"], "method.alpha is '9'"),
         (["--data.batch", "8", "--data.prefetch", "2"], f"{file}, line 2: method.alpha is '7'"),

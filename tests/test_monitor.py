@@ -16,7 +16,7 @@ import torch
 
 from fastanc.methods.anc import Anc
 from fastanc.methods.l2 import L2
-from fastanc.training.bottleneck import bottleneck
+from fastanc.training.bottleneck import Clock, bottleneck
 from fastanc.training.metrics import Monitor, read_metrics
 
 
@@ -211,8 +211,23 @@ def test_bottleneck_is_said_once_after_100_steps(tmp_path: Path) -> None:
     monitor = opened(tmp_path, total_steps=300, log_every=20)
     feed(monitor, range(300))
     notes = lines(tmp_path, "note")
-    assert [note["step"] for note in notes] == [99]
+    assert [note["step"] for note in notes] == [99, 99]
     assert notes[0]["text"].startswith("bound by compute")
+
+
+def test_what_is_left_is_said_in_time_after_100_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clock, "rates", lambda self, images: {**RATES, "images_per_s": 2.0 * images})
+    feed(opened(tmp_path, total_steps=300, log_every=20), range(300))
+    assert [note["text"].partition(" at")[0] for note in lines(tmp_path, "note")][1:] == [
+        "expected: 01:40 for the 200 steps that are left"  # two steps a second
+    ]
+
+
+def test_a_run_of_100_steps_expects_nothing_more(tmp_path: Path) -> None:
+    feed(opened(tmp_path, total_steps=100, log_every=20), range(100))
+    assert ["expected" in note["text"] for note in lines(tmp_path, "note")] == [False]
 
 
 RATES = {

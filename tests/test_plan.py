@@ -137,7 +137,8 @@ def test_a_measured_plan_says_which_rates_it_measured(
         "--classes",
         "2",
     ]
-    assert command([*words, *fields, "--teacher.name", "lenet5"]) == 0
+    own = ["--recipe", "digits_anc", *fields, "--teacher.name", "lenet5", "--teacher.weights", "random"]
+    assert command([*words, *own]) == 0
     said = capsys.readouterr().out
     rates = dict(re.findall(r"^(\w+) +allows +[\d,]+ images/s, (\w+)$", said, re.MULTILINE))
     assert rates == {"compute": "measured", "decode": "measured", "storage": "measured"}
@@ -150,7 +151,8 @@ def test_a_measured_plan_says_which_rates_it_measured(
     assert int(size.replace(",", "")) == round(sum(sizes) / len(sizes))
 
     monkeypatch.setattr("fastanc.jobs.measure.probe", lambda *_: Probed("cpu", None, "hung for 120 s"))
-    assert command([*words, *fields, "--teacher.name", "lenet5"]) == 0
+    own = ["--recipe", "digits_anc", *fields, "--teacher.name", "lenet5", "--teacher.weights", "random"]
+    assert command([*words, *own]) == 0
     said = capsys.readouterr().out
     assert "note: decode is assumed: cpu hung for 120 s" in said
     assert re.findall(r"decode +allows +1,000 images/s, assumed", said)

@@ -407,7 +407,7 @@ def test_build_deals_resumes_and_counts(tmp_path):
     assert sum(other) < 2 * 51  # dealt from what was missing at each start
     rest = build_cache(store, [0, 1], batches_for, online(), epochs=90, students=5, say=sentences.append)
     assert rest.missing == 0
-    assert "2 teacher passes in place of 90 epochs x 5 students = 450: that saves 448 passes" in sentences[0]
+    assert "2 teacher passes in place of 90 x 5 students = 450: that saves 448 passes" in sentences[0]
     assert not wrong(store)
     deviation = verify_teacher(store, online(), batches_for, 150)[0]
     assert deviation.relative < 1e-5
@@ -497,7 +497,7 @@ def test_the_barrier_lets_processes_deal_exactly(tmp_path):
 def test_break_even_by_hand():
     said = break_even(1_281_167, 4096, 30, 90, 5, images_per_s=1000)
     assert "30 views x 1,281,167 images x 4,096 bytes = 157.4 GB" in said
-    assert "30 teacher passes (10.68 h) in place of 90 epochs x 5 students = 450 (160.15 h)" in said
+    assert "30 teacher passes (10.68 h) in place of 90 x 5 students = 450 (160.15 h)" in said
     assert "saves 420 passes (149.47 h) at 1,000 images/s" in said
     assert "saves nothing unless" in break_even(10, 1, 3, 3, 1)
     assert "costs 7 passes more than it saves" in break_even(10, 1, 10, 3, 1)

@@ -13,7 +13,7 @@ import torch
 
 from fastanc.files import write_text
 from fastanc.models.usual_views import usual_views
-from fastanc.parsing import parse
+from fastanc.parsing import SMALL_PX, parse
 from fastanc.pipelines.catalogue import open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.plain_yaml import dump_yaml
@@ -21,7 +21,7 @@ from fastanc.training.assemble_networks import sketch
 
 _VIEWS_SEEN, _EPOCHS = 3_000_000, (10, 300)
 _VIEWS, _CACHE_BYTES = 30, 100 * 10**9
-_SMALL_PX, _LOOKED_AT = 64, 4096
+_LOOKED_AT = 4096
 
 
 class Chosen(NamedTuple):
@@ -79,14 +79,14 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
     some = np.linspace(0, train.num_images - 1, min(train.num_images, _LOOKED_AT)).astype(np.int64)
     side = int(np.median(train.sizes(some).min(1)))
     usual = usual_views(teacher)
-    small = side <= _SMALL_PX
+    small = side <= SMALL_PX
     if usual is not None:
         px, resized, source = usual.image_px, usual.resize_px, f"the teacher's ({usual.source})"
     elif small:
         px, resized, source = side, side, f"the images' ({side} px)"
     else:
         px, resized, source = 224, 256, "ImageNet's: nobody says the teacher's"
-    padded = small and px <= _SMALL_PX
+    padded = small and px <= SMALL_PX
     batch = 256 if torch.cuda.is_available() else 64
     while batch > 16 and batch * 20 > train.num_images:  # an epoch of some steps
         batch //= 2
@@ -131,7 +131,6 @@ data:
 teacher:
   name: {plain(teacher)}
   weights: {plain(weights)}
-  recipe: null
   cache: fill
 student:
   name: {plain(student)}

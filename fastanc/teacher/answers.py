@@ -38,6 +38,11 @@ class CacheChoice:
     """Complete views are held in memory when they fit into so much (read)."""
 
 
+def holds(reads: frozenset[str]) -> bool:
+    """Return whether a cache can hold what is read of the teacher."""
+    return reads <= _CACHED
+
+
 def runs_network(answers: Answers, views: int | None) -> bool:
     """Return whether a run over so many views, or over ever new ones, will pass images through the network."""
     if isinstance(answers, Filling):

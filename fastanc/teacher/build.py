@@ -53,7 +53,7 @@ def break_even(
         num_images: of a pass.
         row_bytes: of a row of the cache.
         views: V, stored of each image.
-        epochs: E, of a student's training.
+        epochs: E, passes over the images in a student's training.
         students: S, trained from one cache.
         images_per_s: the teacher's measured rate, all processes together; adds the hours.
         whole_bytes: of a row that would keep everything, where this one does not.
@@ -74,7 +74,7 @@ def break_even(
         verdict = f"that saves {passes - views:,} passes{hours(passes - views)}"
     rate = f" at {images_per_s:,.0f} images/s" if images_per_s else ""
     return (
-        f"{size}; {views:,} teacher passes{hours(views)} in place of {epochs} epochs x {students} students ="
+        f"{size}; {views:,} teacher passes{hours(views)} in place of {epochs} x {students} students ="
         f" {passes:,}{hours(passes)}: {verdict}{rate}"
     )
 

@@ -47,7 +47,7 @@ class Cached:
     ) -> None:
         device = torch.device(device)
         self.rows_read = 0
-        self._fields = store.fields
+        self.store, self._fields = store, store.fields
         self._head = None if head is None else head.to(device)
         self._reader = store.reader()
         views = store.complete_views()

@@ -38,7 +38,8 @@ from fastanc.training.assemble_networks import (
     open_teacher,
     said_of,
 )
-from fastanc.training.assemble_settings import beyond, open_claim, pace_of, settings_of, spread_note
+from fastanc.training.assemble_notes import notes_of
+from fastanc.training.assemble_settings import open_claim, pace_of, settings_of
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
 from fastanc.training.groups import note_of
@@ -71,8 +72,10 @@ def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Giv
     game = _open_game(config, accelerator, source, given, teacher_of)
     if config.run.compile:
         game = replace(game, notes=(*game.notes, *compile_game(config, source, game)))
-    said = (input_note(source), beyond(config, pace), spread_note(config))
-    notes = [*data_notes(source), *(note for note in said if note)]
+    input_said = input_note(source)
+    notes = [*data_notes(source), *([input_said] if input_said else []), *game.notes]
+    if accelerator.is_main_process:
+        notes += notes_of(config, source, pace, game.answers, claim.extension)
     val_answers: Callable[[], Answers] | None = None
     if game.teacher is not None:
         cache = cache_choice(config)
@@ -104,7 +107,7 @@ class Bench:
     views: int
     """Views of every image that a run asks for."""
     epochs: int
-    """Of a run."""
+    """Passes over the images in a run."""
 
     @property
     def batches(self) -> Callable[[int, np.ndarray], Iterator[Batch]]:
@@ -130,7 +133,7 @@ def open_bench(config: Config, *, create: bool) -> Bench:
         teacher=teacher,
         store=store,
         views=source.order.views or config.schedule.epochs * source.order.views_per_image,
-        epochs=config.schedule.epochs,
+        epochs=config.schedule.epochs * source.order.views_per_image,
     )
 
 

@@ -66,28 +66,6 @@ def pace_of(config: Config, steps_per_epoch: int, extension: Extension | None = 
     )
 
 
-def beyond(config: Config, pace: Pace) -> str | None:
-    """A sentence for the log where run.max_steps does nothing."""
-    asked, schedule = config.run.max_steps, pace.schedule_steps
-    if not asked or asked <= schedule:
-        return None
-    return (
-        f"run.max_steps {asked} is beyond the schedule: the run ends after {schedule} steps, schedule.epochs makes it"
-        " longer"
-    )
-
-
-def spread_note(config: Config) -> str | None:
-    """A sentence for the log where rows of the most probable classes are softened otherwise than they were kept."""
-    others = sorted({value for value in config.method.softened_at or () if value != 1})
-    if not config.top_rows or not others:
-        return None
-    return (
-        f"teacher.rows {config.teacher.rows} keeps what all other classes have together at temperature 1, and spreads"
-        f" it evenly: softened by {', '.join(f'{value:g}' for value in others)} their share is not the teacher's"
-    )
-
-
 def _factor_of(config: Config, pace: Pace, extension: Extension | None) -> Callable[[int], float]:
     """Step -> what every base learning rate is multiplied with."""
     schedule = config.schedule

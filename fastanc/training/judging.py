@@ -17,6 +17,8 @@ from fastanc.training.validate import evaluate, top1_of
 
 _GREETED = 1000
 """Validation images on which the teacher is tried at the start; the end of the run counts them all."""
+_WEAK = 0.1
+"""A teacher that is no further than this part of the way from guessing to certainty is doubted."""
 _OF_TEACHER = ("agreement_pct", "teacher_kl")
 
 
@@ -94,7 +96,15 @@ class Judge:
             sample = self._source.val_sample(tried)
             top1 = top1_of(teacher, sample, sum_over(self._game.accelerator), place)
         of = f"{tried} of {whole}" if tried < whole else f"all {whole}"
-        return [f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"]
+        said = f"the teacher's own top-1 is {100 * top1:.2f} % on {of} validation images"
+        chance = 1 / self._source.val.num_classes
+        if top1 >= chance + _WEAK * (1 - chance):
+            return [said]
+        return [
+            f"warning: {said}, where guessing has {100 * chance:.3g} %: are teacher.weights its trained ones, are its"
+            " classes the set's (teacher.classes), does it read images as it was trained to (teacher.mean,"
+            " teacher.std, data.image_px, data.resize_px)?"
+        ]
 
 
 def _measured(game: Game, val: DataSet, has_teacher: bool) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ class Monitor:
     def note(self, text: str) -> None:
         """Write and show one sentence that a reader of the run should know."""
         self._write({"kind": "note", "step": self._step, "text": text})
-        self._say(f"note: {text}")
+        self._say(text if text.startswith("warning: ") else f"note: {text}")
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -195,6 +195,12 @@ class Monitor:
         if not self._bottleneck_said and self._step + 1 - self._start >= _BOTTLENECK_AFTER_STEPS:
             self._bottleneck_said = True
             self.note(bottleneck(self._rates, self._teacher_cache))
+            if left := self._total - self._step - 1:
+                left_s = left * self._images / self._rates["images_per_s"]
+                self.note(
+                    f"expected: {tqdm.format_interval(left_s)} for the {left:,} steps that are left at this rate,"
+                    " evaluations and checkpoints not counted"
+                )
         self._window.restart()
 
     def _read_window(self) -> dict[str, float]:

@@ -82,7 +82,7 @@ class Run:
         self.interruption = Interruption(self.accelerator)
         self.start = self._resume()
         self._owes_evaluation = self._catch_up()
-        self._notes = [*notes, *game.notes, *claim.notes, *self._try_teacher()]
+        self._notes = [*notes, *claim.notes, *self._try_teacher()]
         self.monitor = self._open_folder()
         self._trackers = self._open_trackers()
         self._choice: Choice | None = None
