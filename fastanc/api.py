@@ -13,13 +13,14 @@ import draccus
 from torch import nn
 
 from fastanc.errors import Interrupted
+from fastanc.following import SMALL_PX
 from fastanc.methods.base import Method
 from fastanc.models import zoo
 from fastanc.models.ensemble import ensemble
 from fastanc.models.registered import object_name
 from fastanc.models.taps import Tapped, untap
 from fastanc.models.weights import fit_weights, read_weights
-from fastanc.parsing import SMALL_PX, configure, with_teacher
+from fastanc.parsing import configure, with_teacher
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.dataset import DataSet

@@ -22,6 +22,7 @@ from fastanc import early
 from fastanc.config import GROUPS, Config, DataConfig, with_said
 from fastanc.errors import raised, say_repeated
 from fastanc.fields import make
+from fastanc.following import complete, follow
 from fastanc.methods.base import Method
 from fastanc.pipelines.own_looks import check_look
 from fastanc.plain_yaml import Word, dump_yaml, load_yaml, mapping_in, placed
@@ -30,10 +31,6 @@ from fastanc.registry import place_of, remember_file
 
 DEFAULT_RECIPE = "digits_anc"
 OWN_RECIPE = "own_data"
-SMALL_PX = 64
-"""Images up to this side are cut and judged as they are."""
-_MOST_PX = 2**12
-_SIZES = ("image_px", "resize_px")
 # Short spellings of what is typed most.
 _SHORT = {"resume": "run.resume", "name": "run.name", "out": "run.out", "plugin": "run.plugin"}
 _FILES = ("recipe", "config_path")
@@ -87,7 +84,7 @@ def parse(args: Sequence[str], *, front: bool = False, images_only: bool = False
     if len(files) > 1:
         raise ValueError(f"give one recipe, not {len(files)}: {', '.join(files)}")
     tree = _recipe(files[0] if files else _default_recipe(overrides))
-    _follow(tree, dict(overrides))
+    follow(tree, dict(overrides))
     kinds = [value for key, value in overrides if key == "method.type"]
     _choose_method(tree, kinds[-1] if kinds else None)
     for key, value in overrides:
@@ -115,7 +112,7 @@ def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
     for group, inner in fields.items():
         if group != "method" and isinstance(inner, Mapping) and "." not in group:
             flat |= {f"{group}.{name}": one for name, one in inner.items()}
-    _follow(tree, flat)
+    follow(tree, flat)
     method = dict(fields.get("method", {}))
     _choose_method(tree, fields.get("method.type", method.pop("type", None)))
     if method:  # all of its knobs are given
@@ -135,11 +132,7 @@ def _recipe(name: str) -> dict[str, Any]:
     if not tree or not isinstance(tree, dict):
         what = "no recipe" if tree else "empty"
         raise ValueError(f"{path} is {what}: write groups of fields, such as `optimizer: {{lr: 0.1}}`")
-    data = tree.get("data")
-    if isinstance(data, dict) and "image_px" in data and "resize_px" not in data:
-        resized = _resized(data["image_px"], {})
-        if resized is not None:
-            data["resize_px"] = Word(resized)
+    complete(tree)
     return tree
 
 
@@ -147,40 +140,6 @@ def _default_recipe(overrides: Sequence[tuple[str, str]]) -> str:
     """What is trained without a recipe: a user's own images know nothing of the digits' sizes and teacher."""
     own = any(key == "data.name" and os.path.exists(value) for key, value in overrides)
     return OWN_RECIPE if own else DEFAULT_RECIPE
-
-
-def _follow(tree: dict[str, Any], said: Mapping[str, Any]) -> None:
-    """Let what belongs to a value that is replaced follow it, where that is not said too.
-
-    Evaluation scales in the ratio that the recipe has, or else in the usual one. A recipe's weights, and the recipe
-    that trains them, are those of its own teacher: another one starts from what its name stands for.
-    """
-    data, teacher = tree.get("data"), tree.get("teacher")
-    if "data.image_px" in said and "data.resize_px" not in said:
-        resized = _resized(said["data.image_px"], data if isinstance(data, Mapping) else {})
-        if resized is not None:
-            _assign(tree, "data.resize_px", Word(resized))
-    names = teacher if isinstance(teacher, Mapping) else {}
-    if str(said.get("teacher.name", names.get("name", ""))) != str(names.get("name", "")):
-        for field in ("weights", "weights_key", "recipe", "mean", "std", "head", "stages"):
-            if f"teacher.{field}" not in said and field in names:
-                _assign(tree, f"teacher.{field}", None)
-
-
-def _resized(image_px: Any, data: Mapping[str, Any]) -> str | None:
-    """Return to what evaluation scales for images of this side; None where the words are no numbers, or it is said.
-
-    In the ratio of a group that has both; else 256 to 224, but small images as they are.
-    """
-    try:
-        px, *both = (int(value) for value in (image_px, *(data[key] for key in _SIZES if key in data)))
-    except (TypeError, ValueError):
-        return None
-    if not 1 <= px <= _MOST_PX:
-        return None
-    usual = (1, 1) if px <= SMALL_PX else (224, 256)
-    image, resized = both if len(both) == len(_SIZES) and 0 < both[0] <= both[1] else usual
-    return str(min(_MOST_PX, round(px * resized / image)))
 
 
 def _choose_method(tree: dict[str, Any], kind: str | None) -> None:

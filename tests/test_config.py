@@ -135,6 +135,9 @@ def test_evaluation_scales_as_views_do(words: list[str], sizes: tuple[int, int])
 
 
 def test_a_recipe_that_says_one_size_has_both(tmp_path: Path) -> None:
+    recipe = tmp_path / "none.yaml"
+    recipe.write_text("optimizer: {lr: 0.1}\n")
+    assert parse(["--recipe", str(recipe), "--data.image_px", "112"]).data.resize_px == 128
     for px, resized in ((32, 32), (96, 110), (224, 256), (384, 439)):
         recipe = tmp_path / "sizes.yaml"
         recipe.write_text(f"data: {{image_px: {px}}}\n")

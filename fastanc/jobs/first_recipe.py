@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from fastanc.files import write_text
+from fastanc.following import SMALL_PX
 from fastanc.models.usual_views import usual_views
-from fastanc.parsing import SMALL_PX, parse
+from fastanc.parsing import parse
 from fastanc.pipelines.catalogue import open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.plain_yaml import dump_yaml

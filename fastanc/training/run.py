@@ -17,25 +17,23 @@ from fastanc.batch import Batch, Outputs
 from fastanc.errors import Interrupted
 from fastanc.methods.base import Play
 from fastanc.models import zoo
-from fastanc.models.counting import count
-from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.waiting import waited_s
 from fastanc.teacher.answers import Answers
 from fastanc.teacher.filling import Filling
 from fastanc.training.best import Best
 from fastanc.training.choices import choose_for_all
 from fastanc.training.claim import Claim
-from fastanc.training.contact_sheet import contact_sheet
 from fastanc.training.folder import finish_folder, open_folder, read_summary
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.interruption import Interruption
 from fastanc.training.judging import Judge
 from fastanc.training.metrics import Monitor, read_metrics
-from fastanc.training.processes import mean_over
+from fastanc.training.opening import open_monitor, open_trackers
 from fastanc.training.settings import Settings
 from fastanc.training.spellings import Choice, plain
 from fastanc.training.step import Move
+from fastanc.training.summary import summary_of
 from fastanc.training.trackers import Trackers
 
 
@@ -84,7 +82,9 @@ class Run:
         self._owes_evaluation = self._catch_up()
         self._notes = [*notes, *claim.notes, *self._try_teacher()]
         self.monitor = self._open_folder()
-        self._trackers = self._open_trackers()
+        self._trackers: Trackers | None = None
+        if self.is_main and not self.is_finished:
+            self._trackers = open_trackers(settings, source, claim, self.monitor, self.start)
         self._choice: Choice | None = None
         self._plays: tuple[Play, ...] = ()
         self._step_s = {"data_s": 0.0, "teacher_s": 0.0}
@@ -102,41 +102,10 @@ class Run:
             if self.best is not None and not self.is_finished:
                 self.best.restore()
         self.accelerator.wait_for_everyone()
-        monitor = Monitor(
-            self.folder,
-            total_steps=self.pace.total_steps,
-            steps_per_epoch=self.pace.steps_per_epoch,
-            log_every=settings.log_every,
-            images_per_step=self.source.order.batch,
-            watches=self.method.watches,
-            skip_nonfinite=settings.skip_nonfinite,
-            teacher_cache=settings.teacher_cache,
-            start_step=self.start,
-            is_main=self.is_main,
-            reduce_mean=mean_over(self.accelerator),
-        )
+        monitor = open_monitor(self._settings, self.source, self.game, self.folder, self.pace, self.start)
         for note in self._notes:
             monitor.note(note)
         return monitor
-
-    def _open_trackers(self) -> Trackers | None:
-        """Start the trackers, and show them the views; None where there are none, or nothing is left to be told."""
-        settings = self._settings
-        if not self.is_main or not settings.trackers or self.is_finished:
-            return None
-        with self.monitor.pause():
-            trackers = Trackers(
-                settings.trackers,
-                self.folder,
-                run=str(settings.facts["name"]),
-                fields=self._claim.fields,
-                start=self.start,
-                say=self.monitor.note,
-            )
-            self.monitor.follow(trackers.line)
-            if self._claim.begins and not isinstance(self.source.train, LatentSet):
-                trackers.show("views", lambda: contact_sheet(self.source), self.start)
-        return trackers
 
     def _resume(self) -> int:
         if self._claim.path is None:
@@ -323,33 +292,13 @@ class Run:
             self.method.save(self.players.modules(), self.folder)
             if self._trackers is not None and (samples := self.folder / "samples.png").is_file():
                 self._trackers.show("samples", lambda: Image.open(samples), self.pace.total_steps - 1)
-            finish_folder(self.folder, self._summary(result), self.game.classes)
+            summary = summary_of(
+                self._settings, self.game, self.pace, self.best, self._names, result, self.monitor.rates
+            )
+            wall_s = time.perf_counter() - self._began
+            finish_folder(self.folder, {**summary, "wall_s": wall_s}, self.game.classes)
         self.accelerator.wait_for_everyone()
         return self.folder
-
-    def _summary(self, result: dict[str, float]) -> dict[str, Any]:
-        size = count(self.game.student)
-        return {
-            **self._settings.facts,
-            "kernels": list(self._names),
-            "params": size.parameters,
-            "macs": size.macs,
-            "epochs": self.pace.total_steps / self.pace.steps_per_epoch,
-            "steps": self.pace.total_steps,
-            "val": result,
-            **({} if self.best is None else {"best": self.best.said(self.pace.steps_per_epoch)}),
-            **self._ended_early(),
-            **self.monitor.rates,
-            "wall_s": time.perf_counter() - self._began,
-            "world": self.world,
-            "device": str(self.accelerator.device),
-        }
-
-    def _ended_early(self) -> dict[str, str]:
-        total = self._settings.pace.total_steps
-        if self.best is None or self.pace.total_steps == total:
-            return {}
-        return {"ended": self.best.sentence(self.pace.total_steps, total)}
 
     def __enter__(self) -> Run:
         self.interruption.listen()
