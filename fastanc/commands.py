@@ -6,6 +6,7 @@ Heavy modules are imported inside the functions, so that `fastanc --help` answer
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 
@@ -79,9 +80,9 @@ def plan(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Print a table of runs, and write the page where one is asked for."""
-    from fastanc.jobs.report import summary_table, write_csv, write_report
+    from fastanc.jobs.report import LINE, summary_table, write_csv, write_report
 
-    print(summary_table(options.runs))
+    print(summary_table(options.runs, max(LINE, shutil.get_terminal_size((LINE, 0)).columns)))
     if options.csv is not None:
         print(write_csv(options.runs, options.csv))
     if options.out is not None:

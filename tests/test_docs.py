@@ -104,7 +104,7 @@ def test_documents_name_options_that_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
 def test_documents_name_files_that_exist(path: Path) -> None:
-    """A path in backticks, or in README's map; a file that the reader is to write is called mine or my_."""
+    """A path in backticks, or in a map of files; a file that the reader is to write is called mine or my_."""
     found = set(
         re.findall(
             r"\b((?:fastanc|pipelines|benchmarks|tests|docs)/[\w/.-]+\.(?:py|md|yaml|svg))\b",
@@ -294,8 +294,8 @@ def test_readme_s_own_loop_trains(tmp_path: Path) -> None:
     assert all(not p.requires_grad for p in nets[0].parameters())
 
 
-def test_readme_s_method_is_trained_as_it_is_printed(tmp_path: Path) -> None:
-    (code,) = [block for block in blocks(ROOT / "README.md") if 'register_method("mine")' in block]
+def test_the_method_of_the_page_of_methods_is_trained_as_it_is_printed(tmp_path: Path) -> None:
+    (code,) = [block for block in blocks(ROOT / "docs" / "methods.md") if 'register_method("mine")' in block]
     (tmp_path / "mine.py").write_text(code)
     words = as_words({**LENETS, "run.out": str(tmp_path), "run.max_steps": "2", "data.batch": "16"})
     more = ["--plugin", str(tmp_path / "mine.py"), "--method.type", "mine", "--method.weight", "2"]

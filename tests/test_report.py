@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fastanc.cli import main
+from fastanc.jobs import report
 from fastanc.jobs.report import summary_table, write_csv, write_report
 
 pytest.importorskip("matplotlib")
@@ -25,6 +26,7 @@ SUMMARY = {
     "student": "resnet20",
     "teacher": "resnet56",
     "dataset": "cifar10",
+    "labels": 50_000,
     "params": 272_474,
     "macs": 41_214_464,
     "epochs": 2,
@@ -44,7 +46,7 @@ SUMMARY = {
     "teacher_source": "cached",
     "phases": {"train_s": 3700.5},
 }
-CELLS = ["finished", "anc", "resnet20 ← resnet56", "cached", "272 k", "41.2 M", "7.69 %"]
+CELLS = ["finished", "anc", "resnet20 ← resnet56", "cached", "50,000", "272 k", "41.2 M", "7.69 %"]
 CELLS += ["6.61 %", "92.16 %", "0.2173", "7.12 at 800", "2,310", "3.1%", "2.0%", "1 h 02 min"]
 
 
@@ -104,13 +106,10 @@ def write(tmp_path: Path, *folders: Path) -> tuple[str, Page]:
 def test_terminal_table_shows_every_number_in_aligned_columns(tmp_path: Path) -> None:
     short = {"name": "x", "val": {}, "params": 11_689_512, "wall_s": 75.4, "macs": 1.8e9, "student": "s"}
     table = summary_table([run(tmp_path / "a", SUMMARY), run(tmp_path / "b", short)]).splitlines()
-    assert re.split(r" {2,}", table[2]) == ["anc-cached", *CELLS]
+    assert re.split(r" {2,}", table[2]) == ["anc-cached", *CELLS[1:]]  # all are finished
     assert re.split(r" {2,}", table[3]) == [
-        "x",
-        "finished",
-        "–",
-        "s",
-        *"–",
+        *("x", "–", "s"),
+        *"––",
         "11.7 M",
         "1.8 G",
         *"––––––––",
@@ -118,6 +117,45 @@ def test_terminal_table_shows_every_number_in_aligned_columns(tmp_path: Path) ->
     ]
     assert len(table) == 4
     assert {len(line) for line in table} == {len(table[0])}
+
+
+def head(table: str) -> list[str]:
+    return re.split(r" {2,}", table.splitlines()[0])
+
+
+def test_columns_that_say_nothing_are_left_out_of_the_terminal_table_alone(tmp_path: Path) -> None:
+    plain = {key: value for key, value in SUMMARY.items() if key not in ("best", "teacher_source")}
+    runs = [run(tmp_path / name, {**plain, "name": name, "teacher_source": None}) for name in ("a", "b")]
+    every = ["run", "state", *(key for key in report._COLUMNS if key != "state")]
+    assert head(summary_table(runs)) == [key for key in every if key not in ("state", "best", "teacher from")]
+    _, page = write(tmp_path, *runs)
+    assert [title for title in page.texts["th"] if title] == every
+    with write_csv(runs, tmp_path / "runs.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["state"] == "finished"
+    going = run(tmp_path / "going")
+    table = summary_table([*runs, going])
+    assert head(table)[1] == "state"
+    assert [re.split(r" {2,}", line)[1] for line in table.splitlines()[2:]] == [
+        "finished",
+        "finished",
+        "stopped",
+    ]
+
+
+@pytest.mark.parametrize("width", [200, 119, 100, 60])
+def test_columns_without_room_are_named_below_the_table(tmp_path: Path, width: int) -> None:
+    runs = [run(tmp_path / "a", SUMMARY), run(tmp_path / "b", {**SUMMARY, "name": "another"})]
+    whole, (*table, last) = summary_table(runs).splitlines(), summary_table(runs, width).splitlines()
+    if width == 200:
+        assert [*table, last] == whole
+        return
+    assert max(map(len, table)) <= width
+    named = last.removeprefix("no room for ").partition(": ")[0].split(", ")
+    assert [name for name in head(whole[0]) if name not in named] == head(table[0])
+    assert {"run", "student ← teacher", "error"} <= set(head(table[0]))
+    shown = {name: k for k, name in enumerate(head(whole[0]))}
+    cells = re.split(r" {2,}", whole[3])
+    assert re.split(r" {2,}", table[3]) == [cells[shown[name]] for name in head(table[0])]
 
 
 def test_page_holds_the_table_and_loads_nothing(tmp_path: Path) -> None:
@@ -184,7 +222,7 @@ def test_a_run_going_on_is_shown_with_dashes(tmp_path: Path) -> None:
         file.write('{"kind": "tra')
     _, page = write(tmp_path, folder)
     # What its configuration and its last evaluation say is known, and no more.
-    known = ["going", "stopped", "anc", *"––––", "11.00 %", *"––––––––"]
+    known = ["going", "stopped", "anc", *"–––––", "11.00 %", *"––––––––"]
     assert page.texts["td"] == known
     assert "Loss of the student" in page.texts["h2"]
 

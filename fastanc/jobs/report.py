@@ -14,31 +14,63 @@ from typing import Any
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.gains_table import describe
 from fastanc.jobs.report_page import RunFolder, page
-from fastanc.jobs.run_list import find_runs, look_at
+from fastanc.jobs.run_list import FINISHED, find_runs, look_at
 from fastanc.parsing import data_group
 from fastanc.training.folder import PROFILE, read_summary
 from fastanc.training.metrics import read_metrics
 
-_DASH = "–"
+LINE = 119
+"""Characters of a table's line where nobody says how wide a terminal is."""
+_DASH, _BETWEEN = "–", "  "
 
 
-def summary_table(run_dirs: Sequence[Path]) -> str:
+def summary_table(run_dirs: Sequence[Path], width: int | None = None) -> str:
     """Return the runs' head table as aligned text for a terminal.
+
+    A column that says nothing is left out: one of dashes alone, and the state of runs that are all finished.
+
+    Args:
+        run_dirs: as of `write_report`.
+        width: characters that a line may have; columns that have no room are left out, those that say least of the
+            result first, and named below the table. None for any number.
 
     Raises:
         FileNotFoundError: one of the folders is not a run's.
     """
     runs = _read(_folders(run_dirs))
-    rows = [[run.label, *_cells(run.summary)] for run in runs]
-    table = [["run", *_COLUMNS], *rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = []
-    for row in table:
-        texts = [text.ljust(width) for text, width in zip(row[:_NUM_WORDS], widths)]
-        texts += [text.rjust(width) for text, width in zip(row[_NUM_WORDS:], widths[_NUM_WORDS:])]
-        lines.append("  ".join(texts).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    labels = ["run", *(run.label for run in runs)]
+    columns = {name: [name, *(_cell(run.summary, read) for run in runs)] for name, read in _COLUMNS.items()}
+    told = {name: column for name, column in columns.items() if _says_something(name, column[1:])}
+    table = {"run": labels, **told}
+    no_room = []
+    for name in _LEAST_FIRST:
+        if width is None or _line_width(table) <= width:
+            break
+        if table.pop(name, None) is not None:
+            no_room.append(name)
+    lines = _aligned(table)
+    if no_room:
+        left_out = ", ".join(name for name in told if name in no_room)
+        lines.append(f"no room for {left_out}: they are in `fastanc report` with --out or --csv FILE")
     return "\n".join(lines)
+
+
+def _says_something(name: str, cells: Sequence[str]) -> bool:
+    return any(cell != (FINISHED if name == "state" else _DASH) for cell in cells)
+
+
+def _line_width(table: Mapping[str, Sequence[str]]) -> int:
+    return sum(max(map(len, column)) for column in table.values()) + len(_BETWEEN) * (len(table) - 1)
+
+
+def _aligned(table: Mapping[str, Sequence[str]]) -> list[str]:
+    """The lines of a table of columns, words aligned left and numbers right, with a rule below the head."""
+    filled = []
+    for name, column in table.items():
+        width = max(map(len, column))
+        align = str.ljust if name in _WORDS else str.rjust
+        filled.append([align(cell, width) for cell in (column[0], "-" * width, *column[1:])])
+    return [_BETWEEN.join(row).rstrip() for row in zip(*filled)]
 
 
 def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Path:
@@ -65,7 +97,7 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
     shown: dict[Any, str] = {}
     folders = _folders(run_dirs)
     runs = [_with_views(run, folder, shown) for run, folder in zip(_read(folders), folders)]
-    html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], _NUM_WORDS, lead)
+    html = page(runs, ["run", *_COLUMNS], [_cells(run.summary) for run in runs], len(_WORDS), lead)
     make_folder(out_path.parent)
     sweep(out_path.parent, out_path.name, older_than_s=HOUR_S)
     write_text(out_path, html)
@@ -199,6 +231,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "method": lambda s: s["method"],
     "student ← teacher": _network,
     "teacher from": lambda s: s["teacher_source"] or _DASH,
+    "labels": lambda s: f"{s['labels']:,}",
     "params": lambda s: _size(s["params"]),
     "MACs": lambda s: _size(s["macs"]),
     "error": lambda s: f"{s['val']['error_pct']:.2f} %",
@@ -211,4 +244,9 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "teacher wait": lambda s: f"{s['teacher_share']:.1%}",
     "wall time": lambda s: _duration(s["wall_s"]),
 }
-_NUM_WORDS = 5  # columns of words, aligned left; numbers follow
+_WORDS = ("run", "state", "method", "student ← teacher", "teacher from")  # aligned left; numbers follow
+_LEAST_FIRST = (
+    *("data wait", "teacher wait", "KL", "images/s", "teacher's", "best", "MACs", "params", "teacher from"),
+    *("agreement", "labels", "method", "wall time"),
+)
+"""In which order columns make room."""

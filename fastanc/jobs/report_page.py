@@ -21,8 +21,8 @@ _JUDGED = {
 _SHARES = {"compute": "#2563eb", "waiting for data": "#f5a524", "waiting for the teacher": "#98a2b3"}
 # fmt: off
 _IN_TABLE = {
-    "name", "state", "method", "student", "teacher", "teacher_source", "params", "macs", "error_pct", "agreement_pct",
-    "teacher_kl", "teacher_top1", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
+    "name", "state", "method", "student", "teacher", "teacher_source", "labels", "params", "macs", "error_pct",
+    "agreement_pct", "teacher_kl", "teacher_top1", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
 }
 # fmt: on
 _INK, _MUTED, _LINE = "#1d2939", "#667085", "#e4e7ec"

@@ -14,6 +14,8 @@ from fastanc.training.metrics import read_metrics
 
 _FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 _DEPTH = 3
+FINISHED = "finished"
+"""The state of a run that has its summary."""
 _HEAD = (
     "run",
     "state",
@@ -94,7 +96,7 @@ def look_at(folder: Path) -> Run:
     needs_teacher = summary is None or summary.get("teacher") is not None
     return Run(
         folder,
-        "finished" if summary is not None else "running" if owner_of(folder) else "stopped",
+        FINISHED if summary is not None else "running" if owner_of(folder) else "stopped",
         str(method.get("type", "")),
         str(config.get("student", {}).get("name", "")),
         str(config.get("teacher", {}).get("name", "")) if needs_teacher else "",

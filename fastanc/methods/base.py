@@ -154,6 +154,11 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         return None
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of the training images are read."""
+        return bool(self.needs & {"labels", "soft_labels"})
+
+    @property
     def softens_only(self) -> bool:
         """Whether softened classes are all that is read of the teacher: then its most probable ones may do."""
         return self.softened_at is not None and self.needs & OF_TEACHER <= {"logits"}

@@ -192,7 +192,7 @@ def _open_game(
         same_everywhere(accelerator, teacher.network)
     num_classes = images.num_classes if teacher is None else teacher.network.num_classes
     check_classless(config, teacher)
-    if method.needs & {"labels", "soft_labels"}:
+    if method.reads_labels:
         check_labels(config, images, num_classes)
     # A validation set may lack some of the training set's classes, whose numbers it shares.
     labels_count = source.val.labels is not None and images.num_classes == num_classes

@@ -137,8 +137,7 @@ def _check_idle(config: Config, train: DataSet) -> None:
             {f"data.{one}": ("a method that trains on latent vectors", True) for one in _OF_IMAGES}, config
         )
         return
-    data, padded = config.data, isinstance(train, ArraySet)
-    reads_labels = bool(config.method.needs & {"labels", "soft_labels"})
+    data, method, padded = config.data, config.method, isinstance(train, ArraySet)
     idle = {
         "data.min_scale": ("padded crops (data.crop resized draws others)", padded),
         "data.max_ratio": ("padded crops (data.crop resized draws others)", padded),
@@ -148,7 +147,7 @@ def _check_idle(config: Config, train: DataSet) -> None:
         "data.mix_alpha": ("data.mix none", data.mix == "none"),
         "data.mix_share": ("data.mix none", data.mix == "none"),
         "data.erase_fill": ("looks that leave no place empty", not (data.erase or fills(data.looks))),
-        "data.smoothing": (f"method.type {config.method.kind}, which reads no labels", not reads_labels),
+        "data.smoothing": (f"method.type {method.kind}, which reads no labels", not method.reads_labels),
     }
     _refuse(idle, config)
 

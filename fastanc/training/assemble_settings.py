@@ -119,6 +119,8 @@ def settings_of(
             "teacher": game.teacher.name if game.teacher is not None else None,
             "dataset": config.data.name,
             "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
+            "images": None if isinstance(source.train, LatentSet) else source.train.num_images,
+            "labels": source.train.num_images if config.method.reads_labels else 0,
             "batch": config.data.batch,
             "seed": config.run.seed,
             "teacher_source": config.teacher.cache if game.answers is not None else None,

@@ -105,7 +105,7 @@ class Owner:
 
 def owner_of(folder: Path) -> str:
     """Return who writes into a run's folder now, as `host H pid P since T`; "" where nobody does."""
-    path = folder / ".owner"
+    path, said = folder / ".owner", ""
     try:
         said = path.read_text().strip()
         with path.open("r+") as file:
