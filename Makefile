@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint types bench gpu-check gpu-results clean
+.PHONY: demo test test-without-dali test-all lint types bench gpu-check gpu-results clean
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# As on a machine without DALI, which a package of that name before it hides.
+test-without-dali: export PYTHONPATH := $(CURDIR)/tests/support/without_dali
+test-without-dali: test
 
 test-all: $(VENV)/.all
 	$(BIN)/python -m pytest

@@ -109,8 +109,9 @@ class DataConfig(Fields):
     """Decoding threads per process; 0 takes what the machine has for each process."""
     prefetch: Ahead = free(2)
     """Batches decoded ahead."""
-    decode: Annotated[str, OneOf(("auto", "cpu", "mixed", "mixed_roi"))] = free("auto")
-    """Decode plan on CUDA: auto (the cache's, else measured once and kept), cpu, mixed, mixed_roi; a CPU has one."""
+    decode: Annotated[str, OneOf(("auto", "cpu", "mixed", "mixed_roi", "torchvision"))] = free("auto")
+    """Decode plan: auto (the cache's, else measured once and kept), DALI's cpu and, on CUDA, mixed and mixed_roi; or
+    torchvision, which needs no DALI and is auto's where DALI is missing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

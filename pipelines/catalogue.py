@@ -249,9 +249,7 @@ def _jpeg_set(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> DataSet:
-    from fastanc.pipelines.jpeg.jpeg_set import (
-        JpegSet,  # DALI takes seconds to import, and array sets do without
-    )
+    from fastanc.pipelines.jpeg.jpeg_set import JpegSet  # which imports torchvision; array sets do without
     from fastanc.pipelines.jpeg.plan import plan_path
 
     return JpegSet(name, index, mean, std, checked=True, memory=plan_path(index.source))

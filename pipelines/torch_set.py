@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastanc.batch import Batch
-from fastanc.pipelines.ahead import ahead
-from fastanc.pipelines.drawing import Drawn, draw, images_of, views_per_image, walked
+from fastanc.pipelines.drawing import views_per_image, walked
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
-from fastanc.pipelines.order import Picking, Picks
+from fastanc.pipelines.order import Picking
 from fastanc.pipelines.own_items import Items, Looks
-from fastanc.pipelines.resize import finished, placed
-from fastanc.pipelines.transfer import moved
+from fastanc.pipelines.pictures import Pictures
 from fastanc.pipelines.views import PadCrop, ViewRule
 
 
@@ -82,58 +79,29 @@ class TorchSet:
         if isinstance(rule, PadCrop):
             raise ValueError(f"PadCrop is for sets kept as arrays: use RandomResizedCrop for {self.name}")
         at, steps = walked(picks, start, stop)
-        return self._stream(at, steps, rule, views_per_image(picks))
-
-    def _stream(
-        self, picks: Callable[[int], Picks], steps: range, rule: ViewRule, views: int
-    ) -> Generator[Batch, None, None]:
-        threads = self.options.threads or cores_per_process()
-        pool = ThreadPoolExecutor(threads, "items")
-        drawn = draw(picks, rule, self.sizes, steps)
-        batches = ahead(
-            lambda step: self._pictures(next(drawn), rule, views, pool, threads), steps, self.options.prefetch
+        pictures = Pictures(
+            fetch=lambda step, numbers: numbers.tolist(),
+            decode=self._decoded,
+            sizes=self.sizes,
+            labels=self.labels,
+            channels=self.channels,
         )
-        try:
-            for (step, (index, view), _, _), images in batches:
-                labels = None if self.labels is None else torch.from_numpy(self.labels[index])
-                yield Batch(
-                    images=images.to(self.device, non_blocking=True),
-                    index=index,
-                    view=view,
-                    labels=None if labels is None else moved(labels, self.device),
-                    step=step,
-                )
-        finally:
-            batches.close()
-            pool.shutdown(cancel_futures=True)
+        return pictures.batches(
+            at,
+            steps,
+            rule,
+            views_per_image(picks),
+            device=self.device,
+            threads=self.options.threads or cores_per_process(),
+            prefetch=self.options.prefetch,
+        )
 
-    def _pictures(
-        self, drawn: Drawn, rule: ViewRule, views: int, pool: ThreadPoolExecutor, threads: int
-    ) -> tuple[Drawn, Tensor]:
-        """A step's views [B, C, S, S] uint8, channels_last, on the host."""
-        step, picks, boxes, flips = drawn
-        numbers, side = images_of(step, picks, views), rule.out_px
-        crops, kept = placed(rule, boxes, self.sizes(picks.index))
-        shape = (len(flips), side, side, self.channels)
-        pinned = self.device.type == "cuda"  # so that its copy to the device need not be waited for
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
-
-        def fill(part: range) -> None:
-            for g in part:
-                pixels = torch.from_numpy(self._read(step, int(numbers[g]))).permute(2, 0, 1)
-                for k in range(g * views, (g + 1) * views):
-                    images[k] = finished(pixels, crops[k], kept[k], flips[k], side)
-
-        share = -(-len(numbers) // threads) or 1
-        list(pool.map(fill, [range(a, min(a + share, len(numbers))) for a in range(0, len(numbers), share)]))
-        return drawn, images
-
-    def _read(self, step: int, number: int) -> np.ndarray:
-        """An image's pixels, which are those of the first pass."""
+    def _decoded(self, step: int, number: int) -> Tensor:
+        """An image's pixels [C, H, W], which are those of the first pass."""
         i = int(self._looks.rows[number])
         try:
             pixels, _ = self._items.read(i)
             self._items.check(i, pixels, self._looks.sizes[number], int(self._looks.crc32[number]))
         except ValueError as error:
             raise ValueError(f"step {step}: {error}") from error
-        return pixels
+        return torch.from_numpy(pixels).permute(2, 0, 1)

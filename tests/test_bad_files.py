@@ -14,9 +14,11 @@ import pytest
 
 from fastanc.pipelines.index.build import build_index
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
+from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import RandomResizedCrop
 from support.bad_files import bad_files
+from support.decoders import CPU_PLANS, needs_dali
 
 DALI_ALONE = """
 import os, signal, sys
@@ -66,18 +68,20 @@ def mixed(real_jpegs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-def test_the_run_over_the_rest_completes(mixed: Path) -> None:
+@pytest.mark.parametrize("plan", CPU_PLANS)
+def test_the_run_over_the_rest_completes(mixed: Path, plan: str) -> None:
     index = build_index(mixed / "tree", workers=1, progress=False)
     bad = set(os.listdir(mixed / "bad"))
     assert len(bad) >= 20
     assert (len(index), index.rejected) == (256, len(bad))
     named = (mixed / "tree.rejected.tsv").read_text().splitlines()[1:]
     assert {line.split("\t")[0].split("/")[1] for line in named} == bad
-    data = JpegSet("mixed", index, (0.0,), (1.0,))
+    data = JpegSet("mixed", index, (0.0,), (1.0,)).on("cpu", JpegOptions(decode=plan))
     seen = [b.index for b in data.batches(Order(256, 128), RandomResizedCrop(64, 0), stop=6)]
     assert sorted(np.concatenate(seen).tolist()) == sorted([*range(256)] * 3)
 
 
+@needs_dali
 @pytest.mark.slow
 def test_dali_alone_crashes_or_raises(mixed: Path) -> None:
     good = sorted(str(path) for path in (mixed / "tree").glob("c*/*.JPEG"))[:127]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastanc.pipelines.index.build import build_index
-from fastanc.pipelines.jpeg import decoder as decoding
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import PLANS, JpegOptions
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import CentreCrop, RandomResizedCrop, ViewRule
 from support.images import encoded, odd_picture, put
 
+decoding = pytest.importorskip("fastanc.pipelines.jpeg.decoder", reason="DALI is not installed")
 N = 9
 RULES = [RandomResizedCrop(48, seed=11), CentreCrop(48, 56)]
 

@@ -17,6 +17,7 @@ from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.jpeg.plan import decide, plan_path
 from fastanc.pipelines.jpeg.probe import Probed, ask, probe
+from support.decoders import CPU_PLANS
 from support.images import class_folders
 from support.machine import Machine
 
@@ -42,8 +43,9 @@ def test_whatever_ends_a_probe_is_put_into_words() -> None:
 
 
 @pytest.mark.slow
-def test_the_cpu_s_plan_is_measured_in_its_own_process(index: Index) -> None:
-    result = probe(index, "cpu", JpegOptions(decode="cpu", threads=1))
+@pytest.mark.parametrize("plan", CPU_PLANS)
+def test_the_cpu_s_plan_is_measured_in_its_own_process(index: Index, plan: str) -> None:
+    result = probe(index, "cpu", JpegOptions(decode=plan, threads=1))
     assert result.failure is None
     assert result.images_per_s is not None
     assert result.images_per_s > 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import nvidia.dali
 import pytest
+import torchvision
 
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.index.table import Index, make_index
+from fastanc.pipelines.jpeg import dali
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.own_sets import as_dataset
+from support.decoders import needs_dali
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 FINGERPRINT = "aae73a066f05e0bcde06f2ca9bb3aef8"
@@ -42,6 +44,7 @@ def arrays(labels: np.ndarray | None) -> ArraySet:
     return ArraySet("toy", IMAGES, labels, ["a", "b"] if labels is not None else [], MEAN, STD)
 
 
+@needs_dali
 @pytest.mark.parametrize(
     ("device", "decode", "facts"),
     [
@@ -54,12 +57,27 @@ def arrays(labels: np.ndarray | None) -> ArraySet:
 def test_a_jpeg_set_describes_itself_in_the_words_of_older_caches(
     device: str, decode: str, facts: dict[str, object]
 ) -> None:
-    always = {"set": "toy", "fingerprint": FINGERPRINT, "antialias": True, "dali": nvidia.dali.__version__}
+    always = {"set": "toy", "fingerprint": FINGERPRINT, "antialias": True, "dali": dali.version()}
     data = jpegs().on(device, JpegOptions(decode=decode, threads=3, prefetch=5))
     assert data.describe() == always | facts
     part = data.subset(np.array([0, 2]))
     assert part.describe() == always | facts | {"fingerprint": "525204542a032a23872b141439010d7b"}
     assert (part.device, part.options) == (data.device, data.options)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_dali_a_jpeg_set_is_one_and_the_same_on_every_device(device: str) -> None:
+    data = jpegs().on(device, JpegOptions(decode="torchvision", hw_decoder_load=0.0))
+    assert data.describe() == {
+        "set": "toy",
+        "fingerprint": FINGERPRINT,
+        "decoder": "torchvision",
+        "resize": "torch uint8 bilinear",
+        "antialias": True,
+        "torchvision": torchvision.__version__.split("+")[0],
+        "decoded": 2140127472,  # of libjpeg-turbo
+    }
+    assert data.subset(np.array([0, 2])).options == data.options
 
 
 def test_an_array_set_describes_itself_in_the_words_of_older_caches() -> None:

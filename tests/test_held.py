@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fastanc.pipelines.index.build import build_index
-from fastanc.pipelines.jpeg import decoder as decoding
 from fastanc.pipelines.jpeg.held import Held
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
@@ -93,6 +92,7 @@ def test_nothing_dies_before_its_readers_are_through(end: str) -> None:
 def test_the_decoder_waits_for_the_batch_in_its_caller_s_hands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_early: bool
 ) -> None:
+    decoding = pytest.importorskip("fastanc.pipelines.jpeg.decoder", reason="DALI is not installed")
     index = build_index(flat_folder(tmp_path / "set", 8), workers=1, progress=False)
     stream, rule = Stream(), RandomResizedCrop(16, seed=0)
     options, order = JpegOptions(decode="cpu", threads=1), Order(8, 2)

@@ -26,7 +26,9 @@ from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop
 from fastanc.training import inputs
 from fastanc.training.assemble_input import open_input
+from support.decoders import CPU_PLAN
 from support.images import class_folders
+from support.machine import Machine
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -96,6 +98,7 @@ def test_one_process_probes_for_all_and_once(jpegs: JpegSet, monkeypatch: pytest
             return values
         return [sent.pop(0)]
 
+    Machine(monkeypatch)
     monkeypatch.setattr(jpeg_set, "decide", decide)
     monkeypatch.setattr(inputs, "broadcast_object_list", broadcast)
     plans = []
@@ -114,6 +117,7 @@ def test_one_process_probes_for_all_and_once(jpegs: JpegSet, monkeypatch: pytest
 def test_a_users_own_set_leaves_the_plan_to_the_other(
     jpegs: JpegSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Machine(monkeypatch)
     monkeypatch.setattr(jpeg_set, "decide", lambda *_: Decision("mixed_roi", "remembered"))
     items = [(np.zeros((20, 30 + i, 3), np.uint8), i % 3) for i in range(12)]
     own = as_dataset(items, "own", progress=False)
@@ -168,7 +172,7 @@ def test_a_configuration_becomes_plain_values(tmp_path: Path, monkeypatch: pytes
     order = source.order
     assert (order.batch, order.seed, order.views, order.views_per_image) == (24, 7, 4, 2)
     assert (order.rank, order.world, order.n) == (0, 2, source.train.num_images)
-    assert source.train.options == source.val.options == JpegOptions(decode="cpu", threads=1, prefetch=3)
+    assert source.train.options == source.val.options == JpegOptions(decode=CPU_PLAN, threads=1, prefetch=3)
     assert not isinstance(source.train, LatentSet)
     for field in ("--data.min_scale", "--data.views_per_image"):  # which are of images
         at = words.index(field)

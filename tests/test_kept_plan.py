@@ -14,9 +14,12 @@ import torch
 from fastanc.config import Config
 from fastanc.parsing import parse
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.jpeg import dali
 from fastanc.pipelines.jpeg.plan import plan_path
+from fastanc.pipelines.own_sets import as_dataset
 from fastanc.teacher.answers import open_store
 from fastanc.teacher.frozen import FrozenTeacher
+from fastanc.training import assemble_input
 from fastanc.training.assemble_input import cache_choice, open_input
 from fastanc.training.assemble_networks import open_teacher
 from fastanc.training.inputs import Input, input_note
@@ -51,13 +54,13 @@ class Runs:
 
         return teacher
 
-    def start(self, rank: int = 0, cached: bool = True, **words: str) -> Input:
+    def start(self, rank: int = 0, cached: bool = True, device: str = "cuda", **words: str) -> Input:
         """Open the input of a run that remembers no plan."""
         memory = plan_path(self.tree)
         assert memory is not None
         memory.unlink(missing_ok=True)
         process: Any = SimpleNamespace(
-            device=torch.device("cuda"), process_index=rank, num_processes=rank + 1, is_main_process=rank == 0
+            device=torch.device(device), process_index=rank, num_processes=rank + 1, is_main_process=rank == 0
         )
         config = self.config(**words)
         return open_input(config, process, teacher=self.teacher_of(config) if cached else None)
@@ -123,6 +126,38 @@ def test_a_given_plan_counts_and_says_what_it_contradicts(runs: Runs) -> None:
     source = runs.start(**{"data.decode": "cpu"})
     assert source.train.options.decode == "cpu"
     assert source.plan_source.startswith(f"given, though the cache {path} was made with mixed")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_cache_of_a_machine_without_dali_is_found_by_one_with_it(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    runs.machine.race(1000, 5000)
+    with monkeypatch.context() as without:
+        without.setattr(dali, "problem", lambda: "DALI is not installed")
+        first = runs.start(device="cpu")
+        path = runs.fill(first, 5)
+    assert first.plan_source.startswith("DALI is not installed")
+    second = runs.start(device=device)
+    assert second.train.options.decode == second.val.options.decode == "torchvision"
+    assert second.plan_source == f"that of the cache {path}"
+    assert runs.fill(second) == path
+    assert (
+        runs.start(device=device, cached=False).train.options.decode
+        == {"cpu": "cpu", "cuda": "mixed"}[device]
+    )
+
+
+def test_a_users_own_items_have_no_plan_that_a_cache_could_decide(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [(np.full((20, 30 + i, 3), i, np.uint8), i % 2) for i in range(9)]
+    own = as_dataset(items, "set", progress=False)
+    monkeypatch.setattr(assemble_input, "open_sets", lambda *_: (own, own))
+    path = runs.fill(runs.start(), 5)
+    source = runs.start()
+    assert (source.train.options.decode, source.plan_source) == ("auto", "")
+    assert runs.fill(source) == path
 
 
 def test_a_damaged_cache_decides_nothing(runs: Runs) -> None:

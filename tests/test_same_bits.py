@@ -18,6 +18,7 @@ from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.views import RandomResizedCrop
+from support.decoders import needs_dali
 from support.images import put
 from support.tars import tar_of_tars, write_tar
 
@@ -56,12 +57,19 @@ def sources(real_jpegs: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def bits_of(
-    source: Path, batch: int, threads: int, start: int = 0, stop: int = 0, rank: int = 0, world: int = 1
+    source: Path,
+    batch: int,
+    threads: int,
+    start: int = 0,
+    stop: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    plan: str = "auto",
 ) -> Bits:
     """The hashes of every (image, view) in steps start to stop - 1 of one process (an epoch without `stop`)."""
     order = Order(N, batch, rank, world, SEED)
     data = JpegSet("bits", Index.load(index_path(source)), (0.0,), (1.0,))
-    data = data.on("cpu", JpegOptions(threads=threads))
+    data = data.on("cpu", JpegOptions(threads=threads, decode=plan))
     rule, stop = RandomResizedCrop(64, SEED), stop or start + order.steps_per_epoch
     batches = data.batches(order, rule, start=start, stop=stop)
     found = {}
@@ -91,6 +99,16 @@ def test_same_bits_from_every_container(
     sources: dict[str, Path], reference: Bits, source: str, batch: int, threads: int
 ) -> None:
     check(bits_of(sources[source], batch, threads), reference, N // batch * batch)
+
+
+@pytest.mark.parametrize(
+    ("plan", "batch", "threads"),
+    [pytest.param("cpu", 7, 5, marks=needs_dali), ("torchvision", 7, 5), ("torchvision", 128, 1)],
+)
+def test_same_bits_from_dali_and_without_it(
+    sources: dict[str, Path], reference: Bits, plan: str, batch: int, threads: int
+) -> None:
+    check(bits_of(sources["tar"], batch, threads, plan=plan), reference, N // batch * batch)
 
 
 @pytest.mark.parametrize(("source", "batch", "start"), [("nested", 128, 1), ("tar", 7, 30)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,33 +25,46 @@ class KeptPlan(NamedTuple):
 
 
 def kept_plan(
-    dataset: DataSet, views: Views, cache: CacheChoice, teacher: Callable[[], FrozenTeacher]
+    kinds: Sequence[DataSet], views: Views, cache: CacheChoice, teacher: Callable[[], FrozenTeacher]
 ) -> KeptPlan | None:
     """Return the plan of the cache that is there for this teacher on these views, whatever its plan.
 
-    Of several the one with most rows counts. `teacher` is called only where a cache is of these views.
+    Of several the one with most rows counts. `kinds` is the set bound with one decode plan of each kind; `teacher` is
+    called only where a cache is of these views.
     """
-    if dataset.options is None:
+    identities = _identities(cache.folder)
+    fitting = [store for dataset in kinds for store in _fitting(dataset, views, cache, teacher, identities)]
+    if not fitting:
         return None
+    best = max(fitting, key=lambda store: (_rows(store), store.path.name))
+    return KeptPlan(str(best.identity["dataset"]["decoder"]), best.path)
+
+
+def _fitting(
+    dataset: DataSet,
+    views: Views,
+    cache: CacheChoice,
+    teacher: Callable[[], FrozenTeacher],
+    identities: Sequence[tuple[Path, dict[str, Any]]],
+) -> list[Store]:
+    """The caches of this teacher on these views that were decoded with a plan of this set's kind."""
+    if dataset.options is None:
+        return []
     load = dataset.options.hw_decoder_load
     pixels = {"dataset": {"name": dataset.name, **dataset.describe()}, "rule": views.describe()}
     found = [
         path
-        for path, theirs in _identities(cache.folder)
+        for path, theirs in identities
         if theirs["dataset"].get("hw_decoder_load", load) == load and _alike(theirs, pixels, of=tuple(pixels))
     ]
     if not found:
-        return None
+        return []
     ours = teacher()
     facts = store_facts(
         ours.identity(dataset, views, dataset.name), ours.fields(cache.rows, cache.align), dataset.num_images
     )
     stores = [Store.at(path) for path in found]
-    fitting = [store for store in stores if _alike(store.identity, facts, of=tuple(facts))]
-    if not fitting:
-        return None
-    best = max(fitting, key=lambda store: (_rows(store), store.path.name))
-    return KeptPlan(str(best.identity["dataset"]["decoder"]), best.path)
+    return [store for store in stores if _alike(store.identity, facts, of=tuple(facts))]
 
 
 def _rows(store: Store) -> int:

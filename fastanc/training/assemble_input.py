@@ -15,7 +15,7 @@ from fastanc.config import Config, DataConfig
 from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.catalogue import open_dataset, open_splits
 from fastanc.pipelines.dataset import DataSet
-from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.options import TORCHVISION, JpegOptions
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.look_policies import fills
 from fastanc.pipelines.looks import Looks
@@ -98,11 +98,13 @@ def _kept_plan(
     teacher: Callable[[DataSet], FrozenTeacher] | None,
 ) -> KeptPlan | None:
     """Return the plan that the teacher's cache was decoded with, where one is there; the main process looks."""
-    device = accelerator.device
-    if teacher is None or train.options is None or device.type == "cpu" or not accelerator.is_main_process:
+    if teacher is None or train.options is None or not accelerator.is_main_process:
         return None
-    any_plan = train.on(device, replace(options, decode="cpu"))
-    return kept_plan(any_plan, views, cache_choice(config), partial(teacher, train))
+    bound = train.on(accelerator.device, replace(options, decode=TORCHVISION))
+    kinds: list[DataSet] = getattr(bound, "kinds_of_plan", list)()  # a user's own items have no plan
+    if len(kinds) < 2:  # nothing is to be decided
+        return None
+    return kept_plan(kinds, views, cache_choice(config), partial(teacher, train))
 
 
 def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]:

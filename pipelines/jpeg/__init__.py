@@ -1,1 +1,1 @@
-"""Stored images decoded, cropped and resized by DALI."""
+"""Stored images decoded, cropped and resized by DALI or, without it, by torchvision."""

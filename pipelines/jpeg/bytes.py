@@ -15,7 +15,7 @@ import numpy as np
 Place = tuple[str, int, int]
 _THREADS = 8
 _CHECK_ROWS = 1 << 16
-_ADVICE = "run `fastanc index --refresh` on the set"
+ADVICE = "run `fastanc index --refresh` on the set"
 
 
 class Indexed(Protocol):
@@ -54,6 +54,11 @@ class Indexed(Protocol):
 
 class ChangedImage(RuntimeError):
     """An image's file is not as it was when the set was indexed."""
+
+
+def undecodable(step: int, who: str) -> str:
+    """Return the sentence about an image that does not decode in a step."""
+    return f"step {step}: {who} does not decode: leave it out by `fastanc index --full` on the set"
 
 
 class _Tar(NamedTuple):
@@ -115,9 +120,9 @@ class Reader:
         try:
             data = self._range(path, offset, length) if offset else _whole(path, length)
         except OSError as error:
-            raise ChangedImage(f"{self._index.name(image)} cannot be read ({error}): {_ADVICE}") from error
+            raise ChangedImage(f"{self._index.name(image)} cannot be read ({error}): {ADVICE}") from error
         if data is None:
-            raise ChangedImage(f"{self._index.name(image)} changed since it was indexed: {_ADVICE}")
+            raise ChangedImage(f"{self._index.name(image)} changed since it was indexed: {ADVICE}")
         return data
 
     def _range(self, path: str, offset: int, length: int) -> np.ndarray | None:
@@ -170,7 +175,7 @@ def check(index: Indexed) -> None:
             parts = [expected[a : a + share] for a in range(0, len(expected), share)]
             for wrong in threads.map(_first_changed, parts):
                 if wrong:
-                    raise ValueError(f"{wrong} since the set was indexed: {_ADVICE}")
+                    raise ValueError(f"{wrong} since the set was indexed: {ADVICE}")
 
 
 def _expected(index: Indexed) -> Iterator[list[tuple[str, int]]]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from fastanc.batch import Batch
 from fastanc.pipelines.ahead import ahead
 from fastanc.pipelines.drawing import Drawn, draw, images_of
-from fastanc.pipelines.jpeg.bytes import ChangedImage, Indexed, Reader
+from fastanc.pipelines.jpeg.bytes import ChangedImage, Indexed, Reader, undecodable
 from fastanc.pipelines.jpeg.held import Held
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.order import Picks
@@ -169,7 +169,7 @@ class Run:
             who = self._index.name(int(images[int(sample[1])]))
         else:
             who = f"one of the {len(images)} images from {self._index.name(int(images[0]))} on"
-        return f"step {feed.step}: {who} does not decode: leave it out by `fastanc index --full` on the set"
+        return undecodable(feed.step, who)
 
     def _cpu_batch(self, step: int) -> Batch:
         feed, (regions,) = self._decode()

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import nvidia.dali
 import torch
 
 from fastanc.batch import Batch
 from fastanc.pipelines.drawing import views_per_image, walked
+from fastanc.pipelines.jpeg import dali, whole
 from fastanc.pipelines.jpeg.bytes import Indexed, check
-from fastanc.pipelines.jpeg.decoder import Run
-from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.options import TORCHVISION, JpegOptions
 from fastanc.pipelines.jpeg.plan import Decision, decide
 from fastanc.pipelines.order import Picking
 from fastanc.pipelines.views import PadCrop, ViewRule
@@ -53,24 +52,54 @@ class JpegSet:
         self._memory = memory
         self._decided: dict[tuple[str, JpegOptions], Decision] = {}
         self.device = torch.device("cpu")
-        self.options, self.plan_source = self._with_plan(self.device, JpegOptions())
+        self._bound: tuple[JpegOptions, str] | None = None
+
+    @property
+    def options(self) -> JpegOptions:
+        """What it is bound with, the decode plan decided."""
+        return self._planned()[0]
+
+    @property
+    def plan_source(self) -> str:
+        """Where the decode plan comes from, in words; "" where nothing was to be decided."""
+        return self._planned()[1]
+
+    def _planned(self) -> tuple[JpegOptions, str]:
+        # Not before it is asked for: to know whether DALI loads it must be loaded, which takes a second.
+        if self._bound is None:
+            self._bound = self._with_plan(self.device, JpegOptions())
+        return self._bound
 
     def on(self, device: torch.device | str, options: JpegOptions | None = None) -> JpegSet:
         """Return the set bound to a device and options; a GPU's plan is decided here, where they say auto.
 
         With several processes one must decide and hand its options to the others: pixels depend on the plan.
-        Where it was decided `plan_source` says how. Raises ValueError for a GPU's plan on the CPU.
+        Where it was decided `plan_source` says how. Raises ValueError for a GPU's plan on the CPU, and for one of
+        DALI's where that is missing.
         """
         bound = copy.copy(self)
         bound.device = torch.device(device)
-        bound.options, bound.plan_source = self._with_plan(bound.device, options or JpegOptions())
+        bound._bound = self._with_plan(bound.device, options or JpegOptions())
         return bound
 
     def _with_plan(self, device: torch.device, options: JpegOptions) -> tuple[JpegOptions, str]:
         """The options with the decode plan of this device, and where it comes from; "" where nothing was decided."""
+        if options.decode == TORCHVISION:
+            return options, ""
+        missing, remedy = dali.problem(), dali.remedy()
+        if device.type not in ("cpu", "cuda"):  # such as Apple's
+            missing, remedy = f"DALI knows no device {device.type}", ""
+        if missing:
+            if options.decode == "auto":
+                return replace(options, decode=TORCHVISION), f"{missing}: {remedy}" if remedy else missing
+            raise ValueError(
+                f"decode {options.decode!r} needs DALI, and {missing}: use auto or {TORCHVISION}"
+            )
         if device.type == "cpu":
             if options.decode not in ("auto", "cpu"):
-                raise ValueError(f"decode {options.decode!r} needs a CUDA device: use auto or cpu")
+                raise ValueError(
+                    f"decode {options.decode!r} needs a CUDA device: use auto, cpu or {TORCHVISION}"
+                )
             return replace(options, decode="cpu"), ""
         if options.decode != "auto":
             return options, ""
@@ -80,25 +109,37 @@ class JpegSet:
         plan, source = self._decided[key]
         return replace(options, decode=plan), source
 
+    def kinds_of_plan(self) -> list[JpegSet]:
+        """Return the set bound to its device with one plan of each kind: those of one kind describe it alike."""
+        kinds = (
+            [TORCHVISION]
+            if self.device.type not in ("cpu", "cuda") or dali.problem()
+            else ["cpu", TORCHVISION]
+        )
+        return [self.on(self.device, replace(self.options, decode=plan)) for plan in kinds]
+
     def describe(self) -> dict[str, object]:
         """Return what fixes the pixels of a view, ready for JSON: a part of the cache's identity."""
         plan = self.options.decode
-        mixed = {} if plan == "cpu" else {"hw_decoder_load": self.options.hw_decoder_load}
-        return {
+        on_cpu = self.device.type == "cpu" or plan == TORCHVISION
+        facts: dict[str, object] = {
             "set": self.name,
             "fingerprint": self.index.fingerprint,
             "decoder": plan,
-            **mixed,
-            "resize": "torch uint8 bilinear" if self.device.type == "cpu" else "dali gpu triangular",
+            "resize": "torch uint8 bilinear" if on_cpu else "dali gpu triangular",
             "antialias": True,
-            "dali": nvidia.dali.__version__,
         }
+        if plan == TORCHVISION:
+            return facts | whole.identity()
+        if plan != "cpu":
+            facts["hw_decoder_load"] = self.options.hw_decoder_load
+        return facts | {"dali": dali.version()}
 
     def subset(self, numbers: np.ndarray) -> JpegSet:
         """Return the set of some images, renumbered: `numbers` is [M] int64."""
         index = self.index.subset(numbers)
         part = JpegSet(self.name, index, self.mean, self.std, checked=self._checked, memory=self._memory)
-        part.device, part.options, part.plan_source = self.device, self.options, self.plan_source
+        part.device, part._bound = self.device, self._bound
         return part
 
     def sizes(self, index: np.ndarray) -> np.ndarray:
@@ -121,13 +162,18 @@ class JpegSet:
         if not self._checked:
             check(self.index)
             self._checked = True
+        views, bound = views_per_image(picks), self.options
+        if bound.decode == TORCHVISION:
+            return whole.batches(self.index, at, rule, steps, views=views, device=self.device, options=bound)
+        from fastanc.pipelines.jpeg.decoder import Run  # which imports DALI
+
         return Run(
             self.index,
             at,
             rule,
             steps,
             largest=len(at(start).index) if callable(picks) else max(len(pick.index) for pick in picks),
-            views=views_per_image(picks),
+            views=views,
             device=self.device,
-            options=self.options,
+            options=bound,
         ).batches()

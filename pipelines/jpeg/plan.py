@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import nvidia.dali
 import torch
 
 from fastanc.files import make_folder, write_text
+from fastanc.pipelines.jpeg import dali
 from fastanc.pipelines.jpeg.bytes import Indexed
 from fastanc.pipelines.jpeg.options import PLANS, JpegOptions, cores_per_process
 from fastanc.pipelines.jpeg.probe import Probed, probe
@@ -91,7 +91,7 @@ def _key(index: Indexed, device: torch.device | str, options: JpegOptions) -> di
     return {
         "image_px": int(2 ** np.round(np.log2(side))),
         "gpu": torch.cuda.get_device_name(device),
-        "dali": nvidia.dali.__version__,
+        "dali": dali.version(),
         "nvimgcodec": _codec_version(),
         "threads": options.threads or cores_per_process(),
         "hw_decoder_load": options.hw_decoder_load,
