@@ -21,7 +21,7 @@ _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 _WEYL, _ROUNDS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64), np.arange(10, dtype=np.uint64)[:, None]
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-CROPS, LOOKS, GREY, VFLIP, ERASE, PAIRS, MIXES, OWN = (k << 16 for k in range(8))
+CROPS, LOOKS, GREY, VFLIP, ERASE, PAIRS, MIXES, OWN, ORDER = (k << 16 for k in range(9))
 """First draw of every kind: each has 2^16 numbers of its own, so that a new kind moves no draw of another."""
 
 

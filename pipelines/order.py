@@ -1,4 +1,10 @@
-"""Order: the images and views of every step, as a function of the step alone."""
+"""Order: the images and views of every step, as a function of the step alone.
+
+An epoch's permutation is keyed by the seed and the epoch and computed where it is needed (`permutation`): a set of
+400 million images costs no more memory than one of a thousand, and a run that is resumed anywhere costs nothing. A
+call of NumPy costs as much as hundreds of images, so some steps are computed together. Before, a permutation was a
+sorted table, 8 bytes an image; runs that began with it go on with it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastanc.pipelines.draws import ORDER
 from fastanc.pipelines.pairing import Pairing
+from fastanc.pipelines.permutation import FEW, ROUNDS, ROUNDS_OF_FEW, keys, permuted
+
+KEYED, TABLE = "keyed", "table"
+"""How an epoch's permutation is had: computed place by place, or, as in runs of earlier versions, from a table."""
+_TOGETHER = 4096
+"""Places that are computed at once."""
 
 _SHARE_SEED, _HELD_OUT_SEED = 1 << 32, (1 << 32) + 1  # apart from the seeds that users give
 
@@ -30,8 +43,8 @@ Picking = Callable[[int], Picks] | Sequence[Picks]
 @lru_cache(
     maxsize=2
 )  # at an epoch's border the input is already in the next one while the cache still reads this one
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of n image numbers [n] int64.
+def _table(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n image numbers [n] int64: of runs that began with it, and of the draws of shares.
 
     Sorting Philox's raw words with the image numbers in their low bits, instead of NumPy's own permutation:
     that one's algorithm may change between releases.
@@ -40,6 +53,16 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     low = np.uint64((1 << max(n - 1, 1).bit_length()) - 1)
     words = np.sort((words & ~low) | np.arange(n, dtype=np.uint64)) & low
     result = words.astype(np.int64)
+    result.flags.writeable = False
+    return result
+
+
+@lru_cache(maxsize=16)
+def _keyed(n: int, seed: int, epoch: int, mine: int, rank: int, world: int, steps: range) -> np.ndarray:
+    """The image numbers [steps * mine] int64 of one process in some of an epoch's steps, one step after the other."""
+    firsts = (np.array(steps, np.int64) * world + rank) * mine
+    places = (firsts[:, None] + np.arange(mine)).ravel()
+    result = permuted(places, n, keys(seed, epoch, ORDER, ROUNDS if n > FEW else ROUNDS_OF_FEW))
     result.flags.writeable = False
     return result
 
@@ -69,7 +92,7 @@ def _first_of_every_class(
     labels: np.ndarray | None, n: int, seed: int, most: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """The first images of every class in a fixed random order, `most(images of the class)` of each; ascending."""
-    drawn = _permutation(n, seed, 0)
+    drawn = _table(n, seed, 0)
     groups = np.zeros(n, np.int64) if labels is None else labels[drawn]
     by_group = np.argsort(groups, kind="stable")
     counts = np.bincount(groups)
@@ -99,8 +122,15 @@ class Order:
     pairing: Pairing | None = None
     """Of mixed views: pairs are drawn in the place of images, so that partners are in one process's part of a batch.
     Of an odd number of images an epoch leaves one out, the one without a partner."""
+    permutation: str = KEYED
+    """How an epoch's permutation is had: KEYED or TABLE. Both are the same for ever."""
 
     def __post_init__(self) -> None:
+        if self.permutation not in (KEYED, TABLE):
+            raise ValueError(
+                f"the order of the images {self.permutation!r} is none that this version knows ({KEYED}, {TABLE}):"
+                " use the version that the run began with"
+            )
         share = self.world * self.views_per_image * self._together
         if self.batch < 1 or self.batch % share:
             pairs = " in pairs of mixed images" if self.pairing else ""
@@ -143,14 +173,25 @@ class Order:
     def __call__(self, step: int) -> Picks:
         """Return this process's images and views of a step."""
         epoch, k = divmod(step, self.steps_per_epoch)
-        mine = self._images // self.world // self._together
-        first = (k * self.world + self.rank) * mine
-        drawn = _permutation(self.n // self._together, self.seed, epoch)[first : first + mine]
+        drawn = self._drawn(epoch, k)
         view = epoch * self.views_per_image + np.arange(self.views_per_image, dtype=np.int64)
         if self.views is not None:
             view %= self.views
         images = drawn if self.pairing is None else self._of_pairs(self.pairing, drawn, int(view[0]))
         return Picks(np.repeat(images, self.views_per_image), np.tile(view, len(images)))
+
+    def _drawn(self, epoch: int, k: int) -> np.ndarray:
+        """This process's images or pairs in the k-th step of an epoch."""
+        mine = self._images // self.world // self._together
+        n = self.n // self._together
+        if self.permutation == TABLE:
+            first = (k * self.world + self.rank) * mine
+            return _table(n, self.seed, epoch)[first : first + mine]
+        together = max(1, _TOGETHER // mine)
+        first = k - k % together
+        steps = range(first, min(first + together, self.steps_per_epoch))
+        at = (k - first) * mine
+        return _keyed(n, self.seed, epoch, mine, self.rank, self.world, steps)[at : at + mine]
 
     def _of_pairs(self, pairing: Pairing, pairs: np.ndarray, view: int) -> np.ndarray:
         places = 2 * np.repeat(pairs, 2) + np.tile([0, 1], len(pairs))

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from fastanc.pipelines.order import Order, evaluation_picks, held_out, share_of
+from fastanc.pipelines.draws import ORDER
+from fastanc.pipelines.order import KEYED, TABLE, Order, evaluation_picks, held_out, share_of
+from fastanc.pipelines.permutation import ROUNDS, keys, permuted
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -39,16 +43,86 @@ def test_a_step_is_a_function_of_its_number_alone() -> None:
 
 
 def test_orders_are_the_same_for_ever() -> None:
-    assert Order(1000, 8, seed=0)(0).index.tolist() == [998, 162, 670, 664, 185, 322, 431, 318]
-    assert Order(1000, 8, seed=0)(10**6).index.tolist() == [10, 270, 639, 705, 762, 807, 146, 339]
+    old, new = Order(1000, 8, seed=0, permutation=TABLE), Order(1000, 8, seed=0)
+    assert old(0).index.tolist() == [998, 162, 670, 664, 185, 322, 431, 318]
+    assert old(10**6).index.tolist() == [10, 270, 639, 705, 762, 807, 146, 339]
+    assert new(0).index.tolist() == [303, 618, 85, 388, 350, 728, 119, 531]
+    assert new(10**6).index.tolist() == [595, 602, 352, 566, 865, 139, 46, 267]
+    assert Order(5, 5, seed=9)(3).index.tolist() == [0, 3, 1, 2, 4]
+    assert Order(400_000_000, 4, seed=1)(10**9).index.tolist() == [391720353, 346933123, 175827903, 186103115]
 
 
-def test_permutations_are_even() -> None:
-    # the place of image 0, of 10 images, over 4000 epochs: chi-squared of 9 degrees at 0.1 %
-    order = Order(10, 10, seed=0)
-    places = [int(np.flatnonzero(order(epoch).index == 0)[0]) for epoch in range(4000)]
-    counts = np.bincount(places, minlength=10)
-    assert ((counts - 400) ** 2 / 400).sum() < 28
+def deviations(counts: np.ndarray, expected: float) -> float:
+    """How many standard deviations the chi-squared of these counts lies from its mean."""
+    freedom = counts.size - 1
+    return float(((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("permutation", [KEYED, TABLE])
+@pytest.mark.parametrize("n", [3, 5, 10, 64, 67])
+def test_permutations_are_even(n: int, permutation: str) -> None:
+    """The places of images 0 and 1, each alone and as a pair, over 1200 epochs."""
+    order, epochs = Order(n, n, seed=0, permutation=permutation), 1200
+    places = np.array([np.argsort(order(epoch).index)[:2] for epoch in range(epochs)])
+    for image in range(2):
+        assert deviations(np.bincount(places[:, image], minlength=n), epochs / n) < 5
+    together = np.histogram2d(*places.T, bins=n, range=[[0, n], [0, n]])[0]
+    assert (np.diag(together) == 0).all()
+    assert deviations(together[~np.eye(n, dtype=bool)], epochs / (n * (n - 1))) < 5
+
+
+def test_successive_epochs_and_seeds_and_processes_know_nothing_of_each_other() -> None:
+    n = 20_011
+    drawn = [Order(n, n, seed=seed)(epoch).index for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+    for k, one in enumerate(drawn):
+        assert (np.sort(one) == np.arange(n)).all()
+        # Neighbours: of n |differences| of uniform numbers the mean is n / 3, its deviation 0.24 n / sqrt(n).
+        assert abs(np.abs(np.diff(one)).mean() / n - 1 / 3) < 5 * 0.24 / np.sqrt(n)
+        assert abs(np.corrcoef(one, np.arange(n))[0, 1]) < 5 / np.sqrt(n)
+        for other in drawn[:k]:
+            assert (one == other).sum() < 12  # Poisson of mean 1: more in one of 10^10 cases
+            assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(n)
+            cells = np.histogram2d(one, other, bins=16)[0]
+            assert abs(deviations(cells, n / 256)) < 5
+
+
+@pytest.mark.parametrize(("n", "batch", "world"), [(103, 12, 2), (10_007, 96, 3), (9001, 4500, 1)])
+def test_what_is_computed_together_changes_no_step(n: int, batch: int, world: int) -> None:
+    """Every step against the permutation written out anew, place by place."""
+    keyed = keys(5, 1, ORDER, ROUNDS)
+    for rank in range(world):
+        order = Order(n, batch, rank, world, seed=5)
+        mine = batch // world
+        for k in range(order.steps_per_epoch):
+            first = (k * world + rank) * mine
+            expected = [int(permuted(np.array([first + j]), n, keyed)[0]) for j in (0, mine // 2, mine - 1)]
+            found = order(order.steps_per_epoch + k).index
+            assert found[[0, mine // 2, mine - 1]].tolist() == expected
+
+
+def test_an_order_of_hundreds_of_millions_is_had_at_any_step_in_no_memory() -> None:
+    order = Order(400_000_000, 256, seed=3)
+    tracemalloc.start()
+    seen = np.concatenate([order(step).index for step in (0, 1, order.steps_per_epoch - 1, 10**9)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
+    assert 0 <= seen.min() < 5_000_000
+    assert 395_000_000 < seen.max() < 400_000_000
+
+
+@pytest.mark.slow
+def test_an_epoch_of_imagenet_is_a_permutation() -> None:
+    order = Order(1_281_167, 1024, seed=0)
+    seen = np.concatenate([order(step).index for step in range(order.steps_per_epoch)])
+    assert len(np.unique(seen)) == len(seen) == 1251 * 1024
+    assert (seen.min(), seen.max()) >= (0, 0)
+    assert seen.max() < 1_281_167
+
+
+def test_an_order_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="order of the images 'sorted' is none that this version knows"):
+        Order(10, 2, permutation="sorted")
 
 
 def test_views_repeat_after_so_many_epochs() -> None:

@@ -38,6 +38,21 @@ def test_partners_of_imagenet_are_an_involution() -> None:
     assert_pairs(Pairing(1_281_167, 0), 3)
 
 
+def test_pairs_are_the_same_for_ever() -> None:
+    for n, seed, view, views_per_image, places, images in (
+        (10, 0, 0, 1, [3, 9, 7, 2], [7, 2, 3, 1]),
+        (1000, 3, 5, 1, [217, 684, 679, 120], [13, 50, 495, 291]),
+        (1_281_167, 7, 29, 2, [237096, 1239568, 872589, 780857], [385867, 121467, 41705, 1101765]),
+        (
+            *(2**32 - 5, 1, 2, 1, [1886120964, 1300907153, 2199988991, 4030410390]),
+            [1601199472, 3091716622, 1762563107, 1264933193],
+        ),
+    ):
+        pairing, some, views = Pairing(n, seed, views_per_image), np.array([0, 1, 5, 9]), np.full(4, view)
+        assert pairing.places(some, views).tolist() == places
+        assert pairing.images(some, views).tolist() == images
+
+
 def test_pairs_are_drawn_anew_in_every_view_and_for_every_seed() -> None:
     n, (index, _) = 10_000, all_of(10_000, 0)
     drawn = [

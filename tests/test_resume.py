@@ -8,14 +8,18 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fastanc.parsing import parse
+from fastanc.pipelines.order import TABLE
 from fastanc.train import train
+from fastanc.training import assemble
 from fastanc.training.metrics import read_metrics
 
 TRAIN = Path(__file__).parent.parent / "fastanc" / "train.py"
@@ -105,18 +109,44 @@ def test_checkpoint_of_another_student_is_refused() -> None:
         train_here("x", "--run.max_steps", "8")
 
 
-def test_a_checkpoint_from_before_a_field_existed_goes_on(tmp_path: Path) -> None:
-    """The field had the value that is now its default; with another value it is another run."""
-    base = ["--teacher.cache", "off", "--run.max_steps", "4"]
-    train_here("old", *base)
-    (mark,) = (Path("runs") / "old" / "checkpoints").glob("step-*/COMPLETE")
+def change_meta(name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what lies beside the state of a run's only checkpoint."""
+    (mark,) = (Path("runs") / name / "checkpoints").glob("step-*/COMPLETE")
     meta = mark.with_name("meta.json")
     kept = json.loads(meta.read_text())
-    del kept["config"]["data"]["val_share"], kept["config"]["teacher"]["classes"]
+    change(kept)
     meta.write_text(json.dumps(kept))
     seal = json.loads(mark.read_text())
     seal["meta.json"] = [meta.stat().st_size, zlib.crc32(meta.read_bytes())]
     mark.write_text(json.dumps(seal))
+
+
+def test_a_run_goes_on_with_the_order_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ["--teacher.name", "lenet5", "--student.name", "lenet5_half", "--teacher.cache", "off"]
+    base += ["--run.keep", "1", "--run.max_steps"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(assemble, "KEYED", TABLE)
+        whole = train_here("whole", *base, "8")
+        train_here("old", *base, "4")
+    change_meta("old", lambda meta: meta.pop("order"))  # which earlier versions did not write
+    train_here("old", *base, "6", "--run.resume", "latest")
+    assert_same(train_here("old", *base, "8", "--run.resume", "latest"), whole)
+    new = train_here("new", *base, "8")
+    assert any((new[key] != whole[key]).any() for key in new)
+    change_meta("new", lambda meta: meta.update(order="another"))
+    with pytest.raises(ValueError, match="the order of the images 'another' is none that this version knows"):
+        train_here("new", *base, "9", "--run.resume", "latest")
+
+
+def test_a_checkpoint_from_before_a_field_existed_goes_on(tmp_path: Path) -> None:
+    """The field had the value that is now its default; with another value it is another run."""
+    base = ["--teacher.cache", "off", "--run.max_steps", "4"]
+    train_here("old", *base)
+
+    def older(meta: dict[str, Any]) -> None:
+        del meta["config"]["data"]["val_share"], meta["config"]["teacher"]["classes"]
+
+    change_meta("old", older)
     more = ["--teacher.cache", "off", "--run.max_steps", "6", "--run.resume", "latest"]
     with pytest.raises(ValueError, match=r"data\.val_share 0\.05, this run has 0\.2"):
         train_here("old", *more, "--data.val_share", "0.2")

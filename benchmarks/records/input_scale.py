@@ -1,7 +1,10 @@
 """What the index, the order and the views of huge sets cost: `python -m benchmarks.records.input_scale`.
 
 The rows are made up: names as long as ImageNet's, one tar, no pixels. A fresh process loads the index, touches every
-column that a run reads, and walks through the order and views of some steps; an epoch's cost is their share.
+column that a run reads, and walks through the order and views of some steps, whose processor time is given for a step
+and for an epoch. Beside it what an epoch's permutation takes as a table, which was the order of earlier versions. Of
+`--simulated` rows there is no index on the disk: order and views are computed as of the others, what the index takes
+follows from the bytes and the time for each row of the largest one before.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ import numpy as np
 from benchmarks.harness import RECORDS, record, table
 from fastanc.pipelines.drawing import draw
 from fastanc.pipelines.index.table import Index
-from fastanc.pipelines.order import Order
+from fastanc.pipelines.order import TABLE, Order
 from fastanc.pipelines.views import RandomResizedCrop
 
 BATCH, NAME_BYTES, RATE = 256, 28, 6000
@@ -62,23 +67,70 @@ def cost(path: Path, steps: int) -> dict[str, Any]:
     load_ms, touched = 1e3 * (time.perf_counter() - began), time.perf_counter()
     for column in READ:
         getattr(index, column).max()
-    touch_s, mapped = time.perf_counter() - touched, memory_mb("VmRSS") - before
-    order, rule = Order(len(index), BATCH, seed=0), RandomResizedCrop(224, 0)
-    cpu = time.process_time()
-    order(0)
-    order_s, cpu = time.process_time() - cpu, time.process_time()
-    drawn = sum(len(part.boxes) for part in draw(order, rule, index.sizes.__getitem__, range(steps)))
-    epoch_s = order_s + (time.process_time() - cpu) * len(index) / drawn
-    return {
+    read = {
         "rows": len(index),
         "index_mb": path.stat().st_size / 2**20,
+        "index_bytes_per_image": path.stat().st_size / len(index),
         "load_ms": load_ms,
-        "read_all_s": touch_s,
-        "mapped_mb": mapped,
-        "order_s": order_s,
-        "order_and_views_epoch_s": epoch_s,
-        "percent_of_epoch": 100 * epoch_s * RATE / len(index),
-        "peak_mb": memory_mb("VmHWM"),
+        "read_all_s": time.perf_counter() - touched,
+        "mapped_mb": memory_mb("VmRSS") - before,
+    }
+    walked = walk(len(index), index.sizes.__getitem__, steps)
+    return read | walked | as_table(len(index)) | {"peak_mb": memory_mb("VmHWM")}
+
+
+def walk(rows: int, sizes: Callable[[np.ndarray], np.ndarray], steps: int) -> dict[str, float]:
+    """Processor time of the order, and of order and views, of some steps of an epoch, and the order's memory."""
+    order, rule = Order(rows, BATCH, seed=0), RandomResizedCrop(224, 0)
+    tracemalloc.start()
+    order(order.steps_per_epoch // 2)
+    order_kb = tracemalloc.get_traced_memory()[1] / 2**10
+    tracemalloc.stop()
+    cpu = time.process_time()
+    for step in range(steps):
+        order(step)
+    order_s, cpu = time.process_time() - cpu, time.process_time()
+    # Steps of their own, or the order would be at hand.
+    drawn = sum(len(part.boxes) for part in draw(order, rule, sizes, range(steps, 2 * steps)))
+    both_s = time.process_time() - cpu
+    return {
+        "order_us_per_step": 1e6 * order_s / steps,
+        "order_and_views_us_per_step": 1e6 * both_s / steps,
+        "percent_of_step": 100 * both_s * RATE / drawn,
+        "order_peak_kb": order_kb,
+    }
+
+
+def as_table(rows: int) -> dict[str, float]:
+    """Processor time and memory of one epoch's permutation as a table."""
+    order, cpu = Order(rows, BATCH, seed=0, permutation=TABLE), time.process_time()
+    tracemalloc.start()
+    order(0)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "table_us_per_step": 1e6 * (time.process_time() - cpu) / order.steps_per_epoch,
+        "table_first_step_s": time.process_time() - cpu,
+        "table_mb": kept / 2**20,
+        "table_peak_mb": peak / 2**20,
+    }
+
+
+def simulated(rows: int, steps: int, like: Mapping[str, float]) -> dict[str, Any]:
+    """The row of an index that is not written, from the bytes and times of each row of another one."""
+    grown = rows / like["rows"]
+
+    def sizes(numbers: np.ndarray) -> np.ndarray:
+        return np.stack([200 + numbers % 401, 200 + numbers % 307], 1).astype(np.int32)
+
+    of_index = {key: like[key] * grown for key in ("index_mb", "load_ms", "read_all_s")}
+    return {
+        "rows": rows,
+        **of_index,
+        "index_bytes_per_image": like["index_bytes_per_image"],
+        **walk(rows, sizes, steps),
+        "table_mb": 8 * rows / 2**20,
+        "index_by_arithmetic": True,
     }
 
 
@@ -87,6 +139,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_281_167, 14_197_122])
+    parser.add_argument("--simulated", type=int, nargs="*", default=[400_000_000])
     parser.add_argument("--steps", type=int, default=800, help="steps walked through (800)")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -102,6 +155,7 @@ def main() -> None:
             command += ["--steps", str(chosen.steps)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append(json.loads(said))
+    rows += [simulated(count, chosen.steps, rows[-1]) for count in chosen.simulated]
     print(table(rows))
     print(f"appended to {record('input_scale', rows, RECORDS)}")
 

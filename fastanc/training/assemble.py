@@ -21,6 +21,7 @@ from fastanc.cache.store import Store
 from fastanc.config import Config
 from fastanc.methods.base import OF_TEACHER, TeacherSpec, check_needs
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.order import KEYED, TABLE
 from fastanc.pipelines.viewing import Views
 from fastanc.teacher.answers import Answers, open_answers, open_store, open_val_answers
 from fastanc.teacher.build import build_cache
@@ -67,7 +68,11 @@ def open_run(config: Config, given: Given | None = None) -> Run:
 
 def _open_run(config: Config, accelerator: Accelerator, claim: Claim, given: Given, began: float) -> Run:
     teacher_of = _teacher_of(config, given)
-    source = open_input(config, accelerator, given, teacher_of if _caches(config) else None)
+    # A run goes on with the order that it, or the run that it lengthens, began with.
+    permutation = claim.kept("order", TABLE) or KEYED
+    source = open_input(
+        config, accelerator, given, teacher_of if _caches(config) else None, permutation=permutation
+    )
     pace = pace_of(config, source.order.steps_per_epoch, claim.extension)
     game = _open_game(config, accelerator, source, given, teacher_of)
     if config.run.compile:

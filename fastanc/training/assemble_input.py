@@ -20,7 +20,7 @@ from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.look_policies import fills
 from fastanc.pipelines.looks import Looks
 from fastanc.pipelines.mixing import Mixing
-from fastanc.pipelines.order import share_of
+from fastanc.pipelines.order import KEYED, share_of
 from fastanc.pipelines.pairing import Pairing
 from fastanc.pipelines.stored import stored_for
 from fastanc.pipelines.viewing import Views
@@ -38,11 +38,12 @@ def open_input(
     accelerator: Accelerator,
     given: Given = NOTHING,
     teacher: Callable[[DataSet], FrozenTeacher] | None = None,
+    permutation: str = KEYED,
 ) -> Input:
     """Open the data sets of a configuration for one process.
 
     Of a method that trains on latent vectors only the validation set is opened. `teacher` opens the one whose rows
-    on the training set are cached; None where none are.
+    on the training set are cached; None where none are. `permutation` is how the order of an epoch is had.
     """
     data, seed = config.data, config.run.seed
     num_views, views_per_image = data.views or None, data.views_per_image
@@ -73,6 +74,7 @@ def open_input(
         views_per_image=views_per_image,
         accelerator=accelerator,
         options=options,
+        permutation=permutation,
         kept=_kept_plan(config, accelerator, train, views, options, teacher),
     )
 

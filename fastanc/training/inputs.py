@@ -17,7 +17,7 @@ from fastanc.pipelines.index.class_numbers import thin_classes
 from fastanc.pipelines.jpeg.options import JpegOptions, cores_per_process
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.numbering import numbered_as
-from fastanc.pipelines.order import Order, Picking, Picks, evaluation_picks
+from fastanc.pipelines.order import KEYED, Order, Picking, Picks, evaluation_picks
 from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
 from fastanc.teacher.kept_plan import KeptPlan
@@ -89,6 +89,7 @@ def open_input(
     views_per_image: int = 1,
     options: JpegOptions | None = None,
     kept: KeptPlan | None = None,
+    permutation: str = KEYED,
 ) -> Input:
     """Return the input of one process; all processes decode by one plan.
 
@@ -107,13 +108,16 @@ def open_input(
         num_views: views repeat after so many; None draws new ones for ever.
         views_per_image: neighbours in a batch that are views of one image, decoded once.
         options: how images are decoded; where its plan is auto the main process decides for all.
+        permutation: how the order of an epoch is had; that with which a run began.
         kept: on the main process, what the teacher's cache was decoded with: that is the plan where it is auto.
     """
     _check_pixels(train, val, views.rule, eval_rule)
     val = numbered_as(train, val)
     rank, world = accelerator.process_index, accelerator.num_processes
     pairing = None if views.mixing is None else views.mixing.pairing
-    order = Order(train.num_images, batch, rank, world, seed, num_views, views_per_image, pairing)
+    order = Order(
+        train.num_images, batch, rank, world, seed, num_views, views_per_image, pairing, permutation
+    )
     options, source = _with_kept(options or JpegOptions(), kept)
     train, options, decided = _bound(train, options, accelerator)
     val, _, decided_for_val = _bound(val, options, accelerator)

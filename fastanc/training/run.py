@@ -255,6 +255,7 @@ class Run:
         if self.is_main:
             meta = {
                 "kernels": self._names,
+                "order": self.source.order.permutation,
                 "lr_factor": self.lr_factor(done - 1),
                 "extension": asdict(extension) if (extension := self._claim.extension) else None,
                 "config": self._claim.fields,
