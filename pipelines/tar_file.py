@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,8 @@ def walk(
     """
     with open(path, "rb", buffering=0) as file:
         descriptor = file.fileno()
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers lie far apart
+        with suppress(AttributeError):  # macOS takes no advice
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers lie far apart
         last = os.fstat(descriptor).st_size if end is None else end
         yield from _walk(descriptor, path, start, last, set() if folders is None else folders)
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from packaging.requirements import Requirement
 
+from fastanc.cache import column
+from fastanc.cache.identity import identity
+from fastanc.cache.rows import Field
+from fastanc.cache.store import Store
 from fastanc.pipelines.index.build import build_index
 from fastanc.pipelines.jpeg import dali
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.order import Order
+from fastanc.pipelines.views import RandomResizedCrop
 from support.decoders import without_dali
 from support.images import class_folders
+from support.tars import tar_of_tree
 
 COMMAND = "import sys; from fastanc.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -56,8 +67,8 @@ def test_a_run_trains_caches_and_evaluates_and_says_what_decodes(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     said = f"input: decode plan torchvision (DALI is not installed: {dali.remedy()}), 2 threads on"
     assert (done.stdout + done.stderr).count(said) == 1
-    for identity in (tmp_path / "cache").glob("*/identity.json"):  # of the training and of the validation set
-        dataset = json.loads(identity.read_text())["dataset"]
+    for written in (tmp_path / "cache").glob("*/identity.json"):  # of the training and of the validation set
+        dataset = json.loads(written.read_text())["dataset"]
         assert (dataset["decoder"], dataset["resize"]) == ("torchvision", "torch uint8 bilinear")
         assert {"torchvision", "decoded"} <= dataset.keys()
         assert "dali" not in dataset
@@ -153,3 +164,63 @@ def test_the_remedy_is_the_wheel_of_this_machine(
     monkeypatch.setattr(dali.sys, "platform", platform)
     monkeypatch.setattr(dali.torch.version, "cuda", cuda)
     assert dali.remedy() == said
+
+
+_ONLY_LINUX = (
+    *(
+        "sched_getaffinity",
+        "posix_fadvise",
+        "POSIX_FADV_RANDOM",
+        "POSIX_FADV_WILLNEED",
+        "POSIX_FADV_DONTNEED",
+    ),
+    *("RWF_NOWAIT", "fdatasync", "posix_fallocate"),
+)
+
+
+def test_what_only_linux_has_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Index, decode and cache as on macOS, as far as Linux without these calls is that."""
+
+    def refused(limit: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    for name in _ONLY_LINUX:
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(resource, "setrlimit", refused)
+    monkeypatch.setattr(column, "_fallocate", lambda: None)
+    tree = class_folders(tmp_path / "set", one=4)
+    for source in (tree, tar_of_tree(tree, tmp_path / "set.tar")):
+        index = build_index(source, progress=False)
+        data = JpegSet("toy", index, (0,), (1,)).on("cpu", JpegOptions(decode="torchvision"))
+        (batch,) = data.batches(Order(4, 4), RandomResizedCrop(16, 0), stop=1)
+        assert batch.images.shape == (4, 3, 16, 16)
+    facts, field = identity(data.describe(), {}, {}, {}), Field("features", 3, "fp32")
+    store = Store.open(tmp_path / "cache", facts, (field,), 4, create=True)
+    rows = {"features": torch.arange(12.0).reshape(4, 3)}
+    store.put(0, np.arange(4), rows)
+    assert store.missing(0).size == 0
+    assert torch.equal(store.reader().read(np.arange(4), np.zeros(4))[0]["features"], rows["features"])
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [("Linux", "x86_64", True), ("Linux", "aarch64", True), ("Darwin", "arm64", False), ("Windows", "AMD64", False)],
+)  # fmt: skip
+def test_dali_is_asked_for_where_it_has_wheels_and_by_its_extra_alone(
+    system: str, machine: str, wanted: bool
+) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    where = {"platform_system": system, "platform_machine": machine}
+
+    def asked(requirements: list[str]) -> list[str]:
+        parsed = [Requirement(one) for one in requirements]
+        return [one.name for one in parsed if one.marker is None or one.marker.evaluate(where)]
+
+    assert not [name for name in asked(project["dependencies"]) if "dali" in name]
+    extras = project["optional-dependencies"]
+    assert asked(extras["dali"]) == (["nvidia-dali-cuda130"] if wanted else [])
+    assert asked(extras["dali-cuda12"]) == (["nvidia-dali-cuda120"] if wanted else [])
+    (everything,) = (Requirement(one) for one in extras["all"])
+    assert "dali" in everything.extras
+    assert "dali-cuda12" not in everything.extras

@@ -17,6 +17,7 @@ import errno
 import os
 import threading
 import weakref
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -87,7 +88,8 @@ class Column:
                     self._reading = os.open(self.rows_path, os.O_RDONLY)
                 except FileNotFoundError:
                     return None
-                os.posix_fadvise(self._reading, 0, 0, os.POSIX_FADV_RANDOM)
+                with suppress(AttributeError):  # macOS takes no advice
+                    os.posix_fadvise(self._reading, 0, 0, os.POSIX_FADV_RANDOM)
                 weakref.finalize(self, os.close, self._reading)
             return self._reading
 
@@ -142,7 +144,7 @@ class Column:
         """Make what was written durable: the rows before their checksums."""
         if self._writing is not None:
             for handle in self._writing:
-                os.fdatasync(handle)
+                getattr(os, "fdatasync", os.fsync)(handle)
 
     def _write(self, which: int, index: np.ndarray, data: np.ndarray) -> None:
         starts = np.concatenate(([0], np.flatnonzero(np.diff(index) != 1) + 1, [len(index)]))
@@ -182,19 +184,26 @@ def reserve(handle: int, size: int) -> None:
     disk = os.fstatvfs(handle)
     if size - found.st_blocks * 512 > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if _fallocate()(handle, 0, 0, size) == 0:
-        return
-    failure = ctypes.get_errno()
-    if failure not in _NO_RESERVATION:
-        raise OSError(failure, os.strerror(failure))
+    fallocate = _fallocate()
+    if fallocate is not None:
+        if fallocate(handle, 0, 0, size) == 0:
+            return
+        failure = ctypes.get_errno()
+        if failure not in _NO_RESERVATION:
+            raise OSError(failure, os.strerror(failure))
     if os.fstat(handle).st_size < size:
         os.ftruncate(handle, size)
 
 
 @lru_cache
-def _fallocate() -> ctypes._NamedFuncPointer:
-    """Return Linux's fallocate: `os.posix_fallocate` writes the whole file where the file system cannot reserve."""
-    call = ctypes.CDLL(None, use_errno=True).fallocate
+def _fallocate() -> ctypes._NamedFuncPointer | None:
+    """Return Linux's fallocate: `os.posix_fallocate` writes the whole file where the file system cannot reserve.
+
+    None on other systems, which make the file as long as it will be, with holes.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if call is None:
+        return None
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
     return call
 

@@ -173,6 +173,8 @@ def _runs(offset: np.ndarray, at: np.ndarray, row_bytes: int) -> list[list[int]]
 def _read_from_memory(file: int, buffer: memoryview, reads: list[list[int]]) -> int:
     """Read until the first that would wait for storage; return how many were read before it."""
     preadv, done = os.preadv, 0
+    if not hasattr(os, "RWF_NOWAIT"):  # macOS cannot tell either
+        return 0
     try:
         for offset, place, size in zip(*reads):
             if preadv(file, [buffer[place : place + size]], offset, os.RWF_NOWAIT) != size:

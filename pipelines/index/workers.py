@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO, TypeVar
 
 from fastanc.files import named
+from fastanc.pipelines.cores import usable_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 
 def default_workers() -> int:
     """Return the number of cores this process may use, at most 32."""
-    return min(len(os.sched_getaffinity(0)), 32)
+    return min(usable_cores(), 32)
 
 
 class _Helper:

@@ -85,7 +85,8 @@ class Reader:
         self._threads = ThreadPoolExecutor(_THREADS, "read")
         # A descriptor of every tar is held, of which there may be thousands; the usual limit is 1024.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(ValueError):  # macOS promises more than it gives
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         """Return the encoded bytes [length] uint8 of these images.
@@ -105,7 +106,7 @@ class Reader:
 
     def _announce(self, place: Place) -> None:
         path, offset, length = place
-        with suppress(OSError):  # which reading it will name
+        with suppress(OSError, AttributeError):  # which reading it will name; macOS takes no advice
             if offset:
                 os.posix_fadvise(self._tar(path).descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
@@ -143,7 +144,8 @@ class Reader:
 
 def _open(path: str) -> _Tar:
     descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the images of a step lie far apart
+    with suppress(AttributeError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # the images of a step lie far apart
     status = os.fstat(descriptor)
     return _Tar(descriptor, status.st_size, status.st_mtime_ns)
 

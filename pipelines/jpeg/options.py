@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from fastanc.pipelines.cores import usable_cores
+
 PLANS = ("mixed_roi", "mixed", "cpu")
 """DALI's plans of a GPU, one of which is measured to be the fastest."""
 TORCHVISION = "torchvision"
@@ -44,4 +46,4 @@ class JpegOptions:
 
 def cores_per_process() -> int:
     """Return how many CPU cores this process has, when it shares them with the others that were launched."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
