@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from benchmarks.harness import record, table
 from fastanc.pipelines.index.build import Index, build_index, index_path
 from fastanc.pipelines.index.pack import pack
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
-from fastanc.pipelines.jpeg.options import JpegOptions
+from fastanc.pipelines.jpeg.options import TORCHVISION, JpegOptions
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.own_sets import as_dataset
 from fastanc.pipelines.tar_file import END_MARK, member_bytes
@@ -83,10 +83,10 @@ def dali_own(folder: Path) -> Iterator[int]:
         yield len(outputs[0])
 
 
-def ours(source: str, views: int = 1, start: int = 0) -> Way:
+def ours(source: str, views: int = 1, start: int = 0, decode: str = "auto") -> Way:
     def begin(folder: Path) -> Iterator[int]:
         data = JpegSet("benchmark", Index.load(index_path(folder / source)), MEAN, STD)
-        data = data.on("cpu", JpegOptions(threads=1))
+        data = data.on("cpu", JpegOptions(threads=1, decode=decode))
         batch = BATCH - BATCH % views
         order = Order(data.num_images, batch, views_per_image=views)
         for part in data.batches(order, RandomResizedCrop(PX, 0), start=start):
@@ -112,8 +112,15 @@ WAYS: dict[str, Way] = {
     "ours, tar, 2 views a decode": ours("flat.tar", 2),
     "ours, tar, 4 views a decode": ours("flat.tar", 4),
     "ours, packed, 4 views a decode": ours("packed.tar", 4),
+    "ours without DALI, tar": ours("flat.tar", decode=TORCHVISION),
+    "ours without DALI, packed to 256 px": ours("packed.tar", decode=TORCHVISION),
+    "ours without DALI, tar, 4 views a decode": ours("flat.tar", 4, decode=TORCHVISION),
     "ours, on torchvision's ImageFolder": own_objects,
 }
+
+
+BASES = ("torchvision PIL DataLoader", "DALI's own random crop")
+"""What the others are compared with."""
 
 
 def make_sources(jpegs: list[Path], folder: Path) -> list[dict[str, Any]]:
@@ -186,20 +193,20 @@ def turn(way: Iterator[int], images: int) -> tuple[float, float]:
     return done / wall_s, done / (time.process_time() - began_cpu - (time.thread_time() - own_s))
 
 
-def rates(folder: Path, images: int, rounds: int) -> list[dict[str, Any]]:
+def rates(folder: Path, images: int, rounds: int, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Images per second and per second of processor time; all ways run on side by side and take turns."""
-    running = {name: begin(folder) for name, begin in WAYS.items()}
+    running = {name: way(folder) for name, way in WAYS.items() if not only or name in (*BASES, *only)}
     for way in running.values():
         for _ in range(3):
             next(way)
-    wall: dict[str, list[float]] = {name: [] for name in WAYS}
-    cpu: dict[str, list[float]] = {name: [] for name in WAYS}
+    wall: dict[str, list[float]] = {name: [] for name in running}
+    cpu: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(rounds):
         for name, way in running.items():
             by_wall, by_cpu = turn(way, images)
             wall[name].append(by_wall)
             cpu[name].append(by_cpu)
-    base, dali = cpu["torchvision PIL DataLoader"], cpu["DALI's own random crop"]
+    base, dali = (cpu[name] for name in BASES)
     return [
         {
             "what": name,
@@ -208,7 +215,7 @@ def rates(folder: Path, images: int, rounds: int) -> list[dict[str, Any]]:
             "of_pil": statistics.median(a / b for a, b in zip(cpu[name], base)),
             "of_dali": statistics.median(a / b for a, b in zip(cpu[name], dali)),
         }
-        for name in WAYS
+        for name in running
     ]
 
 
@@ -264,6 +271,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=150, help="images a way and turn (150)")
     parser.add_argument("--rounds", type=int, default=3, help="turns (3)")
     parser.add_argument("--files", type=int, default=300, help="JPEGs used (300)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(WAYS),
+        default=[],
+        metavar="WAY",
+        help="these, PIL, DALI; nothing else",
+    )
     parser.add_argument("--alone", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -278,10 +293,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         indexing = make_sources(jpegs, folder)
-        rows = rates(folder, chosen.images, chosen.rounds)
-        lone = processes(folder, ["torchvision PIL DataLoader", "DALI's own random crop", "ours, tar"])
-        rows = [row | lone.get(row["what"], {}) for row in rows]
-        rows += first_batches(folder, chosen.rounds) + indexing
+        rows = rates(folder, chosen.images, chosen.rounds, chosen.only)
+        if not chosen.only:
+            lone = processes(folder, [*BASES, "ours, tar"])
+            rows = [row | lone.get(row["what"], {}) for row in rows]
+            rows += first_batches(folder, chosen.rounds) + indexing
     print(table(rows))
     print(f"appended to {record('input', rows)}")
     return None
