@@ -63,6 +63,9 @@ def test_a_run_trains_caches_and_evaluates_and_says_what_decodes(tmp_path: Path)
         "run.name": "hidden",
     }
     words = ["train", *(word for key, value in fields.items() for word in (f"--{key}", str(value)))]
+    refused = python(COMMAND, *words, "--data.decode", "cpu", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "decode 'cpu' needs DALI, and DALI is not installed: use auto or torchvision" in refused.stderr
     done = python(COMMAND, *words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     said = f"input: decode plan torchvision (DALI is not installed: {dali.remedy()}), 2 threads on"
@@ -72,9 +75,6 @@ def test_a_run_trains_caches_and_evaluates_and_says_what_decodes(tmp_path: Path)
         assert (dataset["decoder"], dataset["resize"]) == ("torchvision", "torch uint8 bilinear")
         assert {"torchvision", "decoded"} <= dataset.keys()
         assert "dali" not in dataset
-    refused = python(COMMAND, *words, "--data.decode", "cpu", folder=tmp_path)
-    assert refused.returncode == 2
-    assert "decode 'cpu' needs DALI, and DALI is not installed: use auto or torchvision" in refused.stderr
 
 
 @pytest.mark.parametrize(
