@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-without-dali test-all lint types bench gpu-check gpu-results clean
+.PHONY: install demo test test-without-dali test-all lint types docs bench gpu-check gpu-results clean
+
+install: $(VENV)/.all
 
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
@@ -28,6 +30,10 @@ types: $(VENV)/.all
 	@# mypy cannot follow the mapping of pipelines/ to fastanc.pipelines, so it is shown the installed layout.
 	@rm -rf build/types && mkdir -p build/types && cp -r fastanc build/types/ && rm -f build/types/fastanc/pipelines && cp -r pipelines build/types/fastanc/
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+docs: $(VENV)/.all
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 bench: $(VENV)/.all
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m benchmarks.run_all

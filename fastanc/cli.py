@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     first.add_argument("--teacher", required=True, help="a network's name, as teacher.name takes it")
     first.add_argument("--weights", help="file of the teacher's weights; none for a name with published ones")
     first.add_argument("--student", required=True, help="a network's name, as student.name takes it")
+    first.add_argument("--plugin", help="Python file that registers the networks or the data set")
 
     report = _job(jobs, "report", commands.report, "a table, and one HTML page, about runs")
     report.add_argument("runs", nargs="+", type=Path, help="folders of runs, or folders that hold some")
@@ -81,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "list the runs below a folder: how far each came, and whether it goes on"
     runs = _job(jobs, "runs", commands.runs, about)
-    runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="(runs)")
+    runs.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="folder that holds them (runs)"
+    )
 
     about = "draw images with their views, as a recipe dresses and mixes them, on one sheet"
     views = _job(jobs, "views", commands.views, about, fields=True)
@@ -98,9 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         "--batches", type=within(1, 2**14), nargs="+", default=[1, 32], help="images of a pass (1 32)"
     )
     profile.add_argument("--threads", type=within(1, 1024), help="of the CPU; torch's number by default")
-    profile.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
     profile.add_argument(
-        "--seconds", type=within(0, 3600, float, above=True), default=4.0, help="a batch size (4)"
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the passes (fp32)"
+    )
+    profile.add_argument(
+        "--seconds",
+        type=within(0, 3600, float, above=True),
+        default=4.0,
+        help="measured for each batch size (4)",
     )
 
     export = _job(jobs, "export", commands.export, "write a run's student for use elsewhere")
@@ -125,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     index = _job(jobs, "index", commands.index, "index a folder or tar of images, and name the bad files")
-    index.add_argument("source", type=Path)
+    index.add_argument("source", type=Path, help="a folder or tar; SOURCE.index is written")
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
     index.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
@@ -133,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
     pack = _job(jobs, "pack", commands.pack, "shrink a set into one plain tar")
-    pack.add_argument("source", type=Path)
-    pack.add_argument("out", type=Path)
+    pack.add_argument("source", type=Path, help="a folder or tar")
+    pack.add_argument("out", type=Path, help="tar to write")
     pack.add_argument("--short_side", type=within(1, 2**14), default=256, help="pixels (256)")
     pack.add_argument("--quality", type=within(1, 100), default=90, help="of the JPEGs made smaller (90)")
     pack.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
@@ -186,7 +194,7 @@ def _completion(shell: str) -> str:
 def _plan_parser(jobs: Any) -> None:
     about = "what a recipe asks of a cluster: bytes, cores, and what bounds it"
     plan = _job(jobs, "plan", commands.plan, about, fields=True)
-    plan.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    plan.add_argument("--channels", type=int, choices=(1, 3), default=3, help="of an image (3)")
     plan.add_argument(
         "--measure", action="store_true", help="take this machine's rates, measured for some seconds"
     )
@@ -227,17 +235,17 @@ def _cache_parsers(jobs: Any) -> None:
     )
     verify.add_argument("--drop", action="store_true", help="remove what is damaged, for the next build")
     prune = job("prune", "drop views, and files of dead writers")
-    prune.add_argument("path", type=Path)
+    prune.add_argument("path", type=Path, help="a cache")
     prune.add_argument("--views", type=within(0, 10**9), nargs="*", default=[], help="views to drop whole")
     prune.add_argument(
         "--stray_age_s", type=within(0, 10**9, float), default=3600, help="age of a dead writer's file"
     )
     export = job("export", "write a cache into one tar (or a folder)")
-    export.add_argument("path", type=Path)
-    export.add_argument("out", type=Path)
+    export.add_argument("path", type=Path, help="a cache")
+    export.add_argument("out", type=Path, help="tar or folder to write")
     imported = job("import", "add an exported cache to a folder of caches")
-    imported.add_argument("path", type=Path)
-    imported.add_argument("cache_dir", type=Path)
+    imported.add_argument("path", type=Path, help="what cache export wrote")
+    imported.add_argument("cache_dir", type=Path, help="folder that holds caches, as teacher.cache_dir")
 
 
 if __name__ == "__main__":

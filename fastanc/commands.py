@@ -28,7 +28,8 @@ def first_recipe(options: argparse.Namespace) -> None:
     """Write a first recipe."""
     from fastanc.jobs.first_recipe import write_recipe
 
-    print(write_recipe(options.out, options.data, options.teacher, options.weights, options.student))
+    given = (options.data, options.teacher, options.weights, options.student, options.plugin)
+    print(write_recipe(options.out, *given))
 
 
 def runs(options: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ def fooling_loss(on_student: Tensor, saturating: bool = False) -> Tensor:
 
 
 def weight_penalty(parameters: Iterable[nn.Parameter], power: int, reduction: str = "sum") -> Tensor:
-    """Sum (or mean) over all entries of |w|^power, power 1 or 2: -R(D) / mu of ANC eq. 6 and 5."""
+    """Sum (or mean) over all entries of `|w|^power`, power 1 or 2: -R(D) / mu of ANC eq. 6 and 5."""
     entries = torch.cat([fp32(parameter).flatten() for parameter in parameters])
     powered = entries.abs() if power == 1 else entries.square()
     return powered.sum() if reduction == "sum" else powered.mean()
@@ -135,7 +135,7 @@ def _source(logits: Tensor, source: int) -> Tensor:
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool the larger of two maps [B, *, H, W] to the size of the smaller, in fp32."""
+    """Average-pool the larger of two maps `[B, *, H, W]` to the size of the smaller, in fp32."""
     student, teacher = fp32(student), fp32(teacher)
     if student.shape[-2:] == teacher.shape[-2:]:
         return student, teacher
@@ -149,7 +149,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of the unit-length spatial attentions mean_c A^2 of two maps [B, *, H, W].
+    """Mean squared error of the unit-length spatial attentions mean_c A^2 of two maps `[B, *, H, W]`.
 
     Zagoruyko & Komodakis 2017 eq. 2, p = 2; the mean over positions (paper: a norm) goes with beta 1000.
     """

@@ -63,7 +63,7 @@ def manual(words: Sequence[str]) -> str:
     first = words[place].partition("=")[2]
     topics = _topics([*([first] if first else []), *words[place + 1 :]])
     if not topics:
-        return _overview()
+        return overview()
     if topics[0] == "method" and len(topics) > 1:
         return "\n".join(_method_page(name) for name in topics[1:])
     return "\n".join(_topic(topic) for topic in topics)
@@ -87,7 +87,7 @@ def _topic(word: str) -> str:
     if word in ("method", "method.type"):
         return _methods()
     if word in GROUPS:
-        return _page(word, _class_of(word), word)
+        return _page(word, class_of(word), word)
     name = word.removeprefix("method.")  # as a group's field is written
     return _method_page(name) if name in method_names() else _found(word)
 
@@ -113,7 +113,8 @@ def entries(owner: type, prefix: str) -> Iterator[Entry]:
             yield from entries(group, name)
 
 
-def _class_of(group: str) -> type:
+def class_of(group: str) -> type:
+    """Return the dataclass of a group of fields; of the method it is the default one's."""
     made = next(one for one in fields(Config) if one.name == group).default_factory
     assert isinstance(made, type)
     return made
@@ -128,14 +129,15 @@ def _place_of_help(words: Sequence[str]) -> int | None:
     return None
 
 
-def _overview() -> str:
+def overview() -> str:
+    """Return what `fastanc train --help` prints."""
     told = _docstrings(Config)
     groups = "\n".join(f"  {group:10} {told[group]}" for group in GROUPS)
     return f"{_USAGE}\ngroups\n{groups}\n\nmethods (--method.type)\n  {', '.join(method_names())}\n\n{_MORE}"
 
 
 def _methods() -> str:
-    lines = [f"  {name:20} {_summary(Method.get_choice_class(name))}" for name in method_names()]
+    lines = [f"  {name:20} {summary(Method.get_choice_class(name))}" for name in method_names()]
     return (
         "\n".join(["method: the game; --method.type chooses it, --help method TYPE tells its fields", *lines])
         + "\n"
@@ -143,11 +145,11 @@ def _methods() -> str:
 
 
 def _page(title: str, owner: type, prefix: str) -> str:
-    return "\n".join([f"{title}: {_summary(owner)}", "", *map(str, entries(owner, prefix))]) + "\n"
+    return "\n".join([f"{title}: {summary(owner)}", "", *map(str, entries(owner, prefix))]) + "\n"
 
 
 def _found(word: str) -> str:
-    every = [entry for group in GROUPS if group != "method" for entry in entries(_class_of(group), group)]
+    every = [entry for group in GROUPS if group != "method" for entry in entries(class_of(group), group)]
     for name in method_names():
         for entry in entries(Method.get_choice_class(name), "method"):
             every.append(entry._replace(default=f"{entry.default} (--method.type {name})"))
@@ -162,7 +164,8 @@ def _found(word: str) -> str:
     return "\n".join(found) + "\n"
 
 
-def _summary(owner: type) -> str:
+def summary(owner: type) -> str:
+    """Return the first paragraph of a class's docstring, in one line."""
     return " ".join((inspect.getdoc(owner) or "").split("\n\n")[0].split())
 
 

@@ -121,7 +121,7 @@ def register_dataset(name: str) -> Callable[[Maker], Maker]:
     The function takes the split, "train" or "val", and the folder to look in (data.root, else FASTANC_DATA, else
     fastanc's cache folder). It returns a DataSet, a torch data set, uint8 images or a pair (images, labels)
     (`own_sets.as_dataset`), or a path; for "val" it may return None: a share of "train" is held out then. In a file
-    that `run.plugin` names:
+    that `run.plugin` names::
 
         @register_dataset("flowers")
         def flowers(split, root):

@@ -33,7 +33,7 @@ def register_look(name: str, version: int = 1) -> Callable[[Look], Look]:
     It takes pictures [B, C, H, W] uint8 on their device and `draws`, whose `uniform(k)` is the k-th random number of
     every view, [B] float64 in NumPy; it returns new pictures of the same shape. What becomes of a picture must depend
     on that picture and its numbers alone. Name and version are part of what a teacher's cache is kept for: count the
-    version up when the function changes. In a file that `run.plugin` names:
+    version up when the function changes. In a file that `run.plugin` names::
 
         @register_look("dark")
         def dark(images, draws):

@@ -57,6 +57,28 @@ def test_a_labelled_set_of_small_images_trains_as_it_is(
     assert main(["train", "--recipe", "small.yaml", "--run.max_steps", "2"]) == 0
 
 
+OWN = """
+import fastanc
+from torch import nn
+
+
+@fastanc.register_network("own")
+def own(width=4, num_classes=10):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+"""
+
+
+def test_networks_of_a_plugin_go_and_the_recipe_names_its_file(photos: Path) -> None:
+    Path("own, nets.py").write_text(OWN)
+    words = ["--data", str(photos), "--teacher", "own", "--weights", "random", "--student", "own"]
+    # Of a name with a comma, which in braces would be two.
+    assert main(["init", "mine, too.yaml", *words, "--plugin", "own, nets.py"]) == 0
+    config = parse(["--recipe", "mine, too.yaml"], front=True)
+    assert config.run.name == "mine, too"
+    assert config.run.plugin == str(photos.parent / "own, nets.py")
+    assert (config.teacher.name, config.student.name) == ("own", "own")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

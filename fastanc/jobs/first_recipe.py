@@ -25,6 +25,16 @@ _VIEWS, _CACHE_BYTES = 30, 100 * 10**9
 _LOOKED_AT = 4096
 
 
+class Named(NamedTuple):
+    """What the recipe is of, by name."""
+
+    data: str
+    teacher: str
+    weights: str | None
+    student: str
+    plugin: str | None
+
+
 class Chosen(NamedTuple):
     """What the numbers follow from."""
 
@@ -37,7 +47,9 @@ class Chosen(NamedTuple):
     views: int
 
 
-def write_recipe(out: Path, data: str, teacher: str, weights: str | None, student: str) -> str:
+def write_recipe(
+    out: Path, data: str, teacher: str, weights: str | None, student: str, plugin: str | None = None
+) -> str:
     """Look at images and networks, write a recipe that fits them, and return what was found and what to type next.
 
     Args:
@@ -46,6 +58,7 @@ def write_recipe(out: Path, data: str, teacher: str, weights: str | None, studen
         teacher: a network's name.
         weights: file of its weights; None for published ones.
         student: a network's name.
+        plugin: Python file that registers what is named.
 
     Raises:
         FileExistsError: `out` exists.
@@ -60,18 +73,20 @@ def write_recipe(out: Path, data: str, teacher: str, weights: str | None, studen
         f"--student.name={student}",
         f"--data.name={data}",
         "--teacher.recipe=null",
+        *([f"--plugin={plugin}"] if plugin is not None else []),
     ]
-    parse(
+    read = parse(
         ["--recipe=own_data", *names, f"--teacher.weights={weights if weights is not None else 'null'}"],
         front=True,
     )
     train, val = open_splits(data, None)
     chosen = _chosen(train, teacher)
-    text = _text(out.stem, data, teacher, weights, student, chosen, train)
+    named = Named(data, teacher, weights, student, read.run.plugin)
+    text = _text(out.stem, named, chosen, train)
     view_bytes = _row_bytes(text, train) * train.num_images
     if view_bytes * chosen.views > _CACHE_BYTES:
         chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
-        text = _text(out.stem, data, teacher, weights, student, chosen, train)
+        text = _text(out.stem, named, chosen, train)
     write_text(out, text)
     return _told(out, train, val, chosen, view_bytes * chosen.views)
 
@@ -95,14 +110,13 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
     return Chosen(px, max(px, resized), source, padded, batch, epochs, min(epochs, _VIEWS))
 
 
-def _text(
-    name: str, data: str, teacher: str, weights: str | None, student: str, chosen: Chosen, train: DataSet
-) -> str:
+def _text(name: str, named: Named, chosen: Chosen, train: DataSet) -> str:
     """The recipe: groups in the usual order, the reason of a number beside it."""
 
     def plain(value: object) -> str:
         return dump_yaml([value]).strip().removeprefix("- ")
 
+    plugin = "" if named.plugin is None else f"\n  plugin: {plain(named.plugin)}"
     labelled = train.labels is not None
     crop = "padded" if chosen.padded else "resized"
     cut = "pad: 4" if chosen.padded else "min_scale: 0.25"
@@ -114,12 +128,13 @@ def _text(
     others = "with labels `dkd` or `dist`" if labelled else "without labels `kd` with alpha 1"
     return f"""\
 # Command:  fastanc train --recipe {shlex.quote(f"{name}.yaml")}
-# Task:     {train.num_images:,} images of {plain(data)}, {known}
+# Task:     {train.num_images:,} images of {plain(named.data)}, {known}
 # Hardware: any
 # Result:   yours; written by fastanc init, to be changed
-run: {{name: {plain(name)}}}
+run:
+  name: {plain(name)}{plugin}
 data:
-  name: {plain(data)}
+  name: {plain(named.data)}
   image_px: {chosen.image_px}    # {chosen.sizes_from}
   resize_px: {chosen.resize_px}
   crop: {crop}
@@ -130,11 +145,11 @@ data:
   views: {chosen.views}    # of each image: the teacher sees each once, and its rows are kept
   # looks: rand-m9-n2    # stronger views, which want a longer schedule: docs/views.md
 teacher:
-  name: {plain(teacher)}
-  weights: {plain(weights)}
+  name: {plain(named.teacher)}
+  weights: {plain(named.weights)}
   cache: fill
 student:
-  name: {plain(student)}
+  name: {plain(named.student)}
 # What else is worth a try: {others} (docs/methods.md, which method when).
 method: {{type: anc, data_reduction: mean, discriminator_optimizer: {{lr: 0.001}}}}
 optimizer: {{name: sgd, lr: {rate:g}, weight_decay: 0.0001, clip: 1.0}}    # 0.05 for a batch of 64, in proportion

@@ -128,7 +128,7 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
 
     @property
     def kind(self) -> str:
-        """The registered name, as in `method: {type: NAME}`."""
+        """The registered name, as in `--method.type NAME`."""
         return self.get_choice_name(type(self))
 
     @property
