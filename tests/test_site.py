@@ -137,6 +137,7 @@ def test_the_built_site_has_every_field_command_recipe_and_export(site: Path) ->
     assert [name for name in study_names() if name not in text] == []
     text = shown_in(reference / "python.html")
     assert [name for name in fastanc.__all__ if not name.startswith("_") and name not in text] == []
+    assert "The bare network, trained, in eval mode: normalised images" in text  # no type before a colon
     for path in pages():
         assert (site / path.relative_to(DOCS)).with_suffix(".html").is_file(), path
 

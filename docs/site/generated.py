@@ -32,6 +32,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_object_type("field", "field", objname="field", indextemplate="pair: %s; field")
     app.add_lexer("house", TextLexer)  # the floors of docs/design.md, which a test reads
     app.connect("source-read", _filled)
+    app.connect("autodoc-process-docstring", _kept_as_it_is, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", _put_back, priority=600)
     app.connect("env-get-outdated", lambda app, env, *_: [d for d in env.found_docs if _marked(env, d)])
     return {"parallel_read_safe": True}
 
@@ -48,6 +50,20 @@ def _filled(app: Sphinx, docname: str, source: list[str]) -> None:
 def _marked(env: Any, docname: str) -> bool:
     path = Path(env.doc2path(docname))
     return path.suffix == ".md" and MARK.search(path.read_text()) is not None
+
+
+_KEPT: dict[str, list[str]] = {}
+"""Docstrings of attributes: napoleon would take what stands before a colon in them for a type."""
+
+
+def _kept_as_it_is(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    if what in ("attribute", "data", "property"):
+        _KEPT[name] = list(lines)
+
+
+def _put_back(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    if name in _KEPT:
+        lines[:] = _KEPT.pop(name)
 
 
 def verbatim(text: str) -> str:
