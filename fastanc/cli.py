@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         names.set_defaults(what=name)
     about = 'print what a shell reads to complete these commands and every field: eval "$(fastanc completion bash)"'
     completion = _job(jobs, "completion", lambda options: print(_completion(options.shell)), about)
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="whose completion it is")
     _job(jobs, "version", lambda options: print(f"fastanc {__version__}"), "say which version this is")
     _cache_parsers(jobs)
     return parser
