@@ -26,7 +26,7 @@ def decode_rates(rehearse: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         folder = real_images(Path(place), copies=1 if rehearse else 4, every=FEW if rehearse else 1)
         indexes = {"originals": build_index(folder, progress=False)}
-        indexes["packed"] = pack(folder, Path(place) / "packed.tar", progress=False).index
+        indexes["packed"] = pack(folder, Path(place) / "packed.tar", short_side=256, progress=False).index
         for threads in (2,) if rehearse else (16, 8, 4):
             for plan in PLANS[::-1]:
                 for name, index in indexes.items():

@@ -104,7 +104,7 @@ def throughput(student: str, rehearse: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         begin("packing the images")
         images = real_images(Path(place), copies=1 if rehearse else 28, every=FEW if rehearse else 1)
-        pack(images, Path(place) / "packed.tar", progress=False)
+        pack(images, Path(place) / "packed.tar", short_side=256, progress=False)
         words = [
             *("--recipe", "own_data", "--data.name", str(Path(place) / "packed.tar"), "--data.views", "1"),
             *("--teacher.name", teacher, "--teacher.weights", "random", *size, *fast),

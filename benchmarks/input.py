@@ -142,7 +142,7 @@ def make_sources(jpegs: list[Path], folder: Path) -> list[dict[str, Any]]:
             wall_s, cpu_s = time.perf_counter() - began[0], time.process_time() - began[1]
             rates = {"images_per_s": len(index) / wall_s, "images_per_cpu_s": len(index) / cpu_s}
             rows.append({"what": f"index {source}{', full' if full else ''}", **rates})
-    pack(folder / "tree", folder / "packed.tar", workers=1, progress=False)
+    pack(folder / "tree", folder / "packed.tar", short_side=256, workers=1, progress=False)
     return rows
 
 

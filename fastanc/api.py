@@ -78,7 +78,8 @@ def compress(
             (images, labels) or images (uint8), or a fastanc DataSet.
         method: a name, whose knobs the recipe may set, or an object such as `fastanc.methods.Kd(alpha=1.0)`, which
             brings all of its own.
-        val: the validation set, an object as `data` may be; without one a folder's val/, or a held-out share.
+        val: the validation set, an object as `data` may be, or what data.val takes; without one a folder's val/, or a
+            held-out share.
         recipe: whose fields are the defaults; "own_data" where none is named.
         epochs: length of the run.
         batch: images per step over all processes.
@@ -98,7 +99,7 @@ def compress(
         teacher=_given_teacher(teacher),
         student=student if isinstance(student, nn.Module) else None,
         train=None if isinstance(data, (str, Path)) else as_dataset(data),
-        val=None if val is None else as_dataset(val, name="val"),
+        val=None if val is None or isinstance(val, (str, Path)) else as_dataset(val, name="val"),
     )
     chosen: dict[str, Any] = {
         "run.out": str(Path(out).parent),
@@ -107,6 +108,7 @@ def compress(
         "teacher.name": object_name(given.teacher) if given.teacher is not None else _name_of(teacher),
         "student.name": object_name(given.student) if given.student is not None else student,
         "data.name": str(data) if given.train is None else given.train.name,
+        "data.val": str(val) if isinstance(val, (str, Path)) else None,
         "method": {"type": method} if isinstance(method, str) else draccus.encode(method, Method),
         "schedule.epochs": epochs,
         "data.batch": batch,

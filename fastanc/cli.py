@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "look at your images and networks, and write a first recipe that fits them"
     first = _job(jobs, "init", commands.first_recipe, about)
     first.add_argument("out", type=Path, help="YAML file to write")
-    first.add_argument("--data", required=True, help="a data set's name, a folder or a tar")
+    first.add_argument("--data", required=True, help="a data set's name, or the path of one")
     first.add_argument("--teacher", required=True, help="a network's name, as teacher.name takes it")
     first.add_argument("--weights", help="file of the teacher's weights; none for a name with published ones")
     first.add_argument("--student", required=True, help="a network's name, as student.name takes it")
@@ -132,18 +132,30 @@ def _parser() -> argparse.ArgumentParser:
         "--push", metavar="NAME", help="upload the folder to this repository of the Hugging Face hub"
     )
 
-    index = _job(jobs, "index", commands.index, "index a folder or tar of images, and name the bad files")
-    index.add_argument("source", type=Path, help="a folder or tar; SOURCE.index is written")
+    about = "index a folder, tar, zip, parquet, MDS or list of images, and name the bad files"
+    index = _job(jobs, "index", commands.index, about)
+    index.add_argument("source", type=Path, help="what holds the images; SOURCE.index is written")
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
     index.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
-    index.add_argument("--labels", type=Path, help="file of labels for a flat folder or tar")
+    index.add_argument("--labels", type=Path, help="file of labels for images that have none")
+    index.add_argument("--columns", metavar="IMAGE,LABEL", help="columns of a list, of parquet or MDS")
+    index.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder that a list's paths are relative to"
+    )
+    index.add_argument("--class_map", type=Path, help="JSON or text file that numbers the classes")
     index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
 
-    pack = _job(jobs, "pack", commands.pack, "shrink a set into one plain tar")
-    pack.add_argument("source", type=Path, help="a folder or tar")
+    about = "write a set of any kind into one plain tar; run it again to go on"
+    pack = _job(jobs, "pack", commands.pack, about)
+    pack.add_argument("source", type=Path, help="what holds the images")
     pack.add_argument("out", type=Path, help="tar to write")
-    pack.add_argument("--short_side", type=within(1, 2**14), default=256, help="pixels (256)")
+    pack.add_argument(
+        "--short_side", type=within(1, 2**14), help="make larger images so small, pixels; none by default"
+    )
+    pack.add_argument("--labels", type=Path, help="file of labels for images that have none")
+    pack.add_argument("--columns", metavar="IMAGE,LABEL", help="columns of a list, of parquet or MDS")
+    pack.add_argument("--images", type=Path, metavar="DIR", help="folder that a list's paths are relative to")
     pack.add_argument("--quality", type=within(1, 100), default=90, help="of the JPEGs made smaller (90)")
     pack.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
 

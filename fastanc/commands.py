@@ -130,29 +130,37 @@ def export(options: argparse.Namespace) -> None:
 def index(options: argparse.Namespace) -> None:
     """Index a source."""
     from fastanc.pipelines.index.build import build_index, index_path, summary, workers_of
+    from fastanc.pipelines.source_options import SourceOptions
 
     out, workers = index_path(options.source), workers_of(options.workers)
     if options.refresh:
         out.unlink(missing_ok=True)
     index = build_index(
         options.source,
+        SourceOptions(
+            labels=options.labels,
+            synsets=options.synsets,
+            columns=options.columns,
+            images=options.images,
+            class_map=options.class_map,
+        ),
         out=out,
         workers=workers,
         full=options.full,
-        labels=options.labels,
-        synsets=options.synsets,
     )
     print(summary(index, out))
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Shrink a set into a tar."""
+    """Write a set into a tar."""
     from fastanc.pipelines.index import pack as job
+    from fastanc.pipelines.source_options import SourceOptions
 
     print(
         job.pack(
             options.source,
             options.out,
+            SourceOptions(columns=options.columns, images=options.images, labels=options.labels),
             short_side=options.short_side,
             quality=options.quality,
             workers=options.workers,

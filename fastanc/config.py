@@ -52,9 +52,22 @@ class DataConfig(Fields):
     group = "data"
 
     name: Text = "digits"
-    """A data set's name (`fastanc datasets` lists them; run.plugin may register others), or a folder or tar."""
+    """A data set's name (`fastanc datasets` lists them; run.plugin may register others), or the path of a folder,
+    tar, zip, parquet file, list of paths or folder of shards; `data/train-*.parquet` names all shards of a name."""
     root: Text | None = free(None)
     """Folder to look in first; then FASTANC_DATA, then the usual places."""
+    val: Text | None = None
+    """Another set to validate on, as data.name: its val split, or all of it; nothing is held out of data.name
+    then."""
+    labels: Text | None = None
+    """File of labels for training images that have none, and for validation images that have none."""
+    columns: Text | None = None
+    """IMAGE,LABEL: what the columns of a list, of parquet or of MDS shards are called, where they do not say it."""
+    images: Text | None = None
+    """Folder that the paths of a list are relative to; the list's own where none is named."""
+    class_map: Text | None = None
+    """File that numbers the classes: a JSON list of names or {name: number}, or one name a line; without one they are
+    numbered in the order of their sorted names, as torchvision's ImageFolder does, or as the source says."""
     image_px: Pixels = 32
     """Side of the square image a network sees, pixels."""
     resize_px: Pixels = 32

@@ -30,6 +30,12 @@ def check_images(groups: Mapping[str, Any]) -> None:
         and not os.path.isdir(Path(data.root).expanduser())
     ):
         raise FileNotFoundError(f"data.root: there is no folder {data.root} to look for {data.name} in")
+    if data.val is not None:
+        _named("data.val", datasets.check_name, data.val, plugin)
+    for name in ("labels", "class_map"):
+        _file(f"data.{name}", getattr(data, name))
+    if data.images is not None and not os.path.isdir(data.images):
+        raise FileNotFoundError(f"data.images: there is no folder {data.images}: correct the path")
     if not plugin:
         check_look(data.looks)
     _file("run.plugin", run.plugin)

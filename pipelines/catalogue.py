@@ -16,6 +16,8 @@ from fastanc.pipelines.index.build import Index, open_index
 from fastanc.pipelines.names import KNOWN, is_path, missing, unknown
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
+from fastanc.pipelines.source_options import PLAIN, SourceOptions
+from fastanc.pipelines.source_path import is_there
 from fastanc.pipelines.splits import (
     SPLITS,
     chosen_of,
@@ -95,7 +97,11 @@ _IMAGENETTE = (
     "imagenette",
     "",
 )
-_IMAGENET = ("imagenet", "ILSVRC2012", "imagenet-1k", "")
+_IMAGENET = tuple(
+    os.path.join(name, inside)
+    for name in ("imagenet", "ILSVRC2012", "imagenet-1k", "")
+    for inside in ("", "ILSVRC/Data/CLS-LOC")  # as Kaggle hands it out
+)
 _TREES = {
     "imagenette": (
         "Imagenette: photos of ten ImageNet classes, train/ and val/ of JPEGs",
@@ -155,12 +161,19 @@ def describe_names() -> str:
     lines |= {name: about for name, (about, _) in _TREES.items()}
     for name, make in _REGISTERED.items():
         lines[name] = (make.__doc__ or f"registered by {make.__module__}").strip().splitlines()[0]
-    lines["PATH"] = "a folder with train/ and val/ (or train.tar and val.tar), or one folder or tar of images"
+    lines["PATH"] = (
+        "a folder with train/ and val/ (or .tar, .zip, train-*.parquet ...), or one folder or file of images"
+    )
     return "\n".join(f"{name:14}{about}" for name, about in lines.items())
 
 
 def open_dataset(
-    name: Any, split: str, root: str | Path | None = None, share: float = 1.0, val_share: float = 0.05
+    name: Any,
+    split: str,
+    root: str | Path | None = None,
+    share: float = 1.0,
+    val_share: float = 0.05,
+    options: SourceOptions = PLAIN,
 ) -> DataSet:
     """Return a split of a data set, bound to the CPU.
 
@@ -174,28 +187,52 @@ def open_dataset(
         root: folder to look in.
         share: part of the split's images to take, as many of every class.
         val_share: part of the images that is held out for "val" where a set that is no known one has no such split.
+        options: how a path is read.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: use train or val")
-    data, both = _open(name, split, root)
+    data, both = _open(name, split, root, options)
     return _share_of(part_of(data, split, val_share) if both else data, share)
 
 
 def open_splits(
-    name: Any, root: str | Path | None = None, share: float = 1.0, val_share: float = 0.05
+    name: Any,
+    root: str | Path | None = None,
+    share: float = 1.0,
+    val_share: float = 0.05,
+    options: SourceOptions = PLAIN,
+    val_name: str | Path | None = None,
 ) -> tuple[DataSet, DataSet]:
-    """Return train and val as `open_dataset` does; a set that holds both is opened, listed and read once."""
-    train, both = _open(name, "train", root)
-    val = part_of(train, "val", val_share) if both else _open(name, "val", root)[0]
+    """Return train and val as `open_dataset` does; a set that holds both is opened, listed and read once.
+
+    `val_name` is another set to validate on: its val split, or all of it where it has none. Nothing is held out then.
+    """
+    if val_name is not None:
+        train, val = open_whole(name, "train", root, options), open_whole(val_name, "val", root, options)
+        return _share_of(train, share), val
+    train, both = _open(name, "train", root, options)
+    val = part_of(train, "val", val_share) if both else _open(name, "val", root, options)[0]
     return _share_of(part_of(train, "train", val_share) if both else train, share), val
+
+
+def open_whole(
+    name: Any, split: str, root: str | Path | None = None, options: SourceOptions = PLAIN
+) -> DataSet:
+    """Return a split of a set, or all of it where it has no splits, as the other one lies elsewhere."""
+    return _open(name, split, root, options, alone=True)[0]
 
 
 def _share_of(data: DataSet, share: float) -> DataSet:
     return data if share == 1 else data.subset(share_of(data.labels, data.num_images, share))
 
 
-def _open(name: Any, split: str, root: str | Path | None) -> tuple[DataSet, bool]:
-    """A split, or a set that holds both, and whether it does."""
+def _open(
+    name: Any, split: str, root: str | Path | None, options: SourceOptions = PLAIN, alone: bool = False
+) -> tuple[DataSet, bool]:
+    """A split, or a set that holds both, and whether it does; `alone` says that nothing is to be held out of it."""
+    is_no_path = not isinstance(name, (str, Path)) or (name in _known() and name not in _TREES)
+    if is_no_path and (idle := options.said(split)):
+        raise ValueError(f"data.{idle[0]} does nothing with {name}, which is no path: leave it out")
     if not isinstance(name, (str, Path)):
         return as_dataset(name), True
     if name in _REGISTERED:
@@ -207,10 +244,11 @@ def _open(name: Any, split: str, root: str | Path | None) -> tuple[DataSet, bool
         return _jpeg_set("digits", index, digits.MEAN, digits.STD), False
     if name in _TREES:
         folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
-        return _jpeg_set(str(name), open_split(folder, source, split)), False
+        return _jpeg_set(str(name), open_split(folder, source, split, (), options)), False
     folder = Path(name).expanduser()
     if is_path(str(name)):
-        return _open_path(Path(os.path.abspath(folder)).name, folder, split)
+        name = Path(os.path.abspath(folder)).name
+        return _open_path(name, folder, split, alone, options)
     raise unknown(str(name), list(_REGISTERED))
 
 
@@ -232,15 +270,17 @@ def _open_registered(name: str, split: str, root: Path) -> tuple[DataSet, bool]:
     return as_dataset(value, name), val is None
 
 
-def _open_path(name: str, folder: Path, split: str, alone: bool = False) -> tuple[DataSet, bool]:
-    """A folder or tar; `alone` says that nothing is to be held out of it, the other split lies elsewhere."""
-    if not folder.exists():
+def _open_path(
+    name: str, folder: Path, split: str, alone: bool = False, options: SourceOptions = PLAIN
+) -> tuple[DataSet, bool]:
+    """A folder or file; `alone` says that nothing is to be held out of it, the other split lies elsewhere."""
+    if not is_there(folder):
         raise missing(folder, list(_REGISTERED))
     inner = unwrapped(folder)
     source, both = source_of(inner, split)
-    both = both and not alone
-    said = chosen_of(folder, inner, source, both)
-    return _jpeg_set(name, open_split(inner, source, "train" if both else split, said)), both
+    said = chosen_of(folder, inner, source, both and not alone)
+    index = open_split(inner, source, "train" if both and not alone else split, said, options)
+    return _jpeg_set(name, index), both and not alone
 
 
 def _jpeg_set(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastanc.pipelines.source_path import is_there
 from fastanc.quoting import shown
 
 KNOWN = ("digits", "cifar10", "cifar100", "svhn", "fashion_mnist", "imagenette", "imagenet")
@@ -23,7 +24,7 @@ def check_name(name: str, *, may_be_registered: bool = False) -> None:
         return
     if is_path(name):
         folder = Path(name).expanduser()
-        if not os.path.exists(folder):
+        if not is_there(folder):
             raise missing(folder)
     elif not may_be_registered:
         raise unknown(name)
@@ -42,6 +43,6 @@ def unknown(name: str, registered: Sequence[str] = ()) -> ValueError:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     return ValueError(
-        f"data set {shown(name)} is unknown: {hint}use {', '.join(known)}, or the path of a folder or tar of images"
+        f"data set {shown(name)} is unknown: {hint}use {', '.join(known)}, or the path of a folder or file of images"
         f" (there is none of that name in {Path.cwd()})"
     )

@@ -15,6 +15,7 @@ import torch
 
 from fastanc.batch import Batch
 from fastanc.pipelines.dataset import DataSet
+from fastanc.pipelines.index.class_numbers import places_among
 from fastanc.pipelines.jpeg.options import JpegOptions
 from fastanc.pipelines.order import Picking
 from fastanc.pipelines.transfer import moved
@@ -28,7 +29,7 @@ def numbered_as(train: DataSet, val: DataSet) -> DataSet:
     """
     if train.labels is None or val.labels is None or train.classes == val.classes:
         return val
-    places = _places(train, val)
+    places = places_among(train.classes, val.classes, _are_numbers(val))
     for k in np.unique(val.labels).tolist():
         if places[k] < 0:
             raise ValueError(
@@ -37,21 +38,6 @@ def numbered_as(train: DataSet, val: DataSet) -> DataSet:
                 " validation set, or give both the same classes"
             )
     return Renumbered(val, train.classes, places)
-
-
-def _places(train: DataSet, val: DataSet) -> np.ndarray:
-    """Position of each of the validation set's classes among the training set's, [K] int64; -1 where it has none."""
-    if _are_numbers(val) and not all(name.isdecimal() for name in train.classes):
-        numbers = np.array([int(name) for name in val.classes], np.int64)
-        return np.where(numbers < train.num_classes, numbers, -1)
-    position = {name: k for k, name in enumerate(train.classes)}
-    whole = {int(name): k for k, name in enumerate(train.classes) if name.isdecimal()}
-    alike = (
-        whole if len(whole) == train.num_classes else {}
-    )  # "07" is 7: pack writes numbers with leading zeros
-    return np.array(
-        [position.get(c, alike.get(int(c), -1) if c.isdecimal() else -1) for c in val.classes], np.int64
-    )
 
 
 def _are_numbers(data: DataSet) -> bool:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from fastanc.files import make_folder
+from fastanc.pipelines.source_path import file_name
 
 
 def cache_dir() -> Path:
@@ -27,11 +28,12 @@ def cache_dir() -> Path:
 def beside(source: Path, suffix: str) -> Path:
     """Return where a file about a source lies: beside it, or in the cache folder where that cannot be written."""
     source = Path(os.path.abspath(source))
-    path = source.with_name(f"{source.name}{suffix}")
-    if path.exists() or os.access(source.parent, os.W_OK):
+    folder, name = file_name(source)
+    path = folder / f"{name}{suffix}"
+    if path.exists() or os.access(folder, os.W_OK):
         return path
     digest = hashlib.blake2b(os.fsencode(source), digest_size=6).hexdigest()
-    return cache_dir() / "index" / f"{source.name}-{digest}{suffix}"
+    return cache_dir() / "index" / f"{name}-{digest}{suffix}"
 
 
 def make_cache_folder(name: str) -> Path:

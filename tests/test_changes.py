@@ -15,6 +15,7 @@ import pytest
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.index.build import build_index, index_path, open_index
 from fastanc.pipelines.index.table import Index
+from fastanc.pipelines.source_options import SourceOptions
 from support.images import class_folders, jpeg, put
 from support.tars import tar_of_tree, write_tar
 
@@ -175,7 +176,7 @@ def test_a_changed_label_file_is_named_with_the_whole_command(tmp_path: Path) ->
     tree = put(tmp_path / "flat", {f"{k}.jpg": jpeg(k) for k in range(3)})
     labels = tmp_path / "my labels.csv"
     labels.write_text("image,label\n0,cat\n1,dog\n2,cat\n")
-    build_index(tree, labels=labels, progress=False)
+    build_index(tree, SourceOptions(labels=labels), progress=False)
     assert open_index(tree).classes == ["cat", "dog"]
     labels.write_text("image,label\n0,cat\n1,dog\n2,dog\n")
     with pytest.raises(ValueError, match=r"my labels\.csv changed since .*--labels '.*my labels\.csv'"):

@@ -92,7 +92,7 @@ def test_the_scan_finds_fields_and_misses_none() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_messages_name_fields_that_exist(path: Path) -> None:
-    modules = {p.stem for p in SOURCES} | {"safetensors", "pt2", "onnx", "pkl", "index", *dir(Method)}
+    modules = {p.stem for p in SOURCES} | {"safetensors", "pt2", "onnx", "pkl", "index", "mdb", *dir(Method)}
     found = [name for name in wrong(strings(path)) if name.split(".")[1] not in modules]
     assert found == []
 

@@ -22,6 +22,7 @@ from fastanc.pipelines.index.image_check import jpeg_problem, look
 from fastanc.pipelines.index.sources import list_source
 from fastanc.pipelines.index.table import make_index
 from fastanc.pipelines.index.workers import Journal
+from fastanc.pipelines.source_options import PLAIN, SourceOptions
 from support.bad_files import bad_files, with_thumbnail
 from support.images import encoded, jpeg, picture, put
 from support.tars import tar_of_tars, write_tar
@@ -29,8 +30,8 @@ from support.tars import tar_of_tars, write_tar
 CLASSES = ("n01440764", "n02102040", "n03394916")
 
 
-def _build(source: Path, out: Path | None = None, **options: object) -> Index:
-    return build_index(source, out=out, progress=False, workers=1, **options)  # type: ignore[arg-type]
+def _build(source: Path, said: SourceOptions = PLAIN, out: Path | None = None, **options: object) -> Index:
+    return build_index(source, said, out=out, progress=False, workers=1, **options)  # type: ignore[arg-type]
 
 
 def _bytes(index: Index) -> dict[str, bytes]:
@@ -68,7 +69,7 @@ def test_tree_tar_and_tar_of_tars_are_one_index(tmp_path: Path, real_jpegs: list
     plain = write_tar(tmp_path / "plain.tar", {f"./train/{name}": data for name, data in shuffled.items()})
     nested = tar_of_tars(tmp_path / "ILSVRC2012_img_train.tar", files)
 
-    indexes = [_build(source, tmp_path / f"{k}.index") for k, source in enumerate((tree, plain, nested))]
+    indexes = [_build(source, out=tmp_path / f"{k}.index") for k, source in enumerate((tree, plain, nested))]
     from torchvision.datasets import ImageFolder
 
     folder = ImageFolder(str(tree))
@@ -180,20 +181,20 @@ def test_val_labels_from_every_kind_of_file(tmp_path: Path) -> None:
     synsets.write_text("\n".join(f"{i}\t{w}\tsome words" for w, i in ids.items()))
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-        index = _build(source, labels=tmp_path / name, synsets=synsets)
+        index = _build(source, SourceOptions(labels=tmp_path / name, synsets=synsets))
         assert index.labels is not None
         assert index.labels.tolist() == [2, 0, 1, 0], name
         assert index.classes == (["0", "1", "2"] if name == "val.txt" else list(CLASSES))
 
     truth = tmp_path / "ILSVRC2012_validation_ground_truth.txt"
     with pytest.raises(ValueError, match="ILSVRC2012_IDs, which are not in the order"):
-        _build(source, labels=truth)
+        _build(source, SourceOptions(labels=truth))
     synsets.write_text("\n".join(f"{k}\t{w}" for k, w in enumerate(CLASSES)))
     with pytest.raises(ValueError, match="numbers the sorted WordNet ids"):
-        _build(source, labels=truth, synsets=synsets)
+        _build(source, SourceOptions(labels=truth, synsets=synsets))
     truth.write_text("1\n2\n")
     with pytest.raises(ValueError, match="2 labels for 4 images"):
-        _build(source, labels=truth, synsets=synsets)
+        _build(source, SourceOptions(labels=truth, synsets=synsets))
 
 
 def test_sources_that_cannot_be_meant(tmp_path: Path, jpegs: dict[str, bytes]) -> None:
@@ -470,10 +471,10 @@ def test_a_journal_of_changed_files_is_not_used(tmp_path: Path, jpegs: dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Index, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            _build(tree, out)
+            _build(tree, out=out)
     assert (tmp_path / "x.index.journal").exists()
     (tree / name).write_bytes(jpeg(77, (70, 50)))
-    index = _build(tree, out)
+    index = _build(tree, out=out)
     assert index.sizes[[index.name(i) for i in range(len(index))].index(name)].tolist() == [70, 50]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fastanc.pipelines.index.build import build_index, summary
 from fastanc.pipelines.index.labels import read_labels, read_synsets
+from fastanc.pipelines.source_options import SourceOptions
 from support.images import jpeg, put
 from support.tars import write_tar
 
@@ -115,7 +116,7 @@ def test_lines_of_other_images_are_said(tmp_path: Path) -> None:
     path.write_text("1,a\n2,a\n3,b\nmy cat 4,b\n8,b\n9,b\n")
     assert read_labels(path, NAMES)[1] == [f"2 of 6 lines of {path} name no image of the set, first ['8']"]
     source = put(tmp_path / "flat", {name: jpeg(k) for k, name in enumerate(NAMES)})
-    index = build_index(source, labels=path, progress=False)
+    index = build_index(source, SourceOptions(labels=path), progress=False)
     assert f"2 of 6 lines of {path}" in summary(index)
 
 
@@ -126,7 +127,9 @@ def test_folders_tell_images_of_one_name_apart(tmp_path: Path) -> None:
         read(tmp_path, "a/1.jpg,x\n", names)
     source = put(tmp_path / "tree", {name: jpeg(k) for k, name in enumerate(names)})
     (tmp_path / "labels.csv").write_text("a/1.jpg,dog\nb/1.jpg,cat\n")
-    index = build_index(source, labels=tmp_path / "labels.csv", progress=False)  # folders are no classes then
+    index = build_index(
+        source, SourceOptions(labels=tmp_path / "labels.csv"), progress=False
+    )  # folders are no classes then
     assert (index.classes, np.asarray(index.labels).tolist()) == (["cat", "dog"], [1, 0])
 
 
@@ -137,12 +140,12 @@ def test_numbers_from_one_make_no_empty_class_and_gaps_are_named(tmp_path: Path)
         ("1,0\n2,2\n3,2\nmy cat 4,2\n", ["0", "1", "2"], [0, 2, 2, 2], "1 of 3 classes have no image: 1"),
     ):
         (tmp_path / "l.csv").write_text(text)
-        index = build_index(source, labels=tmp_path / "l.csv", progress=False)
+        index = build_index(source, SourceOptions(labels=tmp_path / "l.csv"), progress=False)
         assert (index.classes, np.asarray(index.labels).tolist()) == (classes, numbers)
         assert said in summary(index)
     (tmp_path / "l.csv").write_text("1,1\n2,2\n3,999999999999\nmy cat 4,1\n")
     with pytest.raises(ValueError, match="the label 999999999999: that is no class number"):
-        build_index(source, labels=tmp_path / "l.csv", progress=False)
+        build_index(source, SourceOptions(labels=tmp_path / "l.csv"), progress=False)
 
 
 def test_random_bytes_never_end_in_a_foreign_error(tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_class_number_below_zero_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "flat", {name: jpeg(k) for k, name in enumerate(NAMES)})
     (tmp_path / "l.csv").write_text("1,0\n2,-2\n3,1\nmy cat 4,1\n")
     with pytest.raises(ValueError, match="has the label -2: class numbers begin at 0"):
-        build_index(source, labels=tmp_path / "l.csv", progress=False)
+        build_index(source, SourceOptions(labels=tmp_path / "l.csv"), progress=False)
 
 
 @pytest.mark.parametrize("kind", ["cls", "json"])

@@ -19,6 +19,7 @@ from fastanc.pipelines.index.build import build_index, summary
 from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import Order
 from fastanc.pipelines.own_sets import as_dataset
+from fastanc.pipelines.source_options import SourceOptions
 from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, RandomResizedCrop
 from fastanc.train import train as run_train
@@ -76,7 +77,7 @@ def make(kind: str, folder: Path, labels: list[int]) -> Any:
         flat = put(folder / "flat", {f"{k}.jpg": pixels(label, k) for k, label in enumerate(labels)})
         words = NAMES if kind == "csv of names" else [str(k) for k in range(4)]
         (folder / "l.csv").write_text("".join(f"{k},{words[label]}\n" for k, label in enumerate(labels)))
-        build_index(flat, labels=folder / "l.csv", progress=False)
+        build_index(flat, SourceOptions(labels=folder / "l.csv"), progress=False)
         return flat
     if kind == "arrays":
         return np.zeros((len(labels), SIDE, SIDE, 3), np.uint8), np.array(labels)

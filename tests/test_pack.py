@@ -63,7 +63,7 @@ def test_small_files_keep_their_bytes_and_large_ones_get_the_short_side(
 def test_without_shrinking_a_pack_is_the_same_set(tmp_path: Path) -> None:
     files = {f"c{k % 3}/{k}.jpg": jpeg(k, (60 + k, 50)) for k in range(9)}
     source = put(tmp_path / "set", files)
-    packed = _pack(source, tmp_path / "out" / "p.tar", short_side=1000)
+    packed = _pack(source, tmp_path / "out" / "p.tar")  # as it is by default
     assert packed.index.fingerprint == build_index(source, progress=False).fingerprint
     assert packed.shrunk == 0
     assert Index.load(index_path(tmp_path / "out" / "p.tar")).fingerprint == packed.index.fingerprint
@@ -124,7 +124,7 @@ def test_refuses_an_existing_tar_and_a_changed_source(tmp_path: Path) -> None:
 BELOW_AND_ABOVE = [
     ({name: value}, name)
     for name, values in {
-        "short_side": (0, -5, 2**14 + 1, 1.5, None),
+        "short_side": (0, -5, 2**14 + 1, 1.5),
         "quality": (0, -1, 101, True),
         "workers": (0, -1, 1025, 2.5),
     }.items()
@@ -149,7 +149,7 @@ def test_a_number_out_of_range_writes_nothing(tmp_path: Path, options: dict[str,
 def test_the_ends_of_the_ranges_pack(tmp_path: Path, options: dict[str, int]) -> None:
     source = put(tmp_path / "set", {f"c/{k}.jpg": jpeg(k, (900, 600)) for k in range(3)})
     packed = _pack(source, tmp_path / "p.tar", **options)
-    side = min(options.get("short_side", 256), 600)
+    side = min(options.get("short_side", 600), 600)
     assert packed.index.sizes.min(1).tolist() == [side] * 3
 
 
@@ -183,15 +183,15 @@ def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         put(source, {f"c/{k}.jpg": jpeg(k, (90, 60)) for k in range(70)})
         build_index(source, progress=False, workers=1)
     if kind == "no image decodes":
-        monkeypatch.setattr(pack_module, "_smaller", lambda *_: 1 / 0)
+        monkeypatch.setattr(pack_module, "smaller", lambda *_: 1 / 0)
     if kind == "a file changes":
-        genuine = pack_module._smaller
+        genuine = pack_module.smaller
 
         def change(data: bytes, *sides: int) -> bytes:
             (source / "c" / "69.jpg").write_bytes(b"other")
             return genuine(data, *sides)
 
-        monkeypatch.setattr(pack_module, "_smaller", change)
+        monkeypatch.setattr(pack_module, "smaller", change)
     with pytest.raises((ValueError, FileNotFoundError)):
         _pack(source, out / "p.tar", short_side=30)
     assert list(out.iterdir()) == []
@@ -226,8 +226,8 @@ def test_killed_in_mid_pack_it_goes_on_and_gives_the_same(
         file.truncate(part.stat().st_size - 700)  # a write that the kill tore
 
     smaller = []
-    genuine = pack_module._smaller
-    monkeypatch.setattr(pack_module, "_smaller", lambda *a: smaller.append(1) or genuine(*a))
+    genuine = pack_module.smaller
+    monkeypatch.setattr(pack_module, "smaller", lambda *a: smaller.append(1) or genuine(*a))
     resumed = _pack(source, out, short_side=200)
     fresh = len(smaller)
     whole = _pack(source, tmp_path / "whole.tar", short_side=200)

@@ -20,10 +20,11 @@ from fastanc.pipelines.index.build import build_index, open_index
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import Picks, held_out, share_of
 from fastanc.pipelines.own_sets import as_dataset
+from fastanc.pipelines.source_options import SourceOptions
 from fastanc.pipelines.torch_set import TorchSet
 from fastanc.pipelines.views import CentreCrop
 from support.images import class_folders, flat_folder, jpeg, put
-from support.tars import tar_of_tree
+from support.tars import tar_of_tree, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +135,7 @@ def test_two_names_of_one_split_and_splits_of_a_tar_are_refused(tmp_path: Path) 
     with pytest.raises(ValueError, match="set holds Train and train: keep one of them"):
         open_dataset(str(tmp_path / "set"), "train")
     tar_of_tree(tmp_path / "set", tmp_path / "all.tar")
-    with pytest.raises(ValueError, match=r"all\.tar holds the splits Train, VAL, train: unpack it"):
+    with pytest.raises(ValueError, match=r"all\.tar holds Train and train: keep one of them"):
         open_dataset(str(tmp_path / "all.tar"), "train")
     flat = put(
         tmp_path / "flat", {f"{split}/{k}.jpg": jpeg(k) for split in ("Train", "Test") for k in range(2)}
@@ -159,10 +160,13 @@ def test_a_test_folder_is_no_class_and_no_val_split_and_is_said(tmp_path: Path) 
 
 
 def test_a_split_in_an_archive_is_named(tmp_path: Path) -> None:
-    put(tmp_path, {"one/train.zip": b"PK\3\4" + bytes(600), "two/Val.tar.gz": b"\x1f\x8b" + bytes(600)})
+    put(
+        tmp_path,
+        {"one/train.7z": b"7z\xbc\xaf\x27\x1c" + bytes(600), "two/Val.tar.gz": b"\x1f\x8b" + bytes(600)},
+    )
     class_folders(tmp_path / "one" / "val", a=3, b=3)
     with pytest.raises(
-        FileNotFoundError, match=r"no train/ or train\.tar: train\.zip is a zip archive, unpack it"
+        FileNotFoundError, match=r"no train/ or train\.tar: train\.7z is a 7z archive, unpack it"
     ):
         open_dataset(str(tmp_path / "one"), "train")
     class_folders(tmp_path / "two" / "train", a=3, b=3)
@@ -170,7 +174,7 @@ def test_a_split_in_an_archive_is_named(tmp_path: Path) -> None:
     train = open_dataset(str(tmp_path / "two"), "train")
     assert isinstance(train, JpegSet)
     (said,) = train.remarks
-    assert said.startswith("Val.tar.gz is compressed (gzip), decompress it")
+    assert said.startswith("Val.tar.gz is compressed (gzip), `fastanc pack ")
     assert said.endswith(f"; validation images are held out of {tmp_path / 'two' / 'train'}")
 
 
@@ -213,7 +217,10 @@ def test_class_folders_one_level_too_deep_are_refused_by_the_inner_folders_name(
     with pytest.raises(ValueError, match=r"beside holds one folder, photos, .*: give .*beside/photos"):
         open_dataset(str(tree), "train")
     (tmp_path / "labels.csv").write_text("a/0,x\na/1,y\nb/0,x\nb/1,y\npreview,y\n")
-    assert build_index(tree, labels=tmp_path / "labels.csv", progress=False).classes == ["x", "y"]
+    assert build_index(tree, SourceOptions(labels=tmp_path / "labels.csv"), progress=False).classes == [
+        "x",
+        "y",
+    ]
 
 
 def test_a_val_folder_with_other_programs_folders_is_still_flat(tmp_path: Path) -> None:
@@ -431,3 +438,22 @@ def test_a_folder_of_images_beside_the_splits_is_said(tmp_path: Path) -> None:
     shutil.rmtree(home / "c")
     shutil.rmtree(home / "train (1)")
     assert not [r for r in open_dataset(str(home), "train").remarks if "not used" in r]
+
+
+def test_shards_are_of_the_split_that_their_names_say(tmp_path: Path) -> None:
+    """timm/imagenet-1k-wds: imagenet1k-train-{0000..1023}.tar and -validation-{00..63}.tar in one folder."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for split, digits, count in (("train", 4, 2), ("validation", 2, 1)):
+        for k in range(count):
+            files = {f"{split}{k}{n}.jpg": jpeg([k, n]) for n in range(6)}
+            labels = {f"{split}{k}{n}.cls": str(n % 3).encode() for n in range(6)}
+            write_tar(shards / f"imagenet1k-{split}-{k:0{digits}d}.tar", {**files, **labels})
+    train, val = (open_dataset(str(shards), split) for split in ("train", "val"))
+    assert (counts(train), counts(val)) == ([4, 4, 4], [2, 2, 2])
+    with pytest.raises(
+        ValueError, match=r"shards of the splits imagenet1k-train-\*\.tar, imagenet1k-validation-\*"
+    ):
+        build_index(shards, progress=False)
+    whole = open_dataset(str(shards / "imagenet1k-train-*.tar"), "train", val_share=0.5)
+    assert whole.num_images == 6

@@ -54,7 +54,7 @@ def write_recipe(
 
     Args:
         out: the YAML file; it must not exist.
-        data: a data set's name, a folder or a tar.
+        data: a data set's name, or the path of one.
         teacher: a network's name.
         weights: file of its weights; None for published ones.
         student: a network's name.

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from fastanc.cache.rows import PAGE
 from fastanc.config import Config, DataConfig
 from fastanc.pipelines.arrays import ArraySet
-from fastanc.pipelines.catalogue import open_dataset, open_splits
+from fastanc.pipelines.catalogue import open_dataset, open_splits, open_whole
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.jpeg.options import TORCHVISION, JpegOptions
 from fastanc.pipelines.latents import LatentSet
@@ -22,6 +22,7 @@ from fastanc.pipelines.looks import Looks
 from fastanc.pipelines.mixing import Mixing
 from fastanc.pipelines.order import KEYED, share_of
 from fastanc.pipelines.pairing import Pairing
+from fastanc.pipelines.source_options import SourceOptions
 from fastanc.pipelines.stored import stored_for
 from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, RandomResizedCrop, ViewRule
@@ -113,18 +114,36 @@ def open_sets(config: Config, given: Given = NOTHING) -> tuple[DataSet, DataSet]
     """Return train and val, stored as the crops want them; of a method that trains on latent vectors val twice."""
     data = config.data
     whole: Any = data.name if given.train is None else given.train
+    options = _source_options(data)
     if "latents" in config.method.needs:
-        val = given.val or open_dataset(whole, "val", data.root, val_share=data.val_share)
+        val = given.val or _only_val(data, whole, options)
         return val, val
     if given.val is None:
-        train, val = open_splits(whole, data.root, data.share, data.val_share)
+        train, val = open_splits(whole, data.root, data.share, data.val_share, options, data.val)
     elif given.train is not None:  # nothing has to be held out
         train = given.train.subset(share_of(given.train.labels, given.train.num_images, data.share))
         val = given.val
     else:
-        train, val = open_dataset(whole, "train", data.root, data.share, data.val_share), given.val
+        train = open_dataset(whole, "train", data.root, data.share, data.val_share, options)
+        val = given.val
     train = stored_for(train, data.crop, data.image_px)
     return train, stored_for(val, "resized", data.image_px) if data.crop == "resized" else val
+
+
+def _source_options(data: DataConfig) -> SourceOptions:
+    """What the configuration says of how a path is read."""
+    return SourceOptions(
+        labels=None if data.labels is None else Path(data.labels),
+        columns=data.columns,
+        images=None if data.images is None else Path(data.images),
+        class_map=None if data.class_map is None else Path(data.class_map),
+    )
+
+
+def _only_val(data: DataConfig, whole: Any, options: SourceOptions) -> DataSet:
+    if data.val is not None:
+        return open_whole(data.val, "val", data.root, options)
+    return open_dataset(whole, "val", data.root, val_share=data.val_share, options=options)
 
 
 _OF_IMAGES = (
@@ -151,6 +170,7 @@ def _check_idle(config: Config, train: DataSet) -> None:
         "data.mix_alpha": ("data.mix none", data.mix == "none"),
         "data.mix_share": ("data.mix none", data.mix == "none"),
         "data.erase_fill": ("looks that leave no place empty", not (data.erase or fills(data.looks))),
+        "data.val_share": ("data.val, a set to validate on", data.val is not None),
         "data.smoothing": (f"method.type {method.kind}, which reads no labels", not method.reads_labels),
     }
     _refuse(idle, config)

@@ -30,7 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fastanc.files import make_folder, sweep, write_bytes
-from fastanc.pipelines.index.changes import digest_of, left_out, unchanged
+from fastanc.pipelines.index.changes import asked_of, base_of, digests_of, left_out, unchanged
+from fastanc.pipelines.index.class_map import read_class_map
 from fastanc.pipelines.index.class_numbers import few_of, number_labels, thin_classes
 from fastanc.pipelines.index.image_check import Look, look_at
 from fastanc.pipelines.index.labels import read_labels
@@ -41,6 +42,7 @@ from fastanc.pipelines.index.sources.listing import OUTSIDE
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import beside
+from fastanc.pipelines.source_options import PLAIN, SourceOptions
 
 __all__ = [
     "Index",
@@ -68,9 +70,11 @@ def rejected_path(out: Path) -> Path:
 
 
 def open_index(
-    source: Path, *, labels: Path | None = None, synsets: Path | None = None, renew: bool = False
+    source: Path, options: SourceOptions = PLAIN, *, found: SourceOptions = PLAIN, renew: bool = False
 ) -> Index:
     """Return a source's index, built at first use; of several processes one builds and the others wait.
+
+    `found` are files of labels that were not asked for: they count where the source has no labels of its own.
 
     One process of a machine lists the source again: raises ValueError where it is no longer what was indexed
     (`changes.unchanged`), or makes the index anew where `renew` says so. That is done, too, where labels have come
@@ -78,54 +82,58 @@ def open_index(
     """
     path = index_path(source)
     try:
-        if (found := _finished(path)) is None:
-            return build_index(source, labels=labels, synsets=synsets, keep=True)
-        index = found
+        if (finished := _finished(path)) is None:
+            return build_index(source, options, found=found, keep=True)
+        index = finished
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            index = unchanged(index, source, path)
+            index = unchanged(index, source, path, options)
     except ValueError:
         if not renew:
             raise
-        return build_index(source, labels=labels, synsets=synsets)
-    if labels is not None and index.labels is None:
-        return build_index(source, labels=labels, synsets=synsets)
+        return build_index(source, options, found=found)
+    if (options.labels or found.labels) is not None and index.labels is None:
+        return build_index(source, options, found=found)
     return index
 
 
 def build_index(
     source: Path,
+    options: SourceOptions = PLAIN,
     *,
+    found: SourceOptions = PLAIN,
     out: Path | None = None,
     workers: int | None = None,
     full: bool = False,
     progress: bool = True,
-    labels: Path | None = None,
-    synsets: Path | None = None,
     classes: Sequence[str] | None = None,
     keep: bool = False,
 ) -> Index:
-    """Read every image of a folder or tar once; write its index and the list of rejected files.
+    """Read every image of a source once; write its index and the list of rejected files.
 
     Killed at any moment, the next call goes on from the journal beside `out` (`index_path(source)`).
-    `full` decodes every image; `labels` and `synsets` are files for a flat source (see `labels.py`);
+    `options` says how the source is read, `found` where labels may lie that it lacks; `full` decodes every image;
     `classes` fixes the numbering; `keep` returns an index that another process finished in the meantime.
     """
     source, workers = Path(source), workers_of(workers)
     out = Path(out) if out is not None else index_path(source)
-    listing = list_source(source)
-    texts, remarks = _label_texts(listing, labels, synsets)
-    folders = listing.classes if labels is None else None
-    if labels is None:
+    listing = list_source(source, options)
+    if options.labels is None and not any(c.label is not None for c in listing.candidates):
+        options = replace(options, labels=found.labels, synsets=options.synsets or found.synsets)
+    texts, remarks = _label_texts(listing, options)
+    folders = listing.classes if options.labels is None else None
+    if options.labels is None:
         check_class_folders(source, listing)
+    if options.class_map is not None:
+        classes = read_class_map(options.class_map)
     numbers, classes = number_labels(texts, classes or folders, source)
     origin = Origin(
         stamp=listing.stamp,
         folders=listing.folders,
-        labels=None if labels is None else os.path.abspath(labels),
-        labels_digest=None if labels is None else digest_of(Path(labels)),
-        synsets=None if synsets is None or labels is None else os.path.abspath(synsets),
+        asked=asked_of(options),
+        texts=digests_of([*listing.texts, *filter(None, [options.labels, options.class_map])]),
+        base=base_of(source, listing.base),
         numbered=bool(texts) and isinstance(texts[0], int),
-        remarks=[*_passed(listing), *remarks],
+        remarks=[*_passed(listing), *listing.remarks, *remarks],
     )
     make_folder(out.parent)
     stamp = f"{listing.stamp} full={full} chunk={_CHUNK} {','.join(Look._fields)}"
@@ -166,13 +174,12 @@ def workers_of(given: int | None) -> int:
     return default_workers() if given is None else whole_number("workers", given, MOST_WORKERS)
 
 
-def _label_texts(
-    listing: Listing, labels: Path | None, synsets: Path | None
-) -> tuple[list[Label], list[str]]:
+def _label_texts(listing: Listing, options: SourceOptions) -> tuple[list[Label], list[str]]:
     """Return the label of every candidate, and what is to be said about the label file."""
-    if labels is None:
+    if options.labels is None:
         return [candidate.label for candidate in listing.candidates], []
-    found, remarks = read_labels(Path(labels), [c.name for c in listing.candidates], synsets)
+    names = [candidate.name for candidate in listing.candidates]
+    found, remarks = read_labels(options.labels, names, options.synsets)
     return list(found), remarks
 
 

@@ -10,11 +10,13 @@ and the same time is not seen.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import zlib
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +25,46 @@ from tqdm import tqdm
 from fastanc.pipelines.index.image_check import read_range
 from fastanc.pipelines.index.sources import Fact, facts_of, list_source, stamp_of
 from fastanc.pipelines.index.table import Index
+from fastanc.pipelines.source_options import PLAIN, SourceOptions
+from fastanc.pipelines.source_path import folder_of
 
 _THREADS = 8
 _PATIENCE_S = 2
 
 
-def digest_of(path: Path) -> str:
-    """Return what a label file holds, in a few hex digits; raises OSError."""
+def digests_of(paths: Iterable[Path]) -> list[list[str]]:
+    """Return [absolute path, digest of its bytes] of text files; raises OSError."""
+    return [[os.path.abspath(path), _digest_of(Path(path))] for path in paths]
+
+
+def _digest_of(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def unchanged(index: Index, source: Path, path: Path) -> Index:
+def asked_of(options: SourceOptions) -> dict[str, str]:
+    """Return what was said of a source beside its path, ready for JSON; files as absolute paths."""
+    said = {one.name: getattr(options, one.name) for one in fields(options)}
+    return {
+        name: os.path.abspath(value) if isinstance(value, Path) else value
+        for name, value in said.items()
+        if value is not None
+    }
+
+
+def base_of(source: Path, base: Path) -> str | None:
+    """Return the folder that images' paths are relative to, where that does not follow from the source."""
+    return None if os.path.abspath(base) == os.path.abspath(folder_of(source)) else os.path.abspath(base)
+
+
+def unchanged(index: Index, source: Path, path: Path, options: SourceOptions = PLAIN) -> Index:
     """Return the index `path` of a source that is as it was, with its files' new times where they alone differ.
 
-    Raises ValueError that names what was added, removed or replaced, and the command that makes the index anew.
+    What was asked for when it was made stays in force where `options` do not say otherwise. Raises ValueError that
+    names what was added, removed or replaced, or is asked for otherwise, and the command that makes the index anew.
     """
-    _check_labels(index, source)
-    facts, folders = facts_of(source)
+    _check_asked(index, source, options)
+    _check_texts(index, source)
+    facts, folders = facts_of(source, _options_then(index))
     stamp = stamp_of(facts, folders)
     if stamp == index.origin.stamp:
         return index
@@ -55,22 +80,43 @@ def unchanged(index: Index, source: Path, path: Path) -> Index:
     return _renewed(index, path, now, stamp)
 
 
-def command(index: Index, source: Path) -> str:
-    """Return the command line that makes an index anew."""
+def command(index: Index, source: Path, asked: Mapping[str, str] | None = None) -> str:
+    """Return the command line that makes an index anew, as it was asked for or as it is now."""
     words = ["fastanc", "index", "--refresh", str(source)]
-    for option, value in (("--labels", index.origin.labels), ("--synsets", index.origin.synsets)):
-        words += [option, value] if value else []
+    for option, value in (index.origin.asked if asked is None else asked).items():
+        words += [f"--{option}", value]
     return shlex.join(words)
 
 
-def _check_labels(index: Index, source: Path) -> None:
-    origin = index.origin
-    if origin.labels is None or not Path(origin.labels).is_file():  # what it said is in the index
-        return
-    if digest_of(Path(origin.labels)) != origin.labels_digest:
-        raise ValueError(
-            f"{origin.labels} changed since {source} was indexed with its labels: run `{command(index, source)}`"
-        )
+def _options_then(index: Index) -> SourceOptions:
+    asked = index.origin.asked
+    return SourceOptions(
+        **{name: value if name == "columns" else Path(value) for name, value in asked.items()}  # type: ignore[arg-type]
+    )
+
+
+def _check_asked(index: Index, source: Path, options: SourceOptions) -> None:
+    """Raise ValueError where an option names something else than what the index was made with."""
+    then, now = index.origin.asked, asked_of(options)
+    for name, value in now.items():
+        if name == "labels" and (index.labels is None or name not in then):
+            continue  # new labels are taken where there were none, and a set's own stay
+        if then.get(name) != value:
+            was = f"with {then[name]}" if name in then else "without"
+            raise ValueError(
+                f"{source} was indexed {was} as its {name}, and {value} is asked for: run"
+                f" `{command(index, source, {**then, **now})}`"
+            )
+
+
+def _check_texts(index: Index, source: Path) -> None:
+    for path, digest in index.origin.texts:
+        if (
+            Path(path).is_file() and _digest_of(Path(path)) != digest
+        ):  # one that is gone: what it said is in the index
+            raise ValueError(
+                f"{path} changed since {source} was indexed with its labels: run `{command(index, source)}`"
+            )
 
 
 def _facts_then(index: Index) -> dict[str, tuple[int, int]]:
@@ -141,8 +187,9 @@ def _replaced(index: Index, source: Path, touched: list[str]) -> list[str]:
 
 def _moved(index: Index, source: Path) -> list[str]:
     """Return the images that are no longer where they were in their tars, or have another label there."""
-    now = {c.name: c for c in list_source(source).candidates}
-    labels = None if index.labels is None or index.origin.labels else [index.classes[k] for k in index.labels]
+    now = {c.name: c for c in list_source(source, _options_then(index)).candidates}
+    own = index.labels is not None and "labels" not in index.origin.asked
+    labels = [index.classes[k] for k in index.labels] if index.labels is not None and own else None
 
     def stays(i: int, name: str, offset: int, length: int) -> bool:
         other = now.get(name)

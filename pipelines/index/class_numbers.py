@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fastanc.pipelines.index.sources import Label
+from fastanc.pipelines.index.table import Index
 
 _MOST_CLASSES, _NAMED = 1_000_000, 8
 
@@ -52,6 +56,42 @@ def _whole_numbers(
     if high >= len(names):
         raise ValueError(f"{source} has labels from {low} to {high}, not of {len(names)} classes")
     return np.array(labels, np.int64) - first, names[first:]
+
+
+def places_among(names: Sequence[str], classes: Sequence[str], are_numbers: bool) -> np.ndarray:
+    """Return the position of each of some classes among others' names, [K] int64; -1 where it has none.
+
+    Names are what counts; where the classes are numbers and the others are not, numbers are positions among them.
+    """
+    if are_numbers and not all(name.isdecimal() for name in names):
+        numbers = np.array([int(name) for name in classes], np.int64)
+        return np.where(numbers < len(names), numbers, -1)
+    position = {name: k for k, name in enumerate(names)}
+    whole = {int(name): k for k, name in enumerate(names) if name.isdecimal()}
+    alike = whole if len(whole) == len(names) else {}  # "07" is 7: pack writes numbers with leading zeros
+    return np.array(
+        [position.get(c, alike.get(int(c), -1) if c.isdecimal() else -1) for c in classes], np.int64
+    )
+
+
+def numbered_by(index: Index, names: list[str], where: Path) -> Index:
+    """Return an index with the classes of a class map, `where` it was read from; they are part of what the set is.
+
+    Raises ValueError that names a class with images which the map lacks.
+    """
+    if index.labels is None or index.classes == names:
+        return index
+    places = places_among(names, index.classes, index.numbered)
+    for k in np.unique(index.labels).tolist():
+        if places[k] < 0:
+            raise ValueError(
+                f"{index.source} has images of the class {index.classes[k]!r}, which is none of the {len(names)} in"
+                f" {where}: add it, or leave its images out"
+            )
+    labels = places[index.labels]
+    digest = hashlib.blake2b(index.fingerprint.encode() + labels.tobytes(), digest_size=16)
+    digest.update(json.dumps(names).encode())
+    return replace(index, labels=labels, classes=list(names), fingerprint=digest.hexdigest())
 
 
 def thin_classes(labels: np.ndarray | None, classes: Sequence[str], fewest: int = 1) -> list[str]:

@@ -28,6 +28,23 @@ _ORIENTATION = 0x0112
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+_SUFFIXES = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"BM": ".bmp",
+    b"GIF8": ".gif",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+
+
+def suffix_of(data: bytes) -> str | None:
+    """Return the usual suffix of an image file with this beginning; None for what is no image."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in _SUFFIXES.items() if data.startswith(start)), None)
+
+
 class Look(NamedTuple):
     """The result of looking at one image."""
 

@@ -3,7 +3,7 @@
 What is understood:
 
 * a table of columns, separated by commas, semicolons or tabs, with quotes where a word holds one. With a header, the
-  columns are found by their names (`_NAMES`, `_LABELS`); without one there are two, `NAME CLASS`;
+  columns are found by their names (`columns.py`); without one there are two, `NAME CLASS`;
 * lines `NAME CLASS` separated by blanks (Caffe's `val.txt`): the name is that of an image, the rest is the class;
 * the `mv NAME CLASS/` lines of `valprep.sh`; Kaggle's `LOC_val_solution.csv`, whose first word is the class;
 * `CLASS` alone, one line per image in the order of the sorted names, such as
@@ -25,22 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fastanc.pipelines.index.columns import BOXES, LABELS, NAMES, bare, column_of
 from fastanc.pipelines.missing_labels import is_missing
 
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")  # negative ones are refused where classes are numbered
 _FLOAT = re.compile(r"(-?[0-9]{1,15})\.0+")  # how pandas writes whole numbers of a column with gaps
-_NAME_WORDS = (
-    "image file filename path filepath imagepath imagename imagefile imagefilename imagefilepath imageid img imgname"
-    " imgpath imgfile imgid id fname name key photo picture images files filenames paths relativepath relpath"
-)
-_LABEL_WORDS = (
-    "label class target category classname labelname categoryname classlabel classid labelid categoryid labels"
-    " classes targets categories species breed synset wnid groundtruth y predictionstring"
-)
-_NAMES, _LABELS = _NAME_WORDS.split(), _LABEL_WORDS.split()
-"""Headers as `_bare` leaves them; the surest first."""
 _DELIMITERS = "\t;,"
 
 
@@ -52,14 +43,15 @@ class _Row(NamedTuple):
 
 
 def read_labels(
-    path: Path, names: Sequence[str], synsets: Path | None = None
+    path: Path, names: Sequence[str], synsets: Path | None = None, *, data: bytes | None = None
 ) -> tuple[list[str | int], list[str]]:
     """Return one label for every name (sorted), text or class numbers, and sentences on lines that went unused.
 
-    Raises ValueError where the file does not cover the names, contradicts itself, cannot be understood, or holds
+    `data` is what the file holds where it lies inside of another one; `path` is then for messages alone. Raises
+    ValueError where the file does not cover the names, contradicts itself, cannot be understood, or holds
     ILSVRC2012_IDs and `synsets` is None; OSError where it cannot be read.
     """
-    lines = [(k, line) for k, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+    lines = [(k, line) for k, line in enumerate(text_of(path, data).splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty: give a line NAME,CLASS for every image")
     moved = [_Row(k, _words(line)[1:]) for k, line in lines if re.match(r"\s*mv\s", line)]
@@ -71,14 +63,14 @@ def read_labels(
         table = _table(path, lines)
         rows = _columns(path, table) if table else _by_blanks(path, lines, names)
     if any(len(row.cells) == 1 for row in rows):
-        _check_filled(path, [(k, line.strip(), "") for k, line in lines])
-        return _numbers(_in_order(path, [" ".join(line.split()) for _, line in lines], names, synsets)), []
+        check_filled(path, [(k, line.strip(), "") for k, line in lines])
+        return as_numbers(_in_order(path, [" ".join(line.split()) for _, line in lines], names, synsets)), []
     found, remarks = _by_name(path, rows, names)
-    return _numbers(found), remarks
+    return as_numbers(found), remarks
 
 
-def _check_filled(path: Path, labels: Sequence[tuple[int, str, str]]) -> None:
-    """Raise ValueError for the first (line, label, of what) that has no class."""
+def check_filled(path: Path, labels: Sequence[tuple[int, str, str]]) -> None:
+    """Raise ValueError for the first (line, label, of what) of a file of labels that has no class."""
     empty = [row for row in labels if is_missing(row[1])]
     if empty and len(empty) == len(labels):
         raise ValueError(f"{path} has no class in any line: give no file of labels for unlabelled images")
@@ -90,8 +82,9 @@ def _check_filled(path: Path, labels: Sequence[tuple[int, str, str]]) -> None:
         )
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+def text_of(path: Path, data: bytes | None = None) -> str:
+    """Return a text in UTF-8, or in UTF-16 with a mark at its start; raises ValueError for any other file."""
+    data = path.read_bytes() if data is None else data
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
@@ -126,13 +119,11 @@ def _table(path: Path, lines: list[tuple[int, str]]) -> list[_Row]:
 
 def _columns(path: Path, rows: list[_Row]) -> list[_Row]:
     """Rows of (name, label): the columns that a header names, or the two that there are."""
-    head = [_bare(cell) for cell in rows[0].cells]
-    name, label = (
-        next((head.index(word) for word in words if word in head), None) for words in (_NAMES, _LABELS)
-    )
+    head = rows[0].cells
+    name, label = column_of(head, NAMES), column_of(head, LABELS)
     if name is not None and label is not None:
         rows = rows[1:]
-        if head[label] == "predictionstring":  # Kaggle's: the class, then a box
+        if bare(head[label]) == BOXES:  # Kaggle's: the class, then a box
             rows = [
                 row._replace(cells=[*row.cells[:label], row.cells[label].partition(" ")[0]]) for row in rows
             ]
@@ -144,11 +135,6 @@ def _columns(path: Path, rows: list[_Row]) -> list[_Row]:
             f" call them image and label (it has {', '.join(rows[0].cells)})"
         )
     return [_Row(row.line, [row.cells[name], row.cells[label]]) for row in rows]
-
-
-def _bare(header: str) -> str:
-    """A column's header as it is compared: `Image_ID`, `image id` and `ImageId` are one."""
-    return re.sub(r"[\W_]+", "", header.lower())
 
 
 def _by_blanks(path: Path, lines: list[tuple[int, str]], names: Sequence[str]) -> list[_Row]:
@@ -187,7 +173,7 @@ def _words(line: str) -> list[str]:
 
 def _in_order(path: Path, labels: list[str], names: Sequence[str], synsets: Path | None) -> list[str]:
     """The labels of a file that has one a line, without names."""
-    if len(labels) == len(names) + 1 and _bare(labels[0]) in _LABELS:
+    if len(labels) == len(names) + 1 and bare(labels[0]) in LABELS:
         labels = labels[1:]
     if len(labels) != len(names):
         raise ValueError(
@@ -234,7 +220,7 @@ def _one(key: str, name: str) -> bool:
 def _by_name(path: Path, rows: list[_Row], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The label of every name, and what is to be said of the others."""
     suffixes = {os.path.splitext(name)[1].lower() for name in names}
-    _check_filled(path, [(line, label, f" for {name}") for line, (name, label) in rows])
+    check_filled(path, [(line, label, f" for {name}") for line, (name, label) in rows])
     labels, lines = dict[str, str](), dict[str, int]()
     for line, (name, label) in rows:
         if labels.setdefault(_plain(name), label) != label:
@@ -270,8 +256,8 @@ def _by_name(path: Path, rows: list[_Row], names: Sequence[str]) -> tuple[list[s
     return [found[name] for name in names], [remark] if unused else []
 
 
-def _numbers(labels: list[str]) -> list[str | int]:
-    """Labels as class numbers where all of them are."""
+def as_numbers(labels: Sequence[str]) -> list[str | int]:
+    """Return labels as class numbers where all of them are."""
     whole = [_FLOAT.sub(r"\1", label) for label in labels]
     if all(_INTEGER.fullmatch(label) for label in whole):
         return [int(label) for label in whole]
@@ -281,7 +267,7 @@ def _numbers(labels: list[str]) -> list[str | int]:
 def read_synsets(path: Path) -> dict[int, str]:
     """Return ILSVRC2012_ID -> WordNet id from lines that hold both, the id first."""
     wordnet: dict[int, str] = {}
-    for line in _text(path).splitlines():
+    for line in text_of(path).splitlines():
         number, found = re.match(r"\s*([0-9]{1,9})", line), _WORDNET_ID.search(line)
         if number and found:
             wordnet[int(number[1])] = found[0]

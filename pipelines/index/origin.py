@@ -21,12 +21,12 @@ class Origin:
     """Class folders, empty ones too; None where the labels are not folders."""
     left_out: list[list] = field(default_factory=list)
     """[name, bytes, mtime in ns] of the files of a tree that were rejected."""
-    labels: str | None = None
-    """Absolute path of the label file."""
-    labels_digest: str | None = None
-    """Digest of the label file's bytes."""
-    synsets: str | None = None
-    """Absolute path of the file of ILSVRC2012_IDs."""
+    asked: dict[str, str] = field(default_factory=dict)
+    """What was said beside the source's path: a field of SourceOptions -> its value, files as absolute paths."""
+    texts: list[list[str]] = field(default_factory=list)
+    """[absolute path, digest] of every file that said names or labels."""
+    base: str | None = None
+    """The folder that the images' paths are relative to, where that does not follow from the source."""
     numbered: bool = False
     """Whether the labels were whole numbers, not names."""
     remarks: list[str] = field(default_factory=list)

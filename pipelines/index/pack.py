@@ -1,21 +1,25 @@
-"""Shrinking a set's large images once, into one plain tar, since every view decodes its image anew."""
+"""A set as one plain tar that says its classes itself, its large images made smaller once where that is asked for.
+
+Every view would decode them anew. What cannot be read in place is streamed into such a tar (`pack_stream`).
+"""
 
 from __future__ import annotations
 
-import io
-import json
+import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import PIL
-from PIL import Image
 from tqdm import tqdm
 
-from fastanc.files import make_folder, named, put, sweep, write_text
+from fastanc.files import make_folder, put, sweep
 from fastanc.pipelines.index.build import (
     Index,
     build_index,
@@ -25,11 +29,16 @@ from fastanc.pipelines.index.build import (
     workers_of,
     write_rejected,
 )
+from fastanc.pipelines.index.class_folders import CLASSES, class_folders, classes_member, say_themselves
 from fastanc.pipelines.index.image_check import read_range
 from fastanc.pipelines.index.limits import BEST_QUALITY, LARGEST_SIDE, whole_number
-from fastanc.pipelines.index.sources import order_key
+from fastanc.pipelines.index.pack_stream import Streamed, pack_stream
+from fastanc.pipelines.index.part_file import PartFile, check_free, note_of
+from fastanc.pipelines.index.shrink import smaller
+from fastanc.pipelines.index.sources import IMAGE_SUFFIXES, PackFirst, order_key
 from fastanc.pipelines.index.workers import in_order, locked
-from fastanc.pipelines.tar_file import BLOCK, END_MARK, member_bytes, walk
+from fastanc.pipelines.source_options import PLAIN, SourceOptions
+from fastanc.pipelines.tar_file import member_bytes
 
 _CHUNK = 32
 
@@ -70,154 +79,148 @@ class _Task(NamedTuple):
 def pack(
     source: Path,
     out: Path,
+    options: SourceOptions = PLAIN,
     *,
-    short_side: int = 256,
+    short_side: int | None = None,
     quality: int = 90,
     workers: int | None = None,
     progress: bool = True,
-) -> Packed:
-    """Write every image of a folder or tar into the tar `out`, in the index's order, and index it.
+) -> Packed | Streamed:
+    """Write every image of a source into the tar `out`, in the index's order, and index it.
 
-    Images whose shorter side is above `short_side` px are resized to it (Lanczos, EXIF not applied) and
-    written as JPEG under the same name; the others keep their bytes. Labels become class folders, so that the
-    tar says them itself. Killed at any moment, the next call goes on from `out`.part. Raises FileExistsError
-    where `out` exists, ValueError where a number is out of its range, a file changed since it was indexed, or no
-    image decodes; neither leaves anything behind.
+    Images keep their bytes; with `short_side` those whose shorter side is larger are resized to it, px (Lanczos, EXIF
+    not applied), and written as JPEG under the same name. Labels become class folders, so that the tar says them
+    itself. A source that cannot be read in place is streamed (`pack_stream`). Killed at any moment, the next call
+    goes on from `out`.part. Raises FileExistsError where `out` exists, ValueError where a number is out of its range,
+    a file changed since it was indexed, or no image decodes; neither leaves anything behind.
     """
     source, out, workers = Path(source), Path(out), workers_of(workers)
-    short_side = whole_number("short_side", short_side, LARGEST_SIDE)
+    if short_side is not None:
+        short_side = whole_number("short_side", short_side, LARGEST_SIDE)
     quality = whole_number("quality", quality, BEST_QUALITY)
-    part = out.with_name(f"{out.name}.part")
-    note = _identity_path(part)
-    if not note.exists():
-        _check_free(out)
-    index = open_index(source)
+    if not note_of(out).exists():
+        check_free(out)
+    try:
+        index = open_index(source, options)
+    except PackFirst:
+        return pack_stream(
+            source, out, options, short_side=short_side, quality=quality, workers=workers, progress=progress
+        )
+    return _pack_index(index, out, short_side, quality, workers, progress)
+
+
+def _pack_index(
+    index: Index, out: Path, short_side: int | None, quality: int, workers: int, progress: bool
+) -> Packed:
     names, rows = _members(index)
+    said = _classes_said(index)
     make_folder(out.parent)
     with locked(out.with_name(f"{out.name}.lock")):
         identity = _identity(index, short_side, quality)
-        # Killed after the tar had its name: nothing but its index is missing.
-        written = out.exists() and not part.exists() and _said(note) == identity
+        part = PartFile(out, identity)
+        written = part.is_written()  # killed after the tar had its name: nothing but its index is missing
         if not written:
-            _check_free(out)
-        sweep(out.parent, note.name)
-        done = len(names) if written else _resume(part, identity, names)
-        shrink = partial(_shrink, short_side=short_side, quality=quality)
-        tasks = _tasks(index, names, rows, done, short_side)
-        members = in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1)
+            check_free(out)
+        sweep(out.parent, part.note.name)
         try:
-            with tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar:
-                if not written:
-                    _append(part, members, bar)
             if not written:
-                put(part, out)
-            classes = class_folders(index) if index.labels is not None else None
-            packed = build_index(out, classes=classes, workers=workers, progress=progress)
+                _write(index, part, names, rows, said, short_side, quality, workers, progress)
+                put(part.part, out)
+            packed = build_index(out, workers=workers, progress=progress)
         except ValueError:  # nothing to go on from: it takes another source
-            for path in (part, out, note):
-                path.unlink(missing_ok=True)
+            part.drop()
             raise
-        note.unlink()
+        part.note.unlink()
     lost = set(names).difference(packed.name(i) for i in range(len(packed)))
     if lost:
         write_rejected(rejected_path(index_path(out)), [(name, "does not decode") for name in sorted(lost)])
-    shrunk = int((index.sizes.min(1) > short_side).sum()) - len(lost)
+    large = 0 if short_side is None else int((index.sizes.min(1) > short_side).sum())
+    shrunk = large - len(lost)
     return Packed(packed, int(index.lengths.sum()), out.stat().st_size, shrunk, len(lost))
 
 
-def _append(part: Path, members: Iterator[tuple[bytes, int]], bar: tqdm) -> None:
-    """Write the members of a tar that are still missing, and its end; ValueError where it would hold none."""
-    with named(part), open(part, "ab") as tar:
-        for data, count in members:
-            tar.write(data)
-            tar.flush()
-            bar.update(count)
-        if not tar.tell():
-            raise ValueError(f"{part.stem} would be empty, no image of the set decodes: get the set again")
-        tar.write(END_MARK)
+def _write(
+    index: Index,
+    part: PartFile,
+    names: list[str],
+    rows: list[int],
+    said: bytes | None,
+    short_side: int | None,
+    quality: int,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Write the members that the part lacks; what it says of the classes comes first."""
+    position = {name: k + 1 for k, name in enumerate(names)}
+    there = part.resume()
+    done = position.get(there[-1], 0) if there else 0
+    tasks = _tasks(index, names, rows, done, short_side)
+    shrink = partial(_shrink, short_side=short_side or 0, quality=quality)
+    members = in_order(shrink, tasks, workers if len(names) - done > 2 * _CHUNK else 1)
+    head = [] if said is None or there else [(member_bytes(CLASSES, said), 0)]
+    with tqdm(total=len(names), initial=done, unit="img", desc="pack", disable=not progress) as bar:
+        part.append(chain(head, members), bar)
 
 
-def _check_free(out: Path) -> None:
-    if out.exists():
-        raise FileExistsError(f"{out} exists: remove it first, or choose another name")
-
-
-def class_folders(index: Index) -> list[str]:
-    """Return the folder of every class: its name; numbers get leading zeros, so that their order stays."""
-    if index.classes == [str(k) for k in range(len(index.classes))]:
-        return [name.zfill(len(index.classes[-1])) for name in index.classes]
-    return index.classes
+def _classes_said(index: Index) -> bytes | None:
+    """What a tar must say of the classes, where its folders alone would give other ones."""
+    if index.labels is None:
+        return None
+    folders = class_folders(index.classes)
+    if say_themselves(index.classes, folders, len(np.unique(index.labels))):
+        return None
+    return classes_member(index.classes, folders)
 
 
 def _members(index: Index) -> tuple[list[str], list[int]]:
     """Return the names in the new tar, in order, and the image numbers they come from."""
-    names = [index.name(i) for i in range(len(index))]
+    names = [_with_suffix(index, i, name) for i, name in enumerate(index.names())]
     if index.labels is None:
         names = [name.replace("/", "_") for name in names]
     else:
-        folders = class_folders(index)
+        folders = class_folders(index.classes)
         tops = [folders[label] for label in index.labels.tolist()]
         names = [
             name if name.startswith(f"{top}/") else f"{top}/{name.replace('/', '_')}"
             for name, top in zip(names, tops)
         ]
+    taken = Counter(names)
+    if len(taken) < len(names):  # of paths that differ in a slash alone
+        names = [
+            name if taken[name] == 1 else f"-{i}".join(os.path.splitext(name)) for i, name in enumerate(names)
+        ]
     rows = sorted(range(len(names)), key=lambda i: order_key(names[i]))
     return [names[i] for i in rows], rows
 
 
+def _with_suffix(index: Index, i: int, name: str) -> str:
+    """A name that ends as an image's; rows of tables have names without."""
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return name
+    kind = index.note(i).partition(" ")[0].lower()
+    return f"{name}.{kind if kind in ('png', 'bmp', 'webp') else 'jpg'}"
+
+
 def _tasks(
-    index: Index, names: list[str], rows: list[int], done: int, short_side: int
+    index: Index, names: list[str], rows: list[int], done: int, short_side: int | None
 ) -> Iterator[list[_Task]]:
-    big = index.sizes.min(1) > short_side
+    big = index.sizes.min(1) > (LARGEST_SIDE if short_side is None else short_side)
     for start in range(done, len(names), _CHUNK):
         numbers = rows[start : start + _CHUNK]
         yield [
-            _Task(name, place, int(index.crc32[i]), bool(big[i]))
+            _Task(name, place, int(index.crc32[i]), short_side is not None and bool(big[i]))
             for name, place, i in zip(names[start:], index.places(numbers), numbers)
         ]
 
 
-def _identity(index: Index, short_side: int, quality: int) -> dict[str, object]:
+def _identity(index: Index, short_side: int | None, quality: int) -> dict[str, object]:
     return {
         "source": index.fingerprint,
+        "classes": index.classes,
         "short_side": short_side,
         "quality": quality,
         "pillow": PIL.__version__,
     }
-
-
-def _identity_path(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _resume(part: Path, identity: dict[str, object], names: list[str]) -> int:
-    """Cut the part file back to its whole members; return how many of `names` are behind us.
-
-    A part file of another source or other settings is begun anew.
-    """
-    note = _identity_path(part)
-    end, done = 0, 0
-    if part.exists() and _said(note) == identity:
-        position = {name: k for k, name in enumerate(names)}
-        previous = 0
-        try:
-            for member in walk(part):  # the last member may lack its padding, so it is written again
-                end, done = previous, position[member.name]
-                previous = member.offset + -(-member.length // BLOCK) * BLOCK
-        except ValueError:
-            pass  # no end mark: the pack was killed
-    with open(part, "ab") as tar:
-        tar.truncate(end)
-    if not end:  # last, so that no other source's members ever stand under this note
-        write_text(note, json.dumps(identity))
-    return done
-
-
-def _said(note: Path) -> object:
-    try:
-        return json.loads(note.read_text())
-    except (OSError, ValueError):  # none, or one that a kill cut off
-        return None
 
 
 def _shrink(tasks: list[_Task], short_side: int, quality: int) -> tuple[bytes, int]:
@@ -232,19 +235,8 @@ def _shrink(tasks: list[_Task], short_side: int, quality: int) -> tuple[bytes, i
             raise ValueError(f"{task.place[0]} changed since it was indexed ({task.name}): index it again")
         if task.shrink:
             try:
-                data = _smaller(data, short_side, quality)
+                data = smaller(data, short_side, quality)
             except Exception:  # damage inside the file, which only decoding finds
                 continue
         members.append(member_bytes(task.name, data))
     return b"".join(members), len(tasks)
-
-
-def _smaller(data: bytes, short_side: int, quality: int) -> bytes:
-    image: Image.Image = Image.open(io.BytesIO(data))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    scale = short_side / min(image.size)
-    size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
-    file = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=quality)
-    return file.getvalue()

@@ -24,6 +24,7 @@ import numpy as np
 
 from fastanc.files import written
 from fastanc.pipelines.index.origin import Origin, OtherFormat, origin_of
+from fastanc.pipelines.source_path import folder_of, is_there
 
 MAGIC = b"FANCIDX2"
 _HEAD = struct.Struct("<8sQQ")
@@ -54,7 +55,7 @@ class Index:
     """The table of a data set of N images, ordered by class folder, folder and file name."""
 
     source: Path
-    """The folder or tar it was made from."""
+    """The folder or file it was made from, or a folder inside of an archive."""
     sizes: np.ndarray
     """[N, 2] int32 (width, height) in pixels, unrotated."""
     labels: np.ndarray | None
@@ -65,11 +66,11 @@ class Index:
     lengths: np.ndarray
     """[N] int64 bytes."""
     offsets: np.ndarray | None
-    """[N] int64 bytes into the tar; None for a tree, where every image is a file."""
+    """[N] int64 bytes into the file that holds it; None where every image is a file."""
     file_numbers: np.ndarray | None
-    """[N] int32 positions in `files`; None for a tree."""
+    """[N] int32 positions in `files`; None where every image is a file."""
     files: list[tuple[str, int]] | None
-    """(path relative to the source's folder, bytes) of every tar; None for a tree."""
+    """(path relative to the source's folder, bytes) of every file of images; None where every image is a file."""
     note_numbers: np.ndarray
     """[N] uint16 positions in `notes`."""
     notes: list[str]
@@ -117,7 +118,7 @@ class Index:
 
     @cached_property
     def _base(self) -> str:
-        return f"{os.path.abspath(self.source if self.source.is_dir() else self.source.parent)}/"
+        return f"{self.origin.base or os.path.abspath(folder_of(self.source))}/"
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -128,7 +129,8 @@ class Index:
         rows = np.asarray(list(indices), np.int64)
         lengths = self.lengths[rows].tolist()
         if self.offsets is None or self.file_numbers is None:
-            return [(self._base + name, 0, length) for name, length in zip(self._names(rows), lengths)]
+            names = self._names(rows)
+            return [(n if n[0] == "/" else self._base + n, 0, length) for n, length in zip(names, lengths)]
         paths = [self._paths[number] for number in self.file_numbers[rows].tolist()]
         return list(zip(paths, self.offsets[rows].tolist(), lengths))
 
@@ -153,7 +155,7 @@ class Index:
             file_numbers=None if self.file_numbers is None else self.file_numbers[rows],
             files=self.files,
             notes=[self.note(i) for i in rows],
-            origin=Origin(numbered=self.origin.numbered, remarks=self.origin.remarks),
+            origin=Origin(numbered=self.origin.numbered, remarks=self.origin.remarks, base=self.origin.base),
         )
 
     def save(self, path: Path) -> None:
@@ -235,7 +237,7 @@ class Index:
         absolute, relative = header["source"]
         beside = Path(os.path.normpath(path.absolute().parent / relative))
         return cls(
-            source=beside if beside.exists() else Path(absolute),
+            source=beside if is_there(beside) else Path(absolute),
             classes=header["classes"],
             files=None if header["files"] is None else [(name, size) for name, size in header["files"]],
             notes=header["notes"],

@@ -1,8 +1,9 @@
-"""Files that hold no images which could be read in place: what each is, and what to do with it."""
+"""Which files hold images that are read in place; of every other kind what it is, and what to do with it."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,25 +15,24 @@ Kind = tuple[str, str]
 """What a file is, and what to do with it."""
 
 _UNPACK = "unpack it, and give the folder"
-_PLAIN = "decompress it, images are read in place from a plain tar"
+_PACK = "{pack} makes a plain tar of it once, from which images are read in place"
 _OWN = "read it by a torch data set of your own (docs/input.md, Your own data)"
 _ONE = ("one image", "give the folder that it lies in")
-_ZIP, _7Z, _RAR = ((f"a {kind} archive", _UNPACK) for kind in ("zip", "7z", "rar"))
+_7Z, _RAR = ((f"a {kind} archive", _UNPACK) for kind in ("7z", "rar"))
 _GZIP, _BZIP2, _XZ, _ZSTD, _LZ4 = (
-    (f"compressed ({kind})", _PLAIN) for kind in ("gzip", "bzip2", "xz", "zstd", "lz4")
+    (f"compressed ({kind})", _PACK) for kind in ("gzip", "bzip2", "xz", "zstd", "lz4")
 )
-_PARQUET, _ARROW, _HDF5 = ("a parquet file", _OWN), ("an Arrow file", _OWN), ("an HDF5 file", _OWN)
-_MATLAB, _SQLITE, _LMDB = ("a MATLAB file", _OWN), ("an SQLite database", _OWN), ("an LMDB database", _OWN)
+_COMPRESSED = {"gzip": _GZIP, "bzip2": _BZIP2, "xz": _XZ, "zstd": _ZSTD, "lz4": _LZ4}
+_ARROW, _HDF5 = ("an Arrow file", _OWN), ("an HDF5 file", _OWN)
+_MATLAB, _SQLITE, _LMDB = ("a MATLAB file", _OWN), ("an SQLite database", _OWN), ("an LMDB database", _PACK)
 _NUMPY = ("a NumPy array", "load it, and give fastanc.compress the array")
 _PDF = ("a PDF", "give a folder of images")
 _WEIGHTS = ("a file of weights", "give a folder of images or a tar as the data set")
 _VIDEO = ("a video", "give a folder of its frames")
 _MAGICS: tuple[tuple[bytes, Kind], ...] = (
-    (b"PK\x03\x04", _ZIP),
     (b"PK\x05\x06", ("an empty zip archive", "get it again")),
     (b"7z\xbc\xaf\x27\x1c", _7Z),
     (b"Rar!", _RAR),
-    (b"PAR1", _PARQUET),
     (b"ARROW1", _ARROW),
     (b"FEA1", ("an Arrow file (feather)", _OWN)),
     (b"\xff\xff\xff\xff", ("an Arrow stream", _OWN)),
@@ -56,14 +56,22 @@ _MAGICS: tuple[tuple[bytes, Kind], ...] = (
         ("the pointer that Git LFS leaves", "run `git lfs pull` where it comes from"),
     ),
 )
-_TEXT = ("a text file", "give the folder or tar of the images, and it by `fastanc index --labels`")
+_TEXT = ("a text file", "give the folder or file of the images, and it by `fastanc index --labels`")
+READABLE = ("tar", "zip", "parquet", "list")
+"""What single files are read: the names of the modules that do."""
+_NAMES = {"tar": "a tar", "zip": "a zip", "parquet": "a parquet file", "list": "a text file"}
+_SUFFIX_KINDS = {
+    ".tar": "tar",
+    ".zip": "zip",
+    ".parquet": "parquet",
+    **dict.fromkeys((".csv", ".tsv", ".psv", ".jsonl", ".ndjson", ".json", ".txt", ".lst"), "list"),
+}
 _SUFFIXES: dict[str, Kind] = {
     ".npz": ("NumPy arrays", "load them, and give fastanc.compress the pair (images, labels)"),
     ".npy": _NUMPY,
     **dict.fromkeys((".mdb", ".lmdb"), _LMDB),
     **dict.fromkeys((".h5", ".hdf5", ".he5"), _HDF5),
     ".mat": _MATLAB,
-    ".parquet": _PARQUET,
     **dict.fromkeys((".arrow", ".feather"), _ARROW),
     **dict.fromkeys((".sqlite", ".sqlite3"), _SQLITE),
     **dict.fromkeys((".tfrecord", ".tfrecords"), ("a TFRecord file", _OWN)),
@@ -72,7 +80,6 @@ _SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".pkl", ".pickle"), ("a pickle", _OWN)),
     **dict.fromkeys((".pt", ".pth"), ("a torch file", _OWN)),
     **dict.fromkeys((".safetensors", ".onnx", ".ckpt"), _WEIGHTS),
-    ".zip": _ZIP,
     ".7z": _7Z,
     ".rar": _RAR,
     **dict.fromkeys((".gz", ".tgz"), _GZIP),
@@ -84,19 +91,44 @@ _SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), _VIDEO),
     ".py": ("a Python file", "name it by --plugin, and the data set that it registers by --data.name"),
     **dict.fromkeys(IMAGE_SUFFIXES, _ONE),
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml"), _TEXT),
+    **dict.fromkeys((".xml", ".yaml", ".yml"), _TEXT),
     **dict.fromkeys((".md", ".html", ".ipynb", ".log"), _TEXT),
 }
 _UNKNOWN = (
-    "no tar and no other kind of file that is known",
-    "give a folder of images or an uncompressed tar",
+    "no kind of file that is known",
+    "give a folder of images, a tar, a zip, parquet, or a list of paths",
 )
 _BROKEN = ("no tar (it does not begin with a header)", "get it again, or give a folder of images")
 _LMDB_MARK = b"\xde\xc0\xef\xbe"
 
 
+def kind_of(path: Path) -> str | None:
+    """Return which of READABLE a file is, whole or not, by its first bytes and else by its name; None for another.
+
+    Raises OSError where it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return None
+    suffix = os.path.splitext(path.name)[1].lower()
+    with open(path, "rb") as file:
+        head = file.read(BLOCK)
+    if is_header(head) or head[257:262] == b"ustar":
+        return "tar"
+    if head.startswith(b"PK\x03\x04") and suffix != ".npz":
+        return "zip"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if any(head.startswith(magic) for magic, _ in _MAGICS):
+        return None
+    if not head.strip(b"\0") and len(head) == BLOCK and suffix not in _SUFFIXES:  # an empty tar
+        return "tar"
+    kind = _SUFFIX_KINDS.get(suffix)
+    return None if kind == "tar" else kind
+
+
 def other_kind(path: Path) -> Kind | None:
-    """Return what a file is that is no tar, and what to do with it; None for a tar, whole or not.
+    """Return what a file is that holds no images to be read in place, and what to do with it; None where it may.
 
     Raises OSError where it cannot be read.
     """
@@ -105,11 +137,16 @@ def other_kind(path: Path) -> Kind | None:
         return "neither a folder nor a file", "give a folder of images or a tar"
     if not status.st_size:
         return "empty", "get it again"
+    if kind_of(path) is not None:
+        return None
     suffix = os.path.splitext(path.name)[1].lower()
     with open(path, "rb") as file:
         head = file.read(BLOCK)
-    if is_header(head) or head[257:262] == b"ustar":
-        return None
+    what, advice = _other(head, suffix)
+    return what, advice.format(pack=pack_command(path))
+
+
+def _other(head: bytes, suffix: str) -> Kind:
     if suffix == ".npz":
         return _SUFFIXES[suffix]
     for magic, kind in _MAGICS:
@@ -119,23 +156,49 @@ def other_kind(path: Path) -> Kind | None:
         return _LMDB
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
-    if not head.strip(b"\0") and len(head) == BLOCK:  # an empty tar
-        return None
     return _BROKEN if suffix == ".tar" else _UNKNOWN
+
+
+def pack_command(path: Path) -> str:
+    """Return the command that makes a tar of a source which cannot be read in place."""
+    name = path.name.replace("*", "all")
+    for suffix in (*_SUFFIXES, *_SUFFIX_KINDS, ".tar"):
+        name = name.removesuffix(suffix)
+    return f"`{shlex.join(['fastanc', 'pack', str(path), f'{name}.packed.tar'])}`"
+
+
+class PackFirst(ValueError):
+    """A source of a known kind whose images cannot be read in place: `pack` makes a tar of it."""
+
+
+def pack_first(path: Path, what: str) -> PackFirst:
+    """Return the error about a source whose images cannot be read in place."""
+    return PackFirst(f"{path} is {what}: {_PACK.format(pack=pack_command(path))}")
+
+
+def compression_of(path: Path) -> str | None:
+    """Return by what a file is compressed, gzip or another; None where it is not."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    found = next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
+    return next((name for name, kind in _COMPRESSED.items() if kind is found), None)
 
 
 def no_images(folder: Path) -> ValueError:
     """Return the error about a folder without images, which names a file of another kind that may hold them."""
     text = ""
     for path, _ in zip(_files(folder), range(_MOST)):
-        kind = other_kind(path) if path.exists() else ("a broken link", "correct it")
-        what, advice = kind or ("a tar", "give it, or the folder that it lies in")
+        other = other_kind(path) if path.exists() else ("a broken link", "correct it")
+        name = kind_of(path) if other is None else None
+        what, advice = other or (_NAMES[name or "tar"], "give it, or the folder that it lies in")
+        if name == "list":
+            advice = f"give it where it lists paths of images, else {_TEXT[1]}"
         said = f"{folder} holds no images, but {path} is {what}: {advice}"
-        if kind is _TEXT:
+        if name == "list" or other is not None and other[0] == _TEXT[0]:
             text = text or said
-        elif kind is not _UNKNOWN:
+        elif other is None or other[0] != _UNKNOWN[0]:
             return ValueError(said)
-    return ValueError(text or f"{folder} holds no images: give a folder or an uncompressed tar of JPEG files")
+    return ValueError(text or f"{folder} holds no images: {_UNKNOWN[1]}")
 
 
 _MOST = 1000  # files: of a folder of other things, a look is enough

@@ -13,6 +13,7 @@ from fastanc.pipelines.index.sources.listing import (
     Candidate,
     Fact,
     Listing,
+    Source,
     by_class_folder,
     is_rubbish_folder,
     order_key,
@@ -80,11 +81,13 @@ def tree_facts(source: Path, passed: set[str]) -> tuple[list[Fact], list[str] | 
     return facts, folders if any("/" in name for name, length, _ in facts if length >= 0) else None
 
 
-def list_tree(source: Path) -> Listing:
+def list_tree(source: Source) -> Listing:
     """Return what a folder of images, or of class folders, holds."""
     passed: set[str] = set()
-    facts, folders = tree_facts(source, passed)
+    facts, folders = tree_facts(source.base, passed)
     rejected = [(name, "cannot be read (a broken link)") for name, length, _ in facts if length < 0]
     candidates = [Candidate(name, -1, 0, length, None) for name, length, _ in facts if length >= 0]
     candidates = by_class_folder(candidates, rejected)
-    return Listing(source, None, candidates, folders, rejected, facts, passed)
+    return Listing(
+        source.base, None, candidates, folders, rejected, facts, passed, by_folder=folders is not None
+    )
