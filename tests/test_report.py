@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,6 +19,7 @@ import pytest
 from fastanc.cli import main
 from fastanc.jobs import report
 from fastanc.jobs.report import summary_table, write_csv, write_report
+from fastanc.training.folder import Owner, owner_of
 
 pytest.importorskip("matplotlib")
 
@@ -233,6 +236,72 @@ def test_same_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     assert page.texts["td"][:: len(CELLS) + 1] == ["first/anc", "second/anc"]
 
 
+def test_same_names_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name / "runs" / "kd", {"name": "kd"}) for name in ("first", "second")]
+    labels = [line.split()[0] for line in summary_table(folders).splitlines()[2:]]
+    assert labels == [str(folder.resolve()) for folder in folders]
+
+
+OTHER = {**SUMMARY, "name": "odd"}
+ODD = {
+    "null": ("summary.json", json.dumps({**OTHER, "val": None, "best": None})),
+    "nan": ("summary.json", json.dumps({**OTHER, "wall_s": float("nan"), "macs": float("inf")})),
+    "words": ("summary.json", json.dumps({**OTHER, "labels": "some", "wall_s": "long", "data_share": "?"})),
+    "lists": ("summary.json", json.dumps({**OTHER, "name": ["a"], "val": [1], "best": [2]})),
+    "no summary": ("summary.json", b"\xff\xfe{"),
+    "no text": ("metrics.jsonl", b"\xff\xfe\x00\n"),
+    "no lines": ("metrics.jsonl", b'[1]\n3\n{"kind":"train"}\n{"step":1}\n{"kind":"note","step":1}\n'),
+    "no numbers": (
+        "metrics.jsonl",
+        b'{"kind":"val","step":3,"epoch":null,"error_pct":1}\n{"kind":"val","step":3,"epoch":1,"error_pct":"x"}\n'
+        b'{"kind":"train","step":5,"epoch":1,"lr":"x","student/a":"q","student/b":1,"d_teacher":[1]}\n',
+    ),
+    "not finite": (
+        "metrics.jsonl",
+        b'{"kind":"train","step":5,"epoch":1,"lr":NaN,"student/a":NaN,"d_teacher":NaN}\n'
+        b'{"kind":"train","step":6,"epoch":2,"lr":1,"student/a":Infinity}\n'
+        b'{"kind":"val","step":6,"epoch":2,"error_pct":NaN}\n',
+    ),
+    "no yaml": ("config.yaml", b"\xd3\x00"),
+    "no owner": (".owner", b"\xff\x00"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_one_odd_run_never_hides_the_others(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = run(tmp_path / "runs" / "sound", SUMMARY)
+    odd = run(tmp_path / "runs" / "odd", None if what == "no owner" else OTHER)
+    name, text = ODD[what]
+    (odd / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    _, page = write(tmp_path, sound.parent)
+    one = page.texts["td"].index("anc-cached")
+    assert page.texts["td"][one + 1 : one + 1 + len(CELLS)] == CELLS
+    assert len(page.texts["td"]) == 2 * (1 + len(CELLS))
+    with write_csv([sound.parent], tmp_path / "runs.csv").open(newline="") as file:
+        assert {row["run"] for row in csv.DictReader(file)} >= {"anc-cached"}
+    assert main(["runs", str(sound.parent)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_asking_who_owns_a_folder_neither_takes_nor_gives_it_away(tmp_path: Path) -> None:
+    folder = run(tmp_path / "going")
+    owner = Owner(folder)
+    said = ["host", socket.gethostname(), "pid", str(os.getpid())]
+    assert owner_of(folder).split() == said, "this process knows its own"
+    # A record lock goes when any descriptor of its file is closed: another process sees whether it is still there.
+    asked = "import sys; from pathlib import Path; from fastanc.training.folder import Owner, owner_of\n"
+    asked += "print(owner_of(Path(sys.argv[1])))\nOwner(Path(sys.argv[1]))"
+    other = subprocess.run([sys.executable, "-c", asked, str(folder)], capture_output=True, text=True)
+    assert other.stdout.split()[:4] == said
+    assert "belongs to a run that is under way" in other.stderr
+    owner.release()
+    (folder / ".owner").write_text("host elsewhere pid 1 since ever")  # of a killed run, kept by another user
+    (folder / ".owner").chmod(0o444)
+    assert owner_of(folder) == ""
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no run"):
         summary_table([tmp_path])
@@ -268,6 +337,11 @@ def test_the_table_as_csv_has_the_values_as_they_were_measured(tmp_path: Path) -
     assert float(finished["phases.train_s"]) == 3700.5
     assert (stopped["run"], stopped["state"], stopped["steps"]) == ("b", "stopped", "20")
     assert stopped["params"] == ""
+    write_csv([tmp_path / "runs"], tmp_path / "made" / "runs.csv")  # its own is written over
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    with pytest.raises(FileExistsError, match="labels.csv exists and is no table of runs"):
+        write_csv([tmp_path / "runs"], tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_text() == "image,label\n"
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="ends in .csv"):
         write_csv([tmp_path / "runs"], tmp_path / "kept.txt")

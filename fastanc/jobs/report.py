@@ -14,14 +14,15 @@ from typing import Any
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.gains_table import describe
 from fastanc.jobs.report_page import RunFolder, page
-from fastanc.jobs.run_list import FINISHED, find_runs, look_at
+from fastanc.jobs.run_list import FINISHED, find_runs, lines_of, look_at
 from fastanc.parsing import data_group
 from fastanc.training.folder import PROFILE, read_summary
-from fastanc.training.metrics import read_metrics
 
 LINE = 119
 """Characters of a table's line where nobody says how wide a terminal is."""
 _DASH, _BETWEEN = "–", "  "
+_HEAD = "run,state,"
+"""What a table's file begins with."""
 
 
 def summary_table(run_dirs: Sequence[Path], width: int | None = None) -> str:
@@ -92,7 +93,7 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, lead: str = "") -> Pa
         raise FileExistsError(
             f"{out_path} is a folder: name a file in it, such as {out_path / 'report.html'}"
         )
-    if out_path.is_file() and not out_path.read_bytes()[:9].lower().startswith(b"<!doctype"):
+    if out_path.is_file() and not _begins(out_path, b"<!doctype"):
         raise FileExistsError(f"{out_path} exists and is no report: choose another name")
     shown: dict[Any, str] = {}
     folders = _folders(run_dirs)
@@ -110,6 +111,8 @@ def write_csv(run_dirs: Sequence[Path], out_path: Path) -> Path:
     out_path = Path(out_path)
     if out_path.is_dir() or (out_path.exists() and out_path.suffix.lower() != ".csv"):
         raise FileExistsError(f"{out_path} exists and is no table: name a file that ends in .csv")
+    if out_path.is_file() and out_path.stat().st_size and not _begins(out_path, _HEAD.encode()):
+        raise FileExistsError(f"{out_path} exists and is no table of runs: choose another name")
     rows = [{"run": run.label, **dict(_flat(run.summary))} for run in _read(folders)]
     text = io.StringIO()
     writer = csv.DictWriter(
@@ -120,6 +123,11 @@ def write_csv(run_dirs: Sequence[Path], out_path: Path) -> Path:
     make_folder(out_path.parent)
     write_text(out_path, text.getvalue())
     return out_path
+
+
+def _begins(path: Path, words: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(words)).lower() == words
 
 
 def _flat(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,26 +158,44 @@ def _known(folder: Path) -> dict[str, Any]:
 
 def _read(folders: Sequence[Path]) -> list[RunFolder]:
     summaries = [_known(folder) for folder in folders]
-    names = [summary.get("name", folder.name) for summary, folder in zip(summaries, folders)]
-    twice = {name for name, count in Counter(names).items() if count > 1}
+    labels = _labels(
+        folders, [str(summary.get("name") or folder.name) for summary, folder in zip(summaries, folders)]
+    )
     return [
         RunFolder(
-            label=f"{folder.parent.name}/{folder.name}" if name in twice else name,
+            label=label,
             summary=summary,
-            metrics=read_metrics(metrics) if (metrics := folder / "metrics.jsonl").is_file() else [],
-            config=config.read_text() if (config := folder / "config.yaml").is_file() else "",
+            metrics=lines_of(folder),
+            config=_bytes(folder / "config.yaml").decode(errors="replace"),
             profile=_profile(folder),
-            samples=sheet.read_bytes() if (sheet := folder / "samples.png").is_file() else b"",
+            samples=_bytes(folder / "samples.png"),
         )
-        for folder, name, summary in zip(folders, names, summaries)
+        for folder, label, summary in zip(folders, labels, summaries)
     ]
+
+
+def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """The runs' names; of those that are not one run's alone the folder with the one above it, or the whole path."""
+    labels = list(names)
+    for longer in (lambda folder: f"{folder.parent.name}/{folder.name}", str):
+        count = Counter(labels)
+        labels = [longer(folder) if count[label] > 1 else label for folder, label in zip(folders, labels)]
+    return labels
+
+
+def _bytes(path: Path) -> bytes:
+    """A file of a run; b"" where there is none, or none that can be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _profile(folder: Path) -> str:
     """What was measured of a run's networks, as a table; "" where nothing was, or where it cannot be read."""
     try:
         return describe(json.loads((folder / PROFILE).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return ""
 
 
@@ -201,8 +227,8 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
 def _cell(summary: Mapping[str, Any], read: Callable[[Mapping[str, Any]], str]) -> str:
     try:
         return read(summary)
-    except (KeyError, TypeError):  # missing, or null as of a run whose loss went to nan
-        return _DASH
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        return _DASH  # missing, null, nan, or nothing that this version writes
 
 
 def _network(summary: Mapping[str, Any]) -> str:

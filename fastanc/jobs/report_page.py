@@ -12,6 +12,8 @@ from functools import partial
 from html import escape
 from typing import Any
 
+from fastanc.jobs.run_list import is_number
+
 _COLOURS = ("#2563eb", "#dc6803", "#0f9960", "#c026d3", "#b42318", "#0e7490", "#7a5af8", "#667085")
 _JUDGED = {
     "d_teacher": ("teacher", "#1d2939"),
@@ -47,7 +49,7 @@ class RunFolder:
 
     def series(self, kind: str, column: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of one column over the lines of one kind."""
-        found = [x for x in self.metrics if x["kind"] == kind and x.get(column) is not None]
+        found = [x for x in self.metrics if x["kind"] == kind and is_number(x.get(column))]
         return [x["epoch"] for x in found], [x[column] for x in found]
 
     def columns(self) -> list[str]:
@@ -124,7 +126,7 @@ def _figures(shown: Shown) -> list[str]:
     if taught := [one for one in shown if one[0].series("train", "lr")[0]]:
         figures.append(_figure("Learning rate", "of the student, by epoch", _draw_rate, taught))
     needed = {"data_share", "teacher_share", "images_per_s"}
-    if timed := [one for one in shown if needed <= {*one[0].summary}]:
+    if timed := [one for one in shown if all(is_number(one[0].summary.get(key)) for key in needed)]:
         subtitle = "shares of the training loop's time, and images per second"
         figures.append(_figure("Where the time goes", subtitle, _draw_time, timed, legend=False))
     return figures
@@ -161,7 +163,7 @@ def _draw_loss(axes: Any, shown: Shown, player: str) -> None:
     drawn: list[float] = []
     for run, colour in shown:
         terms = run.terms(player)
-        lines = [x for x in run.metrics if x["kind"] == "train" and all(x.get(t) is not None for t in terms)]
+        lines = [x for x in run.metrics if x["kind"] == "train" and all(is_number(x.get(t)) for t in terms)]
         curves = {"sum": (colour, 1.6, [sum(line[term] for term in terms) for line in lines])}
         if len(shown) == 1 and len(terms) > 1:
             for term, other in zip(terms, _COLOURS[1:]):

@@ -88,9 +88,9 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 def look_at(folder: Path) -> Run:
     """Return how far a run came; what a file does not say is empty."""
-    config, lines, summary = _config(folder), _lines(folder), read_summary(folder)
-    steps = [line for line in lines if line.get("kind") in ("train", "val")]
-    tested = [line for line in lines if line.get("kind") == "val"]
+    config, lines, summary = _config(folder), lines_of(folder), read_summary(folder)
+    steps = [line for line in lines if line["kind"] in ("train", "val")]
+    tested = [line for line in lines if line["kind"] == "val"]
     last = max(steps, key=lambda line: line["step"]) if steps else {"step": -1, "epoch": 0.0}
     method = config.get("method", {})
     needs_teacher = summary is None or summary.get("teacher") is not None
@@ -104,8 +104,15 @@ def look_at(folder: Path) -> Run:
         float(last["epoch"]),
         str(config.get("schedule", {}).get("epochs", "")),
         dict(tested[-1]) if tested else {},
-        max(path.stat().st_mtime for name in _FILES if (path := folder / name).is_file()),
+        max((_written(folder / name) for name in _FILES), default=0.0),
     )
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # a run that starts over takes its files away
+        return 0.0
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -120,12 +127,26 @@ def _config(folder: Path) -> dict[str, Any]:
     )
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl that say what such lines say, and leave out others."""
     try:
         found = read_metrics(folder / "metrics.jsonl")
-    except (OSError, ValueError):
+    except OSError:
         return []
-    return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    return [line for line in found if _is_line(line)]
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return False
+    if line.get("kind") == "note":
+        return isinstance(line.get("text"), str)
+    return line.get("kind") in ("train", "val") and is_number(line.get("epoch"))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a run's files is a number, nan and infinity included."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def describe(runs: Sequence[Run], root: Path) -> str:
@@ -147,7 +168,7 @@ def _row(run: Run, root: Path) -> list[str]:
     name = run.folder.relative_to(root) if run.folder != root else Path(run.folder.resolve().name)
     shown = {"error_pct": "{:.2f} %", "agreement_pct": "{:.2f} %", "teacher_kl": "{:.4g}"}
     values = [
-        text.format(run.val[key]) if run.val.get(key) is not None else "–" for key, text in shown.items()
+        text.format(run.val[key]) if is_number(run.val.get(key)) else "–" for key, text in shown.items()
     ]
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written))
     epoch = f"{run.epoch:.4g}/{run.epochs}" if run.epochs else f"{run.epoch:.4g}"

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +41,10 @@ _LEFT = (
 no old checkpoint that could be taken for the new run's."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 _TRIES = 100
+_LONGEST = 1024
+"""Bytes of what an owner says of itself."""
+_FLOCK = "hhqqi0q"
+"""Linux' struct flock: type, whence, start, length, process."""
 _mine: set[Path] = set()
 """Folders that runs of this process own: a record lock does not bar its own process."""
 
@@ -69,7 +74,7 @@ class Owner:
         while True:
             try:
                 make_folder(folder)
-                file = self._path.open("a+")
+                file = self._path.open("a+", errors="replace")
             # An owner that wrote nothing took the folder away in between, perhaps as `mkdir` was looking at it.
             except (FileNotFoundError, FileExistsError):
                 tries += 1
@@ -77,7 +82,7 @@ class Owner:
                     raise
                 continue
             file.seek(0)
-            said = file.read().strip()
+            said = file.read(_LONGEST).strip()
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -104,18 +109,22 @@ class Owner:
 
 
 def owner_of(folder: Path) -> str:
-    """Return who writes into a run's folder now, as `host H pid P since T`; "" where nobody does."""
-    path, said = folder / ".owner", ""
+    """Return who writes into a run's folder now, as `host H pid P since T`; "" where nobody does.
+
+    It only asks: a lock that was taken, even for a moment, would refuse a run that begins, and a closed file of this
+    process' own run would give that one's lock away.
+    """
+    if folder.resolve() in _mine:
+        return f"host {socket.gethostname()} pid {os.getpid()}"
+    said = ""
     try:
-        said = path.read_text().strip()
-        with path.open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        locked = error.errno in (errno.EACCES, errno.EAGAIN)
-        return said if locked or _lives(said) else ""
-    return said if folder.resolve() in _mine else ""
+        with (folder / ".owner").open("rb") as file:
+            said = file.read(_LONGEST).decode(errors="replace").strip()
+            wish = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            held = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, wish))[0] != fcntl.F_UNLCK
+            return (said or "another process") if held else ""
+    except OSError:  # there is none, it is not ours to read, or this file system has no locks
+        return said if _lives(said) else ""
 
 
 def _taken(folder: Path, owner: str) -> ValueError:
