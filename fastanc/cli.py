@@ -14,6 +14,7 @@ from fastanc.errors import command, say_repeated
 
 FIELD_WORDS = ("recipe", "config_path", "plugin", "resume", "name")
 _FIELDS = "the other words are fields of the configuration, as `fastanc train --help` lists them"
+_REGISTERS = "Python file that registers the networks"
 
 _WORKERS = within(1, 1024)
 _RATE = within(0, 10**9, float, above=True)
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "what compression bought: size, latency and memory of a run's teacher and student on this machine"
     profile = _job(jobs, "profile", commands.profile, about)
     profile.add_argument("run_dir", type=Path, help="folder of a finished run; its profile.json is written")
+    profile.add_argument("--plugin", help=f"{_REGISTERS} (the one that the run names)")
     profile.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one by default")
     profile.add_argument(
         "--batches", type=within(1, 2**14), nargs="+", default=[1, 32], help="images of a pass (1 32)"
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", type=Path, help="folder of a run")
     export.add_argument("out", type=Path, help="folder to write")
     export.add_argument("--best", action="store_true", help="the student of the best evaluation (run.best)")
-    export.add_argument("--plugin", help="Python file that registers the student's network")
+    export.add_argument("--plugin", help=f"{_REGISTERS} (the one that the run names)")
     export.add_argument(
         "--formats",
         nargs="+",

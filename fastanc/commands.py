@@ -51,6 +51,7 @@ def profile(options: argparse.Namespace) -> None:
         threads=options.threads,
         precision=options.precision,
         seconds=options.seconds,
+        plugin=options.plugin,
     )
     print(describe(found))
 
@@ -117,11 +118,10 @@ def study(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write a run's student."""
     from fastanc.jobs.export import Extras, export_run
+    from fastanc.parsing import import_plugin, plugin_of
 
-    if options.plugin:
-        from fastanc.parsing import import_plugin
-
-        import_plugin(options.plugin)
+    if plugin := options.plugin or plugin_of(options.run_dir / "config.yaml"):
+        import_plugin(plugin)
     extras = Extras(fp16=options.fp16, int8=options.int8, push=options.push, best=options.best)
     for kind, path in export_run(options.run_dir, options.out, options.formats, extras).items():
         print(f"{kind}: {path}")

@@ -102,6 +102,17 @@ def data_group(path: Path) -> DataConfig:
         return make(DataConfig, mapping_in(tree.get("data", {})), "data.")
 
 
+def plugin_of(path: Path) -> str | None:
+    """Return the file that a run's configuration names as its plugin; None where it names none that is there."""
+    try:
+        tree = load_yaml(path)
+    except (OSError, ValueError):
+        return None
+    run = tree.get("run") if isinstance(tree, dict) else None
+    plugin = run.get("plugin") if isinstance(run, dict) else None
+    return plugin if isinstance(plugin, str) and os.path.isfile(plugin) else None
+
+
 def configure(recipe: str, fields: Mapping[str, Any]) -> Config:
     """Return a recipe's Config with other values, group.field -> Python value; "method" takes a whole group.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,57 @@ def test_the_command_prints_them_and_the_report_shows_them(
     assert main(["report", str(run), "--out", str(run / "report.html")]) == 0
 
 
+OWN = """
+import fastanc
+from torch import nn
+
+
+@fastanc.register_network("{name}")
+def make(num_classes, in_channels):
+    body = nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*body, nn.Linear(4, num_classes))
+"""
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_networks_of_a_plugin_are_measured_and_exported_without_being_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], moved: bool
+) -> None:
+    name = f"own-of-gains-{int(moved)}"
+    plugin = tmp_path / "own networks.py"
+    plugin.write_text(OWN.format(name=name))
+    config = CONFIG.replace("resnet8", name).replace("name: small", f"name: small, plugin: {plugin}")
+    (run / "config.yaml").write_text(config)
+    made = "import sys; from pathlib import Path; from fastanc.models import zoo\n"
+    made += "from fastanc.parsing import import_plugin\n"
+    made += "from fastanc.models.weights import save_weights; import_plugin(sys.argv[1])\n"
+    made += (
+        "save_weights(zoo.build(sys.argv[2], num_classes=10, in_channels=1, image_px=32), Path(sys.argv[3]))"
+    )
+    words = [sys.executable, "-c", made, plugin, name, run / "student.safetensors"]
+    subprocess.run([str(word) for word in words], check=True)  # here nobody has imported it yet
+    given: list[str] = []
+    if moved:
+        given = ["--plugin", str(plugin.rename(tmp_path / "elsewhere.py"))]
+        assert main(["profile", str(run), "--seconds", "0.05"]) == 2
+        assert "own networks.py" in capsys.readouterr().err
+    assert main(["profile", str(run), "--seconds", "0.05", "--batches", "1", *given]) == 0
+    by_hand = (4 * 9 + 4) + (4 * 10 + 10)
+    assert re.search(rf"^parameters .* {by_hand} ", capsys.readouterr().out, re.MULTILINE)
+    out = tmp_path.with_name(f"{tmp_path.name}-out")
+    assert main(["export", str(run), str(out), "--formats", "safetensors", *given]) == 0
+    assert (out / "student.safetensors").is_file()
+
+
+def test_what_cannot_be_kept_is_shown_all_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / PROFILE).mkdir()
+    assert main(["profile", str(run), "--seconds", "0.05", "--batches", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "these numbers are not kept" in said
+    assert PROFILE in said
+    assert "latency of 1 image" in said
+
+
 def test_the_ratio_is_how_many_times_smaller_or_faster() -> None:
     assert gains_table._ratio("latency_s", 0.03, 0.01) == "3.00"
     assert gains_table._ratio("images_per_s", 100.0, 300.0) == "3.00"
@@ -100,7 +154,7 @@ def test_on_a_gpu(run: Path) -> None:
 
 
 def test_what_is_no_finished_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no student.safetensors: name the folder of a finished run"):
+    with pytest.raises(FileNotFoundError, match="no summary.json or config.yaml: name the folder of a"):
         profile_run(tmp_path / "elsewhere")
     (run / SUMMARY).unlink()
     with pytest.raises(FileNotFoundError, match="name the folder of a finished run"):

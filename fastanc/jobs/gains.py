@@ -7,7 +7,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastanc.errors import sentence
 from fastanc.files import write_text
 from fastanc.jobs.classifier import Classifier
 from fastanc.jobs.export import load_student
@@ -36,6 +37,8 @@ def profile_run(
     threads: int | None = None,
     precision: str = "fp32",
     seconds: float = 4.0,
+    plugin: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure a finished run's networks, keep the numbers as profile.json in its folder, and return them.
 
@@ -48,19 +51,24 @@ def profile_run(
         threads: of a CPU; None leaves torch's.
         precision: fp32, or autocast to bf16 or fp16.
         seconds: about how long each batch size is measured.
+        plugin: Python file that registers the networks, where it is not the one that the run names.
+        say: told why the numbers are not kept, where the folder cannot be written.
 
     Raises:
         FileNotFoundError: the run is not finished.
         ValueError: there is no such device, or the configuration is not read.
     """
     place = _device(device)
-    networks, before = _networks(run), torch.get_num_threads()
+    networks, before = _networks(run, plugin), torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
         found = _measured(networks, place, batches, precision, seconds)
     finally:
         torch.set_num_threads(before)
-    write_text(run / PROFILE, json.dumps(found, indent=1))
+    try:
+        write_text(run / PROFILE, json.dumps(found, indent=1))
+    except OSError as error:  # another user's run: what took minutes to measure is shown all the same
+        say(f"note: these numbers are not kept: {sentence(error)}")
     return found
 
 
@@ -97,11 +105,14 @@ def _measured(
     return found
 
 
-def _networks(run: Path) -> dict[str, Tapped]:
-    student = load_student(run)
+def _networks(run: Path, plugin: str | None) -> dict[str, Tapped]:
     if not (run / SUMMARY).is_file() or not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run} has no {SUMMARY} or config.yaml: name the folder of a finished run")
-    config = parse(["--config_path", str(run / "config.yaml")])
+    own = [] if plugin is None else [f"--run.plugin={plugin}"]
+    config = parse(
+        [f"--config_path={run / 'config.yaml'}", *own]
+    )  # and the run's own networks are registered
+    student = load_student(run)
     drawn = sketch(config, classes=student.num_classes, channels=student.in_channels)
     teacher = {} if drawn.teacher is None else {"teacher": unwrapped(drawn.teacher)}
     return {**teacher, "student": student}
