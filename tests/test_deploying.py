@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +220,74 @@ def test_predict_goes_on_after_a_bad_file(of_torchvision: Made, tmp_path: Path) 
     assert "bad.jpg cannot be read" in done.stderr
     best = int(of_torchvision.logits[0].argmax())
     assert done.stdout.splitlines()[1].split(maxsplit=2)[1:] == [str(best), NAMES[best]]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_predict_reads_no_pixels_of_more_bits_than_training_does(
+    of_torchvision: Made, tmp_path: Path, mode: str
+) -> None:
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    deep = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey.astype(np.float32)}[
+        mode
+    ]
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    with Image.open(tmp_path / "deep.tif") as file:
+        assert file.mode == mode
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "grey.png")
+    words = [of_torchvision.out / "predict.py", tmp_path / "deep.tif", tmp_path / "grey.png"]
+    done = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "deep.tif cannot be read: its pixels have more than 8 bits" in done.stderr
+    assert done.stdout.startswith(str(tmp_path / "grey.png"))
+
+
+def test_predict_goes_on_whatever_a_decoder_raises_and_takes_the_program_that_is_there(
+    of_torchvision: Made, tmp_path: Path
+) -> None:
+    for name in ("predict.py", "preprocess.json", "classes.txt", "model.safetensors"):  # one that was copied
+        shutil.copy(of_torchvision.out / name, tmp_path / name)
+    # Pillow refuses a text of more than 64 MB with a ValueError, not with an OSError.
+    text = zlib.compress(b"k" * (65 << 20))
+    chunk = b"zTXt" + b"k\0\0" + text
+    png = io.BytesIO()
+    Image.new("L", (64, 64)).save(png, "PNG")
+    head, rest = png.getvalue()[:33], png.getvalue()[33:]
+    long = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "long.png").write_bytes(head + long + rest)
+    words = [tmp_path / "predict.py", tmp_path / "long.png", of_torchvision.files[0]]
+    done = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "long.png cannot be read" in done.stderr
+    best = int(of_torchvision.logits[0].argmax())
+    assert done.stdout.splitlines()[1].split(maxsplit=2)[1] == str(best)
+    for gone, said in (
+        ("model.safetensors", "cannot be run without"),
+        ("preprocess.json", "export the run again"),
+    ):
+        (tmp_path / gone).unlink()
+        done = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "val", [None, [], {"top1": None, "loss": float("nan"), "top5": 0.5}, {"top1": float("nan"), "top5": 0.5}]
+)
+def test_a_card_is_written_whatever_a_summary_says(tmp_path: Path, val: object) -> None:
+    run = tmp_path / "run"
+    finished(run, "resnet8", photographs(tmp_path / "data"))
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"val": val, "params": 7}
+    summary.pop("macs", None)
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "profile.json").write_text(
+        json.dumps({"networks": {"student": []}, "device": "cpu", "threads": 1})
+    )
+    assert main(["export", str(run), str(tmp_path / "out"), "--formats", "safetensors"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "nan" not in card.split("## Training")[0]
+    assert ("| top-5 | 50.00% |" in card) == bool(val)
+    assert "model-index" not in card
 
 
 def test_pixels_are_those_of_the_evaluation(of_torchvision: Made, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ def _head(export: Exported, tree: Mapping[str, Any], summary: Mapping[str, Any])
     teacher = str(summary.get("teacher") or "")
     if teacher.startswith("hf:") and not os.path.exists(teacher[3:]):
         head["base_model"] = teacher[3:]
-    top1 = summary.get("val", {}).get("top1")
+    top1 = _val(summary).get("top1")
     if top1 is not None:
         data = _data_name(tree)
         head["metrics"] = ["accuracy"]
@@ -124,10 +125,17 @@ def _head(export: Exported, tree: Mapping[str, Any], summary: Mapping[str, Any])
     return head
 
 
+def _val(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The last evaluation's finite numbers; neither a reader nor the hub has a use for others."""
+    val = summary.get("val")
+    known = val.items() if isinstance(val, Mapping) else ()
+    return {key: one for key, one in known if isinstance(one, int | float) and math.isfinite(one)}
+
+
 def _about(tree: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
     student = tree.get("student", {}).get("name") or summary.get("student", "A student")
     size = ""
-    if "params" in summary:
+    if "params" in summary and "macs" in summary:
         size = f", {summary['params']:,} parameters and {summary['macs']:,} multiply-accumulates an image"
     method = tree.get("method", {}).get("type") or summary.get("method", "an unnamed method")
     lines = [f"`{student}`{size}, trained on {_data_name(tree)} by fastanc's method `{method}`."]
@@ -186,7 +194,7 @@ def _use(export: Exported) -> str:
 
 
 def _quality(summary: Mapping[str, Any], notes: Sequence[str]) -> str:
-    val = summary.get("val", {})
+    val = _val(summary)
     rows = [
         f"| {title} | {form.format(val[key])} |" for key, (title, form) in _MEASURES.items() if key in val
     ]
@@ -202,7 +210,7 @@ def _quality(summary: Mapping[str, Any], notes: Sequence[str]) -> str:
 def _gains(run: Path) -> str:
     try:
         table = describe(json.loads((run / PROFILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return ""
     return f"## Size and speed\n\n```\n{table}\n```\n"
 

@@ -27,6 +27,8 @@ Program = Callable[[np.ndarray], np.ndarray]
 def read_image(path: str, says: dict[str, Any]) -> np.ndarray:
     """Return the pixels [C, S, S] of a file, float32 0..1, as the network was judged on them."""
     with Image.open(path) as file:
+        if file.mode[0] in "IF":  # Pillow would cut them off at 255, and training reads none
+            raise ValueError("its pixels have more than 8 bits: save it with 8")
         image = file.convert(says["channels"])
     side, shorter = says["image_px"], min(image.size)
     size = [says["resize_px"] * length // shorter for length in image.size]
@@ -120,11 +122,14 @@ def open_program(says: dict[str, Any], name: str | None = None) -> Program:
         sys.exit(f"--program {name} is none of this folder's: take {', '.join(files)}")
     missing = set()
     for file in [name] if name is not None else says["first"]:
+        if not (FOLDER / file).is_file():
+            missing.add(file)
+            continue
         try:
             return _READERS[Path(file).suffix](FOLDER / file, says)
         except ImportError as error:
             missing.add(str(error.name))
-    sys.exit(f"{FOLDER} cannot be run without {' or '.join(sorted(missing))}: install one of them")
+    sys.exit(f"{FOLDER} cannot be run without {' or '.join(sorted(missing))}: have one of them")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -134,7 +139,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--program", help="a file of this folder, such as student_int8.onnx")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image")
     options = parser.parse_args(words)
-    says = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
+    try:
+        says = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{FOLDER / 'preprocess.json'} cannot be read ({error}): export the run again")
     if says.get("unfinished"):
         sys.exit(f"{FOLDER} was not written to its end: run `fastanc export` on it again")
     run = open_program(says, options.program)
@@ -145,7 +153,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for path in options.images:
         try:
             images = read_image(path, says)[None]
-        except (OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # whatever a decoder makes of a broken file: the others are read
             print(f"{path} cannot be read: {error}", file=sys.stderr)
             status = 2
             continue
