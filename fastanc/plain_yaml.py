@@ -5,6 +5,7 @@ What a text means is asked of the field that it is for (`fields.read`).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 import yaml
 
 _NULL_TAG = "tag:yaml.org,2002:null"
+_SIMPLE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@:+-]*(?<!:)")
+_NULL = re.compile(r"(?:null|none)\Z", re.IGNORECASE)
 _TWICE, _TAB = "is given twice", repr("\t")
 
 
@@ -110,9 +113,7 @@ TextLoader.add_constructor("tag:yaml.org,2002:map", TextLoader.construct_yaml_ma
 TextLoader.add_implicit_resolver(_NULL_TAG, re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
 TextLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<\Z"), ["<"])
 _Dumper.add_representer(Tree, _Dumper.represent_dict)
-_Dumper.add_implicit_resolver(
-    _NULL_TAG, re.compile(r"(?:null|none)\Z", re.IGNORECASE), [*"nN"]
-)  # these get quotes
+_Dumper.add_implicit_resolver(_NULL_TAG, _NULL, [*"nN"])  # these get quotes
 
 
 def mapping_in(value: Any) -> Any:
@@ -161,6 +162,16 @@ def _about(path: Path, text: str, error: yaml.YAMLError) -> str:
         return f"{path}{line}: {said}: keep one of the two"
     advice = "put a text that holds signs of its own into quotes"
     return f"{path}{line} is no YAML: {said}; {'indent by spaces, no tabs' if _TAB in said else advice}"
+
+
+def one_line(value: str | None) -> str:
+    """Return a value as YAML of one line that `load_yaml` reads back, between braces too."""
+    if value is None:
+        return "null"
+    if _SIMPLE.fullmatch(value) and not _NULL.fullmatch(value):
+        return value
+    quoted = yaml.dump(value, Dumper=_Dumper, default_style='"', width=math.inf, allow_unicode=True)
+    return str(quoted).rstrip("\n")
 
 
 def dump_yaml(tree: Any) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from fastanc.cli import main
 from fastanc.models.usual_views import usual_views
 from fastanc.parsing import parse
+from fastanc.pipelines.catalogue import open_splits
 
 
 @pytest.fixture
@@ -80,9 +81,42 @@ def test_networks_of_a_plugin_go_and_the_recipe_names_its_file(photos: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("folder", "out"),
+    [
+        ("a, b", "c, d}.yaml"),
+        ("{braces: #1", "[list].yaml"),
+        ("null", "none.yaml"),
+        ("ends:", "ü.yaml"),
+        ("-dash", "a: b.yaml"),
+        ('it\'s "so" ' + "very " * 40 + "long", "b\\c.yaml"),
+    ],
+)
+def test_any_name_is_read_back_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / folder / label).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(
+                tmp_path / folder / label / f"{k}.png"
+            )
+    networks = ["--teacher", "lenet5", "--weights", "random", "--student", "lenet5_half"]
+    assert main(["init", out, f"--data={folder}", *networks]) == 0
+    config = parse([f"--config_path={out}"])
+    assert (config.data.name, config.run.name) == (folder, out.removesuffix(".yaml"))
+    assert config.teacher.weights == "random"
+    # Of few images all are a batch: one of 16, the least otherwise, would be refused.
+    assert config.data.batch == open_splits(folder, None)[0].num_images < 16
+    assert "20 steps" not in Path(out).read_text()
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["x.txt"], "let it end in .yaml"),
+        (["two\nlines.yaml"], "fastanc: two\nlines.yaml: run.name 'two\\nlines' is no folder's name"),
         (["x.yaml", "--teacher", "resnet13"], "teacher.name"),
         (["x.yaml", "--student", "resnet13"], "student.name"),
         (["x.yaml", "--data", "nowhere"], "data.name"),

@@ -17,12 +17,12 @@ from fastanc.models.usual_views import usual_views
 from fastanc.parsing import parse
 from fastanc.pipelines.catalogue import open_splits
 from fastanc.pipelines.dataset import DataSet
-from fastanc.plain_yaml import dump_yaml
+from fastanc.plain_yaml import one_line
 from fastanc.training.assemble_networks import sketch
 
 _VIEWS_SEEN, _EPOCHS = 3_000_000, (10, 300)
 _VIEWS, _CACHE_BYTES = 30, 100 * 10**9
-_LOOKED_AT = 4096
+_LOOKED_AT, _STEPS = 4096, 20
 
 
 class Named(NamedTuple):
@@ -83,7 +83,7 @@ def write_recipe(
     chosen = _chosen(train, teacher)
     named = Named(data, teacher, weights, student, read.run.plugin)
     text = _text(out.stem, named, chosen, train)
-    view_bytes = _row_bytes(text, train) * train.num_images
+    view_bytes = _row_bytes(out, text, train) * train.num_images
     if view_bytes * chosen.views > _CACHE_BYTES:
         chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
         text = _text(out.stem, named, chosen, train)
@@ -104,8 +104,9 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
         px, resized, source = 224, 256, "ImageNet's: nobody says the teacher's"
     padded = small and px <= SMALL_PX
     batch = 256 if torch.cuda.is_available() else 64
-    while batch > 16 and batch * 20 > train.num_images:  # an epoch of some steps
+    while batch > 16 and batch * _STEPS > train.num_images:  # an epoch of some steps
         batch //= 2
+    batch = min(batch, train.num_images)
     epochs = int(np.clip(round(_VIEWS_SEEN / train.num_images), *_EPOCHS))
     return Chosen(px, max(px, resized), source, padded, batch, epochs, min(epochs, _VIEWS))
 
@@ -113,10 +114,7 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
 def _text(name: str, named: Named, chosen: Chosen, train: DataSet) -> str:
     """The recipe: groups in the usual order, the reason of a number beside it."""
 
-    def plain(value: object) -> str:
-        return dump_yaml([value]).strip().removeprefix("- ")
-
-    plugin = "" if named.plugin is None else f"\n  plugin: {plain(named.plugin)}"
+    plugin = "" if named.plugin is None else f"\n  plugin: {one_line(named.plugin)}"
     labelled = train.labels is not None
     crop = "padded" if chosen.padded else "resized"
     cut = "pad: 4" if chosen.padded else "min_scale: 0.25"
@@ -124,32 +122,33 @@ def _text(name: str, named: Named, chosen: Chosen, train: DataSet) -> str:
     # Pictures without colours are mostly scans, of which few are as likely mirrored.
     flips = "true" if train.channels == 3 and len(set(train.mean)) > 1 else "false"
     about = "whether an image is as likely mirrored: photographs are, letters and scans are not"
-    known = f"{train.num_classes} classes" if labelled else "no labels"
+    known = _known(train)
     others = "with labels `dkd` or `dist`" if labelled else "without labels `kd` with alpha 1"
+    file = " ".join(shlex.quote(f"{name}.yaml").splitlines())
     return f"""\
-# Command:  fastanc train --recipe {shlex.quote(f"{name}.yaml")}
-# Task:     {train.num_images:,} images of {plain(named.data)}, {known}
+# Command:  fastanc train --recipe {file}
+# Task:     {train.num_images:,} images of {one_line(named.data)}, {known}
 # Hardware: any
 # Result:   yours; written by fastanc init, to be changed
 run:
-  name: {plain(name)}{plugin}
+  name: {one_line(name)}{plugin}
 data:
-  name: {plain(named.data)}
+  name: {one_line(named.data)}
   image_px: {chosen.image_px}    # {chosen.sizes_from}
   resize_px: {chosen.resize_px}
   crop: {crop}
   {cut}
   flip: {flips}    # {about}
-  batch: {chosen.batch}    # the largest of 64 (CPU) or 256 (GPU) that leaves an epoch 20 steps
+  batch: {chosen.batch}    # {_why(chosen.batch, train.num_images)}
   eval_batch: {chosen.batch}
   views: {chosen.views}    # of each image: the teacher sees each once, and its rows are kept
   # looks: rand-m9-n2    # stronger views, which want a longer schedule: docs/views.md
 teacher:
-  name: {plain(named.teacher)}
-  weights: {plain(named.weights)}
+  name: {one_line(named.teacher)}
+  weights: {one_line(named.weights)}
   cache: fill
 student:
-  name: {plain(named.student)}
+  name: {one_line(named.student)}
 # What else is worth a try: {others} (docs/methods.md, which method when).
 method: {{type: anc, data_reduction: mean, discriminator_optimizer: {{lr: 0.001}}}}
 optimizer: {{name: sgd, lr: {rate:g}, weight_decay: 0.0001, clip: 1.0}}    # 0.05 for a batch of 64, in proportion
@@ -157,24 +156,39 @@ schedule: {{name: cosine, epochs: {chosen.epochs}, warmup_epochs: 1}}    # {_VIE
 """
 
 
-def _row_bytes(text: str, train: DataSet) -> int:
+def _known(train: DataSet) -> str:
+    if train.labels is None:
+        return "no labels"
+    return f"{train.num_classes} class{'es' if train.num_classes > 1 else ''}"
+
+
+def _why(batch: int, images: int) -> str:
+    if batch == images:
+        return "all that there are"
+    if batch * _STEPS > images:
+        return f"small, for few images: an epoch has {images // batch} steps"
+    return f"the largest of 64 (CPU) or 256 (GPU), halved, that leaves an epoch {_STEPS} steps"
+
+
+def _row_bytes(out: Path, text: str, train: DataSet) -> int:
     """Of a row of the teacher's cache. The recipe is read as a run reads it, so that what is written is right."""
     handle, name = tempfile.mkstemp(suffix=".yaml")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
         config = parse([f"--recipe={name}"])
+    except ValueError as error:
+        raise ValueError(str(error).replace(name, str(out))) from error
     finally:
         os.unlink(name)
     return sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
 
 
 def _told(out: Path, train: DataSet, val: DataSet, chosen: Chosen, held: int) -> str:
-    labels = f"{train.num_classes} classes" if train.labels is not None else "no labels"
     cut, name = "padded" if chosen.padded else "resized", shlex.quote(str(out))
     return "\n".join(
         [
-            f"{train.num_images:,} images for training and {val.num_images:,} to validate on, {labels}",
+            f"{train.num_images:,} images for training and {val.num_images:,} to validate on, {_known(train)}",
             f"views of {chosen.image_px} px from {chosen.sizes_from}, {cut} crops; {chosen.epochs} epochs over"
             f" {chosen.views} views, batch {chosen.batch}",
             f"the teacher's rows will take {held / 1e9:.3g} GB",
