@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastanc.cli import main
+from fastanc.jobs.card import Exported, card
 from fastanc.jobs.predict import read_image
 from fastanc.models import zoo
 from fastanc.models.published_facts import class_names, licence_of
@@ -387,6 +388,24 @@ def test_a_teachers_licence_is_told_where_it_is_published(tmp_path: Path) -> Non
         *("README.md", "classes.txt", "preprocess.json", "student.safetensors")
     }
     assert (licence_of("torchvision:resnet18@IMAGENET1K_V1"), licence_of("resnet8")) == ("", "")
+
+
+def test_a_vote_of_neighbours_is_no_accuracy_of_a_classifier(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "x").mkdir(parents=True)
+    val = {"top1": 0.75, "error_pct": 25.0, "agreement_pct": 10.0, "teacher_top1": 0.5}
+    (run / "summary.json").write_text(json.dumps({"name": "features", "val": val}))
+    told = {}
+    for gives in ("features", "logits"):
+        says = {"gives": gives, "channels": "RGB", "resize_px": 8, "image_px": 8, "interpolation": "bilinear"}
+        says |= {"mean": [0.5], "std": [0.5]}
+        told[gives] = card(Exported(run=run, files=[], says=says, native=None, command="c", notes=[]))
+    assert "| top-1 of a vote of the 20 nearest validation images | 75.00% |" in told["features"]
+    assert "| same nearest validation image as the teacher, % | 10.00 |" in told["features"]
+    assert "model-index" not in told["features"]
+    assert "accuracy" not in told["features"]
+    assert "| top-1 | 75.00% |" in told["logits"]
+    assert huggingface_hub.ModelCard(told["logits"]).data.eval_results[0].metric_value == 0.75
 
 
 def test_published_weights_name_their_classes() -> None:

@@ -41,6 +41,12 @@ _MEASURES = {
     "teacher_kl": ("KL(teacher, student), nats", "{:.4g}"),
     "teacher_top1": ("the teacher's top-1", "{:.2%}"),
 }
+_BY_NEIGHBOURS = {
+    "top1": ("top-1 of a vote of the 20 nearest validation images", "{:.2%}"),
+    "agreement_pct": ("same nearest validation image as the teacher, %", "{:.2f}"),
+    "teacher_top1": ("the teacher's top-1 of such a vote", "{:.2%}"),
+}
+"""What the same keys mean of a student without classes (`training.neighbours`)."""
 _GROUPS = ("data", "teacher", "student", "method", "optimizer", "schedule", "run")
 
 
@@ -68,7 +74,7 @@ def card(export: Exported) -> str:
         f"# {_name(export.run, summary)}\n",
         _about(tree, summary),
         _use(export),
-        _quality(summary, export.notes),
+        _quality(summary, export.notes, _MEASURES if export.says["gives"] == "logits" else _BY_NEIGHBOURS),
         _gains(export.run),
         _training(export, tree),
         "## Intended use and limits\n\nTo be written by the author, as is the licence of these weights.\n",
@@ -115,7 +121,7 @@ def _head(export: Exported, tree: Mapping[str, Any], summary: Mapping[str, Any])
     if teacher.startswith("hf:") and not os.path.exists(teacher[3:]):
         head["base_model"] = teacher[3:]
     top1 = _val(summary).get("top1")
-    if top1 is not None:
+    if top1 is not None and export.says["gives"] == "logits":  # a vote of neighbours is no classification
         data = _data_name(tree)
         head["metrics"] = ["accuracy"]
         task = {"type": "image-classification"}
@@ -193,11 +199,11 @@ def _use(export: Exported) -> str:
     return "\n".join([*lines, shown, "", "| file | what it is |", "| --- | --- |", *files, ""])
 
 
-def _quality(summary: Mapping[str, Any], notes: Sequence[str]) -> str:
+def _quality(
+    summary: Mapping[str, Any], notes: Sequence[str], measures: Mapping[str, tuple[str, str]]
+) -> str:
     val = _val(summary)
-    rows = [
-        f"| {title} | {form.format(val[key])} |" for key, (title, form) in _MEASURES.items() if key in val
-    ]
+    rows = [f"| {title} | {form.format(val[key])} |" for key, (title, form) in measures.items() if key in val]
     table = (
         ["On the run's validation images:", "", "| measure | value |", "| --- | --- |", *rows, ""]
         if rows
