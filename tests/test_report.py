@@ -302,6 +302,14 @@ def test_asking_who_owns_a_folder_neither_takes_nor_gives_it_away(tmp_path: Path
     assert owner_of(folder) == ""
 
 
+def test_a_folder_whose_name_is_no_text_is_reported(tmp_path: Path) -> None:
+    run(tmp_path / "runs" / "photo\udce9", {key: value for key, value in SUMMARY.items() if key != "name"})
+    _, page = write(tmp_path, tmp_path / "runs")
+    assert page.texts["td"][0] == "photo?"
+    with write_csv([tmp_path / "runs"], tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["run"] == "photo?"
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds no run"):
         summary_table([tmp_path])

@@ -163,7 +163,7 @@ def _read(folders: Sequence[Path]) -> list[RunFolder]:
     )
     return [
         RunFolder(
-            label=label,
+            label=label.encode("utf-8", "replace").decode(),  # a folder's name may be no UTF-8
             summary=summary,
             metrics=lines_of(folder),
             config=_bytes(folder / "config.yaml").decode(errors="replace"),
