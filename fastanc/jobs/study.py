@@ -146,7 +146,7 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
     text = _write(study, grid, out, notes)
     finished = [cell.config.run.folder for cell in grid if cell.finished]
     if finished:
-        write_report(finished, out / "report.html", as_html(*_table(study, grid), notes))
+        write_report(finished, out / "report.html", as_html(*_table(study, grid), notes, study.base))
     return text
 
 
@@ -158,17 +158,18 @@ def _images_left(grid: Sequence[Cell]) -> str:
 def _table(study: Study, grid: Sequence[Cell]) -> tuple[str, list[Any], str]:
     rows = []
     for name, _ in rows_of(study):
-        folders = [cell.config.run.folder for cell in grid if cell.row == name]
-        rows.append(read_row(name, folders, study.metric, study.paper.get(name)))
+        runs = [cell.config.run for cell in grid if cell.row == name]
+        folders, seeds = [run.folder for run in runs], [run.seed for run in runs]
+        rows.append(read_row(name, folders, study.metric, study.paper.get(name), seeds))
     return study.title, rows, study.metric
 
 
 def _write(study: Study, grid: Sequence[Cell], out: Path, notes: Sequence[str]) -> str:
     title, rows, metric = _table(study, grid)
-    text = as_text(title, rows, metric, notes)
+    text = as_text(title, rows, metric, notes, study.base)
     make_folder(out)
     write_text(out / "table.txt", text)
-    write_text(out / "table.json", json.dumps(as_values(title, rows, metric, notes), indent=1))
+    write_text(out / "table.json", json.dumps(as_values(title, rows, metric, notes, study.base), indent=1))
     return text
 
 

@@ -40,6 +40,8 @@ class Study:
     """The paper's number of a row."""
     metric: str = "error_pct"
     """error_pct or accuracy_pct."""
+    base: str | None = None
+    """The row that every other one is compared with, seed by seed; null compares none."""
     protocol: tuple[str, ...] = ()
     """In what our runs differ from the paper's."""
 
@@ -72,6 +74,10 @@ def load(name: str) -> Study:
     own = _OWN & set().union(*every)
     if own:
         raise ValueError(f"study {path}: {min(own)} is what the study itself gives every run: leave it out")
+    if study.base is not None and study.base not in dict(rows_of(study)):
+        raise ValueError(
+            f"study {path}: base {shown(study.base)} is no row of the grid: it has {', '.join(dict(rows_of(study)))}"
+        )
     unknown = study.paper.keys() - dict(rows_of(study))
     if unknown:
         raise ValueError(f"study {path}: paper names {shown(min(unknown))}, which is no row of the grid")
@@ -122,5 +128,6 @@ def chosen(
         seeds=tuple(seeds) or study.seeds,
         recipe=recipe or study.recipe,
         paper=paper,
+        base=study.base if study.base in rows else None,
         protocol=(*filter(None, (left, below)), *study.protocol),
     )

@@ -1,4 +1,4 @@
-"""A study's table: mean, spread, number of runs and wall time of every row, beside the paper's number."""
+"""A study's table: mean, spread, number of runs and wall time of every row, the paper's number, and a base row's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from statistics import mean, stdev
 import numpy as np
 
 from fastanc.jobs.study_file import METRICS
+from fastanc.jobs.study_pairs import Pair, as_cells, caption, holm, paired
+from fastanc.jobs.study_pairs import as_values as paired_values
 from fastanc.training.folder import read_summary
 from fastanc.training.metrics import read_metrics
 
@@ -28,6 +30,8 @@ class Row:
     planned: int
     """Runs that the study wants."""
     paper: float | None = None
+    seeds: tuple[int, ...] = ()
+    """Of the values."""
 
     @property
     def mean(self) -> float | None:
@@ -40,19 +44,27 @@ class Row:
         return stdev(self.values) if len(self.values) > 1 else None
 
 
-def read_row(name: str, folders: Sequence[Path], metric: str, paper: float | None) -> Row:
-    """Return a row from its runs' folders; a run that is not finished does not count yet."""
-    values, walls = [], []
-    for folder in folders:
+def read_row(
+    name: str, folders: Sequence[Path], metric: str, paper: float | None, seeds: Sequence[int] = ()
+) -> Row:
+    """Return a row from its runs' folders, one for each seed; a run that is not finished does not count yet."""
+    values, walls, finished = [], [], []
+    for folder, seed in zip(folders, seeds or range(len(folders)), strict=True):
         summary = read_summary(folder)
         if summary is None:
             continue
         error = summary["val"]["error_pct"]
+        finished.append(seed)
         values.append(error if metric == "error_pct" else 100 - error)
         # Unlike the summary's, this time goes on where a run was resumed.
         lines = read_metrics(folder / "metrics.jsonl")
         walls.append(max((line["wall_s"] for line in lines if "wall_s" in line), default=0.0))
-    return Row(name, tuple(values), tuple(walls), len(folders), paper)
+    return Row(name, tuple(values), tuple(walls), len(folders), paper, tuple(finished))
+
+
+def compared(rows: Sequence[Row], base: str | None) -> list[Pair]:
+    """Return every row less the base row, seed by seed; nothing without one."""
+    return [] if base is None else paired(base, {row.name: dict(zip(row.seeds, row.values)) for row in rows})
 
 
 def verdict(rows: Sequence[Row], metric: str) -> str | None:
@@ -74,11 +86,8 @@ def verdict(rows: Sequence[Row], metric: str) -> str | None:
     with np.errstate(all="ignore"):
         found = [ttest_ind_from_stats(*sides[0], *side, equal_var=False).pvalue for side in sides[1:]]
     found = [1.0 if math.isnan(p) else p for p in found]
-    apart: list[str] = []
-    for rank, (p, row) in enumerate(sorted(zip(found, others), key=lambda pair: pair[0])):
-        if not p * (len(others) - rank) < 0.05:
-            break
-        apart.append(row.name)
+    told = sorted(zip(found, holm(found), others), key=lambda one: one[0])
+    apart = [row.name for _, corrected, row in told if corrected < 0.05]
     return (
         f"worse than the best row, {best.name}, beyond chance (Welch's t-test at 5 %, Holm's correction):"
         f" {', '.join(apart) or 'none'}"
@@ -101,34 +110,54 @@ def _text(value: float | None) -> str:
     return _DASH if value is None else f"{value:.2f}"
 
 
-def as_text(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> str:
-    """Return title, table and notes as aligned text."""
-    table = _cells(rows, metric)
+def as_text(
+    title: str, rows: Sequence[Row], metric: str, notes: Sequence[str], base: str | None = None
+) -> str:
+    """Return title, table, comparison with the base row and notes as aligned text."""
+    lines = [title, "", *_aligned(_cells(rows, metric))]
+    if base is not None and (pairs := compared(rows, base)):
+        lines += ["", caption(base, pairs), "", *_aligned(as_cells(pairs))]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = [
         "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:]))]).rstrip()
         for cells in table
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([title, "", *lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    return lines
 
 
-def as_html(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> str:
+def as_html(
+    title: str, rows: Sequence[Row], metric: str, notes: Sequence[str], base: str | None = None
+) -> str:
     """Return the same as a fragment of HTML."""
-    head, *body = _cells(rows, metric)
+    tables = _html(_cells(rows, metric))
+    if base is not None and (pairs := compared(rows, base)):
+        tables += f"<p>{escape(caption(base, pairs))}</p>{_html(as_cells(pairs))}"
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<section><h2>{escape(title)}</h2>{tables}<ul>{said}</ul></section>"
+
+
+def _html(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = cells
 
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ["", *[" class='n'"] * (len(cells) - 1)]
         return f"<tr>{''.join(f'<{tag}{k}>{escape(c)}</{tag}>' for k, c in zip(kinds, cells))}</tr>"
 
-    said = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    table = f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', c) for c in body)}</tbody></table>"
-    return f"<section><h2>{escape(title)}</h2>{table}<ul>{said}</ul></section>"
+    return f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', c) for c in body)}</tbody></table>"
 
 
-def as_values(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]) -> Mapping[str, object]:
+def as_values(
+    title: str, rows: Sequence[Row], metric: str, notes: Sequence[str], base: str | None = None
+) -> Mapping[str, object]:
     """Return the same as plain JSON values."""
+    pairs = {} if base is None else {"paired": paired_values(base, compared(rows, base))}
     return {
+        **pairs,
         "title": title,
         "metric": metric,
         "notes": list(notes),
@@ -140,6 +169,7 @@ def as_values(title: str, rows: Sequence[Row], metric: str, notes: Sequence[str]
                 "n": len(row.values),
                 "planned": row.planned,
                 "values": list(row.values),
+                "seeds": list(row.seeds),
                 "wall_s": list(row.wall_s),
                 "paper": row.paper,
             }
