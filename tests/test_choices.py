@@ -81,6 +81,15 @@ def test_the_distance_is_the_worst_tensor_s() -> None:
     assert distance([torch.tensor(2.0), torch.tensor([3.0, float("nan")])], truth) == float("inf")
 
 
+def test_a_gradient_whose_summands_cancel_counts_as_a_thousandth_of_the_largest() -> None:
+    loss, large = torch.tensor(1e6), torch.tensor([3.0, 4.0])
+    truth = [loss, large, torch.tensor(0.0)]
+    assert distance([loss, large, torch.tensor(1e-8)], truth) == pytest.approx(2e-6)
+    assert distance([loss, large, torch.tensor(1e-3)], truth) == pytest.approx(
+        0.2
+    )  # a small one that is wrong
+
+
 def test_a_call_is_made_warm_and_then_so_many_times() -> None:
     made: list[int] = []
     cost = cost_of(lambda: made.append(0) or [], CPU, rounds=7)

@@ -88,13 +88,20 @@ def cost_of(call: Call, device: torch.device, rounds: int = _ROUNDS) -> Cost:
 
 
 def distance(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """Return the largest ||found - truth|| / ||truth|| over the tensors; infinite where one is not finite."""
+    """Return the largest ||found - truth|| / ||truth|| over loss and gradients; infinite where one is not finite.
+
+    A gradient counts as at least a thousandth of the largest one: where its summands cancel, as those of a hinge's
+    last bias do, what is left is rounding alone.
+    """
+    wide = [theirs.detach().double() for theirs in truth]
+    least = 1e-3 * max((float(slope.norm()) for slope in wide[1:]), default=0.0)
     far = [0.0]
-    for ours, theirs in zip(found, truth, strict=True):
-        ours, theirs = ours.detach().double(), theirs.detach().double()
+    for place, (ours, theirs) in enumerate(zip(found, wide, strict=True)):
+        ours = ours.detach().double()
         if not ours.isfinite().all():
             return float("inf")
-        far.append(float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)))
+        size = max(float(theirs.norm()), least if place else 0.0, 1e-30)
+        far.append(float((ours - theirs).norm()) / size)
     return max(far)
 
 
