@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.looks_parity import FILL, PARITY, by_ours, computed, difference
@@ -35,6 +33,7 @@ from fastanc.pipelines.mixing import Mixing, _mixed_at_once, mixed
 from fastanc.pipelines.own_looks import register_look
 from fastanc.pipelines.pairing import Pairing
 from support import look_reference
+from support.waits import Waits
 
 PARAMETERS: dict[str, Callable[[np.random.Generator], list[int]]] = {
     "brightness": lambda rng: [int(rng.integers(0, 2 * ONE + 1))],
@@ -130,19 +129,6 @@ def test_numba_that_is_missing_or_switched_off_is_done_without(monkeypatch: pyte
         assert find() is None
     monkeypatch.setitem(sys.modules, "numba", None)
     assert find() is None
-
-
-class Waits(TorchDispatchMode):
-    """Refuse the operations for which a host waits for its device."""
-
-    names = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "bincount")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        indexed = args[1] if name in ("index", "index_put", "index_put_") else ()
-        assert name not in self.names, name
-        assert not any(k is not None and k.dtype in (torch.bool, torch.uint8) for k in indexed), name
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5", "trivial", "jitter", "three"])

@@ -123,6 +123,12 @@ def _figures(shown: Shown) -> list[str]:
             title = f"The discriminator's view: {one[0].label}"
             subtitle = "how surely it takes a sample for the teacher's; at 0.5 it cannot tell"
             figures.append(_figure(title, subtitle, _draw_judgement, [one]))
+    if examined := [one for one in shown if one[0].series("val", "distance")[0]]:
+        subtitle = (
+            "sliced Wasserstein, in deviations of the teacher's features, by epoch; the last one in words: "
+        )
+        subtitle += "; ".join(_health(run) for run, _ in examined)
+        figures.append(_figure("From the teacher's distribution", subtitle, _draw_distance, examined))
     if taught := [one for one in shown if one[0].series("train", "lr")[0]]:
         figures.append(_figure("Learning rate", "of the student, by epoch", _draw_rate, taught))
     needed = {"data_share", "teacher_share", "images_per_s"}
@@ -201,6 +207,20 @@ def _draw_judgement(axes: Any, shown: Shown) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.legend()
+
+
+def _health(run: RunFolder) -> str:
+    """Return the numbers of a game at its last evaluation."""
+    distance, held, pull = (run.series("val", key)[1][-1] for key in ("distance", "held_won", "pull_share"))
+    return f"{run.label} {distance:.3g}, held-out views told apart {held:.1%}, the game's pull {pull:.1%}"
+
+
+def _draw_distance(axes: Any, shown: Shown) -> None:
+    for run, colour in shown:
+        epochs, values = run.series("val", "distance")
+        axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, markeredgewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
 
 
 def _draw_time(axes: Any, shown: Shown) -> None:

@@ -43,6 +43,8 @@ class Played(NamedTuple):
     """Weighted scalars; their sum is the player's loss. A term's key is its column in metrics.jsonl."""
     measures: dict[str, Tensor] = {}
     """Detached scalars that are only logged."""
+    state: dict[str, Tensor] = {}
+    """Detached tensors whose means over all processes go to `Method.settle` after the move."""
 
 
 class Play(NamedTuple):
@@ -50,6 +52,8 @@ class Play(NamedTuple):
 
     player: str
     loss: Callable[[Nets, Batch, Outputs | None], Played]
+    derives: bool = False
+    """Whether it asks for gradients itself: no compiler follows it there."""
 
 
 class Watch(NamedTuple):
@@ -204,12 +208,38 @@ class Method(Fields, draccus.PluginRegistry, discover_packages_path="fastanc.met
         A play is called again where its spellings are compared. Nothing here waits for another process.
         """
 
+    def settle(self, nets: Nets, state: Mapping[str, Tensor]) -> None:
+        """Put what a play returned as its `state` into buffers of a player: the same values on every process.
+
+        Called once for every move that a player has made, and never while spellings of a play are compared.
+        """
+
     def ramp(self, term: str, step: int) -> float:
         """Return what the trainer multiplies a term of the student's play with at a step.
 
         A play that asks for `batch.step` itself is compiled anew for every number.
         """
         return 1.0
+
+    @property
+    def constant_rates(self) -> frozenset[str]:
+        """The players whose learning rate the run's schedule leaves as it is."""
+        return frozenset()
+
+    @property
+    def examines(self) -> bool:
+        """Whether `examined` has something to say; then every evaluation asks the teacher."""
+        return False
+
+    def examined(self, nets: Nets, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Return scalars that say how a game stands on held-out views; every network is in eval mode meanwhile.
+
+        Args:
+            nets: every player.
+            student: outputs of the student's player, adapter included, on up to 2,048 validation images.
+            teacher: its outputs on the same.
+        """
+        return {}
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Return the student's terms."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,12 +79,13 @@ class Sum(Method):
     def plays(self) -> tuple[Play, ...]:
         """The other players' plays, part by part, then the student's."""
         others = [
-            Play(f"{name}_{play.player}", _Inner(name, number, play))
+            Play(f"{name}_{play.player}", _Inner(name, number, play), play.derives)
             for number, (name, part) in enumerate(self.named.items())
             for play in part.plays
             if play.player != "student"
         ]
-        return *others, Play("student", self.student_play)
+        derives = any(play.derives for part in self.parts for play in part.plays if play.player == "student")
+        return *others, Play("student", self.student_play, derives)
 
     @property
     def watches(self) -> tuple[Watch, ...]:
@@ -118,22 +120,58 @@ class Sum(Method):
             inner = _nets_of(name, number, nets)
             part.remember(inner, batch, bare(nets["student"]).seen_by(number, out))
 
+    def settle(self, nets: Nets, state: Mapping[str, Tensor]) -> None:
+        """Let every part settle what its own plays returned."""
+        for number, (name, part) in enumerate(self.named.items()):
+            if own := {
+                key.removeprefix(f"{name}_"): v for key, v in state.items() if self._part_of(key) == name
+            }:
+                part.settle(_nets_of(name, number, nets), own)
+
+    @property
+    def constant_rates(self) -> frozenset[str]:
+        """Every part's."""
+        return frozenset(
+            f"{name}_{player}" for name, part in self.named.items() for player in part.constant_rates
+        )
+
+    @property
+    def examines(self) -> bool:
+        """Whether any part has something to say of held-out views."""
+        return any(part.examines for part in self.parts)
+
+    def examined(self, nets: Nets, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Return what every part says."""
+        return {
+            f"{name}_{key}": value
+            for number, (name, part) in enumerate(self.named.items())
+            for key, value in part.examined(
+                _nets_of(name, number, nets), bare(nets["student"]).seen_by(number, student), teacher
+            ).items()
+        }
+
+    def _part_of(self, key: str) -> str:
+        """Return the name of the part whose term, or state, has this key."""
+        return max((name for name in self.named if key.startswith(f"{name}_")), key=len)
+
     def ramp(self, term: str, step: int) -> float:
         """Return what the term's part says."""
-        name = max((name for name in self.named if term.startswith(f"{name}_")), key=len)
+        name = self._part_of(term)
         return self.named[name].ramp(term.removeprefix(f"{name}_"), step)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise all parts' terms, weighted."""
         terms: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for number, (name, part) in enumerate(self.named.items()):
             (play,) = (play for play in part.plays if play.player == "student")
             played = _Inner(name, number, play)(nets, batch, out)
             weight = self.weights[number] if self.weights else 1.0
             terms |= {key: weight * term for key, term in played.terms.items()}
             measures |= played.measures
-        return Played(terms, measures)
+            state |= played.state
+        return Played(terms, measures, state)
 
 
 @dataclass(frozen=True)
@@ -148,11 +186,7 @@ class _Inner:
         assert out is not None
         inner = _nets_of(self.name, self.number, nets)
         played = self.play.loss(inner, batch, bare(nets["student"]).seen_by(self.number, out))
-        terms, measures = (
-            {f"{self.name}_{key}": value for key, value in values.items()}
-            for values in (played.terms, played.measures)
-        )
-        return Played(terms, measures)
+        return Played(*({f"{self.name}_{key}": value for key, value in values.items()} for values in played))
 
 
 def _nets_of(name: str, number: int, nets: Nets) -> Nets:

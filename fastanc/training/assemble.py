@@ -246,6 +246,7 @@ def _open_game(
         {"student": config.optimizer, **method.optimizers()},
         frozen={name: teacher.played for name in frozen_of(method, spec) if teacher is not None},
         skip_nonfinite=config.run.skip_nonfinite,
+        constant_rates=method.constant_rates,
     )
     return Game(
         accelerator=accelerator,

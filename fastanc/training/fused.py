@@ -40,7 +40,7 @@ def fused(method: Method, play: Play, nets: Nets) -> Loss | None:
 
 
 def _anc_discriminator(method: Anc, nets: Nets) -> Loss | None:
-    if method.regulariser != "adversarial" or not _holds(nets["discriminator"]):
+    if method.regulariser != "adversarial" or not _is_plain(method) or not _holds(nets["discriminator"]):
         return None
     drop = method.dropout if method.regulariser_sample == "dropped" else 0.0
 
@@ -57,7 +57,8 @@ def _anc_discriminator(method: Anc, nets: Nets) -> Loss | None:
 
 
 def _anc_student(method: Anc, nets: Nets) -> Loss | None:
-    if method.data != "logits" or method.saturating or not _holds(nets["discriminator"]):
+    plain = _is_plain(method) and not method.saturating
+    if method.data != "logits" or not plain or not _holds(nets["discriminator"]):
         return None
 
     def loss(nets: Nets, batch: Batch, out: Outputs | None) -> Played:
@@ -65,7 +66,7 @@ def _anc_student(method: Anc, nets: Nets) -> Loss | None:
         weights = list(nets["discriminator"].parameters())
         move = fooling_move(_seen(student, method), weights, method.dropout)
         error = squared_error(_logits(student), _logits(teacher), method.data_reduction)
-        terms = {"fool": move.loss, "data": method.lambda_data * error}
+        terms = {"fool": method.game_weight * move.loss, "data": method.lambda_data * error}
         return Played(terms, {"d_adversarial": move.judged.sigmoid().mean()})
 
     return loss
@@ -102,6 +103,11 @@ _BUILDERS: dict[tuple[type[Method], str], Callable[[Any, Nets], Loss | None]] = 
     (Kd, "student"): _kd,
     (L2, "student"): _l2,
 }
+
+
+def _is_plain(method: Anc) -> bool:
+    """Tell whether the moves' kernels have this game's formula; what wraps the discriminator `_holds` sees."""
+    return method.game_loss == "bce" and method.label_smoothing == 0 and method.on != "both"
 
 
 def _holds(discriminator: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from fastanc.pipelines.dataset import DataSet
 from fastanc.teacher.answers import Answers
+from fastanc.training.examining import SAMPLE, examine
 from fastanc.training.game import Game
 from fastanc.training.inputs import Input
 from fastanc.training.neighbours import evaluate_features
@@ -38,7 +39,7 @@ class Judge:
         self, game: Game, source: Input, val_answers: Callable[[], Answers] | None, best: str | None = None
     ):
         self._game, self._source, self._val_answers = game, source, val_answers
-        self._always = not game.labels_count or best in _OF_TEACHER
+        self._always = not game.labels_count or best in _OF_TEACHER or game.method.examines
         measured = _measured(game, source.val, val_answers is not None)
         if best is not None and best not in measured:
             raise ValueError(
@@ -55,29 +56,38 @@ class Judge:
         game.average_buffers()
         wanted = with_teacher or self._always
         teacher = self._val_answers() if wanted and self._val_answers is not None else None
-        student = game.student
         with nullcontext() if teacher is None else closing(teacher):
-            if student.headless:
-                width = game.teacher and game.teacher.network.feature_dim
-                return evaluate_features(
-                    game.method.validated(game.kept, game.players["student"].module),
-                    source.val_batches(),
-                    sum_over(game.accelerator),
-                    num_images=source.val.num_images,
-                    width=student.feature_dim or 0,
-                    teacher=teacher,
-                    teacher_width=width or 0,
-                    autocast=game.autocast,
-                )
-            return evaluate(
+            result = self._quality(teacher)
+            if teacher is not None and game.method.examines:
+                world = game.accelerator.num_processes
+                sample = source.val_sample(max(1, min(SAMPLE, source.val.num_images) // world) * world)
+                result |= examine(game, sample, teacher)
+        return result
+
+    def _quality(self, teacher: Answers | None) -> dict[str, float]:
+        game, source = self._game, self._source
+        student = game.student
+        if student.headless:
+            width = game.teacher and game.teacher.network.feature_dim
+            return evaluate_features(
                 game.method.validated(game.kept, game.players["student"].module),
                 source.val_batches(),
                 sum_over(game.accelerator),
                 num_images=source.val.num_images,
+                width=student.feature_dim or 0,
                 teacher=teacher,
-                labels_count=game.labels_count,
+                teacher_width=width or 0,
                 autocast=game.autocast,
             )
+        return evaluate(
+            game.method.validated(game.kept, game.players["student"].module),
+            source.val_batches(),
+            sum_over(game.accelerator),
+            num_images=source.val.num_images,
+            teacher=teacher,
+            labels_count=game.labels_count,
+            autocast=game.autocast,
+        )
 
     def teacher(self) -> list[str]:
         """Say how good the teacher is where labels tell it: one that reads its images wrongly shows here.

@@ -44,6 +44,7 @@ class Players(Mapping[str, Player]):
         *,
         frozen: Mapping[str, nn.Module] | None = None,
         skip_nonfinite: int = 0,
+        constant_rates: frozenset[str] = frozenset(),
     ):
         """Prepare every player.
 
@@ -53,9 +54,11 @@ class Players(Mapping[str, Player]):
             optimizers: of the players that have one of their own; the student's serves the rest.
             frozen: networks that a play may pass through and nobody moves, by name: the teacher.
             skip_nonfinite: updates that may be left out because the loss is not finite on some process.
+            constant_rates: players whose learning rate `set_lr` leaves as it is.
         """
         self.accelerator = accelerator
         self._skips_left, self._rehearses = skip_nonfinite, False
+        self._constant_rates = constant_rates
         self._frozen = dict(frozen or {})
         self._players: dict[str, Player] = {}
         for name, network in networks.items():
@@ -175,9 +178,17 @@ class Players(Mapping[str, Player]):
         player.optimizer.zero_grad()
 
     def set_lr(self, factor: float) -> None:
-        """Set every player's learning rate to its base times `factor`."""
-        for player in self._players.values():
-            player.set_lr(factor)
+        """Set every player's learning rate to its base times `factor`; those that are constant keep their base."""
+        for name, player in self._players.items():
+            player.set_lr(1.0 if name in self._constant_rates else factor)
+
+    @torch.no_grad()
+    def agreed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means of tensors over all processes, each of which calls it; in a rehearsal the own ones."""
+        own = {name: value.detach().clone() for name, value in values.items()}
+        if not self._rehearses:
+            average_flat(self.accelerator, list(own.values()))
+        return own
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return weights and optimizer of every player, for a checkpoint; every process calls it."""
@@ -242,7 +253,13 @@ def players_of(
     check_classes(student, teacher.num_classes)
     optimizers = {"student": optimizer or OptimizerConfig(), **method.optimizers()}
     networks = method.networks(student.train(), teacher)
-    return Players(accelerator or make_accelerator(), networks, optimizers, frozen=frozen_of(method, teacher))
+    return Players(
+        accelerator or make_accelerator(),
+        networks,
+        optimizers,
+        frozen=frozen_of(method, teacher),
+        constant_rates=method.constant_rates,
+    )
 
 
 def same_everywhere(accelerator: Accelerator, network: nn.Module) -> None:

@@ -45,11 +45,13 @@ def plain(method: Method) -> Choice:
 
 
 def spelled(name: str, method: Method, play: Play, nets: Nets) -> Loss | None:
-    """Return a play's loss in one spelling; None where this method has no kernel for it."""
+    """Return a play's loss in one spelling; None where this method has no kernel, or no compiler, for it."""
     if name == "plain":
         return play.loss
     if name == "triton":
         return fused(method, play, nets)
+    if play.derives:
+        return None
     later.arrive()
     # The generator of eager mode: the same dropout mask, so that a spelling can be held to another.
     options: dict[str, Any] = {"fallback_random": True}
@@ -61,12 +63,9 @@ def spelled(name: str, method: Method, play: Play, nets: Nets) -> Loss | None:
 
 def _captured(loss: Loss) -> Loss:
     def replayed(nets: Nets, batch: Batch, out: Outputs | None) -> Played:
-        terms, measures = loss(nets, batch, out)
+        played = loss(nets, batch, out)
         # The next replay writes over what this one returns; the log reads it later.
-        return Played(
-            {key: term.clone() for key, term in terms.items()},
-            {key: value.clone() for key, value in measures.items()},
-        )
+        return Played(*({key: value.clone() for key, value in part.items()} for part in played))
 
     return replayed
 

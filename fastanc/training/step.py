@@ -61,10 +61,12 @@ def moves(
 def _whole(method: Method, players: Players, batch: Batch, plays: Sequence[Play]) -> Iterator[Move]:
     with players.turn("student") as nets:
         out = method.forward(nets, batch)
-    for player, loss in plays:
+    for made in plays:
+        player = made.player
         with players.turn(player) as nets:
-            played = _ramped(method, player, batch.step, loss(nets, batch, out))
+            played = _ramped(method, player, batch.step, made.loss(nets, batch, out))
             players.update(player, played.terms)
+        _settle(method, players, played)
         yield Move(player, played)
 
 
@@ -75,7 +77,9 @@ def _in_parts(
         results: list[Played] = []
         through = partial(_part_through, method, players, made, results, number == 0)
         players.update_in_parts(made.player, [partial(through, part) for part in parts])
-        yield Move(made.player, _mean(results))
+        played = _mean(results)
+        _settle(method, players, played)
+        yield Move(made.player, played)
 
 
 def _part_through(
@@ -121,7 +125,12 @@ def _ramped(method: Method, player: str, step: int, played: object) -> Played:
     factors = {name: method.ramp(name, step) for name in checked.terms}
     if all(factor == 1 for factor in factors.values()):
         return checked
-    return Played({name: factors[name] * term for name, term in checked.terms.items()}, checked.measures)
+    return checked._replace(terms={name: factors[name] * term for name, term in checked.terms.items()})
+
+
+def _settle(method: Method, players: Players, played: Played) -> None:
+    if played.state:
+        method.settle(players.modules(), players.agreed(played.state))
 
 
 @contextmanager
@@ -139,9 +148,10 @@ def _statistics(network: nn.Module, move: bool) -> Iterator[None]:
 
 
 def _mean(results: Sequence[Played]) -> Played:
-    """Return the means of the terms and measures of several plays of one kind."""
-    terms, measures = (
-        {key: torch.stack([values[key].detach() for values in part]).mean() for key in part[0]}
-        for part in ([r.terms for r in results], [r.measures for r in results])
+    """Return the means of what several plays of one kind gave."""
+    return Played(
+        *(
+            {key: torch.stack([values[key].detach() for values in part]).mean(0) for key in part[0]}
+            for part in zip(*results)
+        )
     )
-    return Played(terms, measures)

@@ -90,6 +90,7 @@ class Game:
             networks,
             {"student": SGD, **method.optimizers()},
             frozen=frozen_of(method, self.spec),
+            constant_rates=method.constant_rates,
         )
 
     def batch(self, step: int) -> Batch:
