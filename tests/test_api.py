@@ -536,7 +536,8 @@ fastanc.compress(*nets, (images, labels), "l2", val=(images, labels), cache=None
     command = [sys.executable, "script.py"]
     stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     last = stopped.stderr.strip().splitlines()[-1]
-    assert stopped.returncode == -2, stopped.stderr[-2000:]  # as Python ends on Ctrl-C
+    # As Python ends on Ctrl-C; 1 where a package that is first imported at exit (torch's tables) makes it forget.
+    assert stopped.returncode in (-2, 1), stopped.stderr[-2000:]
     assert re.fullmatch(
         r"KeyboardInterrupt: interrupted after step \d+ of 20000, all of it saved in out; the same call goes on, .*",
         last,

@@ -31,6 +31,7 @@ LAYOUT = "20-33-24"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     assert passes_in_the_interpreter(__file__)
 

@@ -265,7 +265,8 @@ def test_a_file_that_does_not_decode_is_named(tree: Path, tmp_path: Path, plan: 
     victim = int(order(5).index[2 * views])
     path = root / data.index.name(victim)
     encoded = path.read_bytes()
-    path.write_bytes(encoded[: len(encoded) // 2] + bytes(len(encoded) - len(encoded) // 2))
+    # Of zeros in mid scan DALI makes grey, in some pictures.
+    path.write_bytes(encoded[: len(encoded) // 2] + b"\x55" * (len(encoded) - len(encoded) // 2))
     rule = RandomResizedCrop(32, seed=0, scale=(0.99, 1.0))
     batches = data.batches(order, rule)
     for _ in range(5):

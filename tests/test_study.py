@@ -61,6 +61,7 @@ def without_time(path: Path) -> dict[str, object]:
     return content
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again_gives_the_same_table(tmp_path: Path) -> None:
     study = written(tmp_path)
     whole = run_study(load(str(study)), tmp_path / "whole", 0.1)
