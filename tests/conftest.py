@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would all that the tests start: they would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
