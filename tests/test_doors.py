@@ -103,6 +103,9 @@ def test_a_network_from_a_file_is_trained_and_exported_by_its_name(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["student"] == "tiny"
     assert summary["params"] == 6 * 3 * 25 + 6 + 24 * 10 + 10
+    assert (
+        summary["teacher_params"] == (75 + 1) * 6 + (150 + 1) * 16 + (400 + 1) * 120 + 121 * 84 + 85 * 10
+    )  # LeNet-5 of RGB
     monkeypatch.setattr(registered, "_MAKERS", {})  # as in a process of its own
     words = ["export", str(folder), str(tmp_path / "out"), "--formats", "safetensors"]
     assert command(words) == 2

@@ -227,7 +227,7 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
 def _cell(summary: Mapping[str, Any], read: Callable[[Mapping[str, Any]], str]) -> str:
     try:
         return read(summary)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ZeroDivisionError):
         return _DASH  # missing, null, nan, or nothing that this version writes
 
 
@@ -259,6 +259,7 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "teacher from": lambda s: s["teacher_source"] or _DASH,
     "labels": lambda s: f"{s['labels']:,}",
     "params": lambda s: _size(s["params"]),
+    "smaller": lambda s: f"{s['teacher_params'] / s['params']:.3g} x",
     "MACs": lambda s: _size(s["macs"]),
     "error": lambda s: f"{s['val']['error_pct']:.2f} %",
     "teacher's": lambda s: f"{100 - 100 * s['val']['teacher_top1']:.2f} %",
@@ -272,7 +273,18 @@ _COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 _WORDS = ("run", "state", "method", "student ← teacher", "teacher from")  # aligned left; numbers follow
 _LEAST_FIRST = (
-    *("data wait", "teacher wait", "KL", "images/s", "teacher's", "best", "MACs", "params", "teacher from"),
+    *(
+        "data wait",
+        "teacher wait",
+        "KL",
+        "images/s",
+        "teacher's",
+        "best",
+        "MACs",
+        "smaller",
+        "params",
+        "teacher from",
+    ),
     *("agreement", "labels", "method", "wall time"),
 )
 """In which order columns make room."""

@@ -23,8 +23,9 @@ _JUDGED = {
 _SHARES = {"compute": "#2563eb", "waiting for data": "#f5a524", "waiting for the teacher": "#98a2b3"}
 # fmt: off
 _IN_TABLE = {
-    "name", "state", "method", "student", "teacher", "teacher_source", "labels", "params", "macs", "error_pct",
-    "agreement_pct", "teacher_kl", "teacher_top1", "top1", "images_per_s", "data_share", "teacher_share", "wall_s",
+    "name", "state", "method", "student", "teacher", "teacher_source", "teacher_params", "labels", "params", "macs",
+    "error_pct", "agreement_pct", "teacher_kl", "teacher_top1", "top1", "images_per_s", "data_share", "teacher_share",
+    "wall_s",
 }
 # fmt: on
 _INK, _MUTED, _LINE = "#1d2939", "#667085", "#e4e7ec"
@@ -101,7 +102,7 @@ def _table(shown: Shown, header: Sequence[str], cells: Sequence[Sequence[str]], 
 
     head = row("th", [escape(text) for text in header])
     body = [row("td", [_name(*one), *map(escape, texts)]) for one, texts in zip(shown, cells)]
-    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f"<div class='wide'><table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
 def _name(run: RunFolder, colour: str) -> str:
@@ -274,7 +275,13 @@ def _facts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _facts(value, f"{prefix}{key}.")
         elif value is not None and key not in _IN_TABLE:
-            yield prefix + key, f"{value:,.5g}" if isinstance(value, float) else str(value)
+            yield prefix + key, _short(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return f"{value:,.5g}" if isinstance(value, float) else str(value)
 
 
 def _style() -> AbstractContextManager[None]:
@@ -317,14 +324,15 @@ def _style() -> AbstractContextManager[None]:
 _CSS = f"""
 :root {{ color-scheme: light; }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 36px 32px 64px; max-width: 1240px; background: #fff; color: {_INK};
+body {{ margin: 0 auto; padding: 36px 32px 64px; max-width: 1400px; background: #fff; color: {_INK};
   font: 14px/1.5 -apple-system, "Segoe UI", "Helvetica Neue", Arial, "Liberation Sans", sans-serif; }}
 header {{ display: flex; align-items: baseline; gap: 14px; margin-bottom: 22px; }}
 h1 {{ font-size: 26px; letter-spacing: -.02em; margin: 0; }}
 header p, figure p {{ color: {_MUTED}; margin: 0; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13px; }}
+.wide {{ overflow-x: auto; }}
 th {{ text-align: left; font-weight: 500; color: {_MUTED}; border-bottom: 1.5px solid {_INK}; }}
-th, td {{ padding: 8px 10px; white-space: nowrap; vertical-align: bottom; }}
+th, td {{ padding: 8px 7px; white-space: nowrap; vertical-align: bottom; }}
 td {{ border-bottom: 1px solid {_LINE}; }}
 td:nth-child(3) {{ white-space: normal; }}
 .n {{ text-align: right; font-variant-numeric: tabular-nums; }}

@@ -6,6 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastanc.models.taps import Adapted, Tapped
@@ -17,6 +18,11 @@ class Counts(NamedTuple):
     parameters: int
     macs: int
     """Multiply-accumulates of one image; the ANC paper's "FLOPs" are 2 * 128 of them."""
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Count a network's weights, buffers left out."""
+    return sum(weight.numel() for weight in network.parameters())
 
 
 @torch.no_grad()
@@ -36,9 +42,9 @@ def count(
     px, channels = image_px or tapped.image_px, in_channels or tapped.in_channels
     with FlopCounterMode(display=False) as counter:
         twin(torch.empty(1, channels, px, px, device="meta"))
-    parameters = sum(p.numel() for p in tapped.parameters())
+    parameters = num_parameters(tapped)
     macs = counter.get_total_flops() // 2
     if not with_head and tapped.head is not None:
-        parameters -= sum(p.numel() for p in tapped.head.parameters())
+        parameters -= num_parameters(tapped.head)
         macs -= tapped.head.weight.numel()
     return Counts(parameters, macs)

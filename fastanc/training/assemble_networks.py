@@ -13,6 +13,7 @@ from fastanc.methods.base import Method, TeacherSpec, spec_of
 from fastanc.models import zoo
 from fastanc.models.attention import Squeezed, estimators_for
 from fastanc.models.classes import pick_classes, read_columns
+from fastanc.models.counting import num_parameters
 from fastanc.models.ensemble import Ensemble
 from fastanc.models.folding import fold_batchnorm
 from fastanc.models.ksanc_teacher import load_estimators
@@ -103,7 +104,6 @@ def names_of_classes(
 
 
 def _described(network: Tapped) -> str:
-    count = sum(weight.numel() for weight in network.parameters())
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (network.mean, network.std))
     head = (
         f"features of {network.head_name}" if network.head is not None else f"logits only, {network.no_head}"
@@ -113,7 +113,7 @@ def _described(network: Tapped) -> str:
     classes = f"{network.num_classes} classes" + (" by a new head" if network.new_head else "")
     weights = f", weights {network.weights_from}" if network.weights_from else ""
     weights += f", licence {network.licence}" if network.licence else ""
-    said = f"{network.title}{weights}: {count:,} parameters, {classes}, {head}"
+    said = f"{network.title}{weights}: {num_parameters(network):,} parameters, {classes}, {head}"
     if isinstance(network.bare, Ensemble):
         return f"{said}, the mean of {len(network.bare.members)} networks' {network.bare.average}"
     return f"{said}, mean {mean} and std {std} from {network.normalised_by}"

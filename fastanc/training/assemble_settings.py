@@ -11,6 +11,8 @@ from accelerate import Accelerator
 
 from fastanc.config import Config, DataConfig, completed, free_fields
 from fastanc.early import check_trackers
+from fastanc.models.counting import num_parameters
+from fastanc.models.taps import unwrapped
 from fastanc.parsing import dump
 from fastanc.pipelines.latents import LatentSet
 from fastanc.pipelines.places import make_cache_folder
@@ -117,6 +119,9 @@ def settings_of(
             "method": config.method.kind,
             "student": config.student.name,
             "teacher": game.teacher.name if game.teacher is not None else None,
+            "teacher_params": None
+            if game.teacher is None
+            else num_parameters(unwrapped(game.teacher.network)),
             "dataset": config.data.name,
             "trained_on": "latent vectors" if "latents" in config.method.needs else _trained_on(config.data),
             "images": None if isinstance(source.train, LatentSet) else source.train.num_images,
