@@ -59,6 +59,10 @@ def recipe_path(name: str) -> Path:
         raise ValueError(f"{name} is a folder: name {own if os.path.isfile(own) else 'a .yaml file'}")
     if os.path.exists(name):
         raise ValueError(f"{name} is no recipe by its name: give a file that ends in .yaml")
+    if Path(name).suffix in {".yaml", ".yml"}:
+        raise ValueError(
+            f"there is no file {shown(name)}: correct its path, or name a recipe of `fastanc recipes`"
+        )
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise ValueError(
@@ -268,7 +272,8 @@ def _pairs(args: list[str]) -> list[tuple[str, str]]:
     while args:
         word = args.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"do not know what to do with {shown(word)}: write --group.field value")
+            meant = f"--recipe {word}" if Path(word).suffix in {".yaml", ".yml"} else "--group.field value"
+            raise ValueError(f"do not know what to do with {shown(word)}: write {cut(meant)}")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not args or _is_option(args[0]):

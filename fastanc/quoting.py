@@ -32,5 +32,13 @@ def brief(sentence: str) -> str:
     return "\n".join(line if len(line) <= _LINE else f"{line[:_SIDE]}...{line[-_SIDE:]}" for line in lines)
 
 
+def counted(number: float, thing: str) -> str:
+    """Return how many there are of what: 1 epoch, 1,200 steps, 2 passes."""
+    if number == 1:
+        return f"1 {thing}"
+    size = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{size} {thing}{'es' if thing.endswith('s') else 's'}"
+
+
 def _ends(found: re.Match[str]) -> str:
     return f"{found[0][:_FIRST]}...{found[0][-_LAST:]}"

@@ -5,6 +5,8 @@ accelerate launch fastanc/train.py [--recipe NAME | --config_path FILE] [--group
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,10 +78,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
         try:
             for config in configs:
-                train(config)
+                folder = train(config)
         except Interrupted:  # on every process at the same step
             end_processes()
             raise
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"{folder / 'student.safetensors'}; `fastanc export {shlex.quote(str(folder))} OUT` hands it on"
+            )
         end_processes()  # not after an error: another process may be in the middle of a sum
 
     return command(job, "the same command with --run.resume latest goes on")

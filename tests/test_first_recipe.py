@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from fastanc.cli import main
 from fastanc.models.usual_views import usual_views
@@ -78,6 +80,51 @@ def test_networks_of_a_plugin_go_and_the_recipe_names_its_file(photos: Path) -> 
     assert config.run.name == "mine, too"
     assert config.run.plugin == str(photos.parent / "own, nets.py")
     assert (config.teacher.name, config.student.name) == ("own", "own")
+
+
+BIG_AND_SMALL = """
+import fastanc
+from torch import nn
+
+
+def net(width, num_classes):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+@fastanc.register_network("broad")
+def big(num_classes=10):
+    return net(8, num_classes)
+
+
+@fastanc.register_network("narrow")
+def small(num_classes=10):
+    return net(4, num_classes)
+"""
+
+
+def test_what_a_run_would_refuse_of_a_teacher_is_refused_before_a_recipe_is_written(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("nets.py").write_text(BIG_AND_SMALL)
+    words = ["init", "r.yaml", "--data", str(photos), "--student", "narrow", "--plugin", "nets.py"]
+    assert main([*words, "--teacher", "broad"]) == 2
+    assert "does not say how many classes it knows" in capsys.readouterr().err
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7)]
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), *head).state_dict(), "big.pth")
+    assert main([*words, "--teacher", "narrow", "--weights", "big.pth"]) == 2
+    assert "weights file big.pth does not fit" in capsys.readouterr().err
+    assert not Path("r.yaml").exists()
+    assert main([*words, "--teacher", "broad", "--weights", "big.pth"]) == 0
+    text = Path("r.yaml").read_text()
+    said = (
+        "  # mean: [0.485, 0.456, 0.406]    # from the data set; if it was trained with others, say which\n"
+    )
+    assert said in text, "photographs are normalised as ImageNet's, unless their weights say otherwise"
+    # What is written is what a run takes: with the line said instead of commented nothing changes.
+    Path("said.yaml").write_text(text.replace("  # mean:", "  mean:").replace("  # std:", "  std:"))
+    teacher = parse(["--recipe", "said.yaml"], front=True).teacher
+    assert teacher.mean == (0.485, 0.456, 0.406)
+    assert teacher.std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_classes_of_no_and_of_one_image_are_said() -> None:
     names = ["ant", "bee", "cow", "dog", "eel"]
     assert noted([0, 0, 1, 3, 3], [0, 1, 3], names) == [
         "here: 2 of 5 classes have no image: cow, eel",
-        "here: 1 of 5 classes have one image: bee",
+        "here: 1 of 5 classes has one image: bee",
         "validation set there: 2 of 5 classes have no image: cow, eel",
     ]
     assert noted([0, 0, 1, 1], [0, 1], None) == []

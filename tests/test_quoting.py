@@ -9,7 +9,14 @@ import pytest
 from fastanc.cli import main
 from fastanc.errors import say_repeated
 from fastanc.parsing import configure, parse
-from fastanc.quoting import brief, cut, shown
+from fastanc.quoting import brief, counted, cut, shown
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+    assert [counted(n, "epoch") for n in (0.5, 1.0, 2.5)] == ["0.5 epochs", "1 epoch", "2.5 epochs"]
+    assert [counted(n, "pass") for n in (1, 3)] == ["1 pass", "3 passes"]
+
 
 LONG = "x" * 3000
 WORDS = "two words " * 300

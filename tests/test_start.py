@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from fastanc.models.lenet import LeNet5
 from fastanc.parsing import parse
 from fastanc.train import train
 from support.tiny_run import LENETS, as_words
@@ -87,6 +91,32 @@ def test_who_moves_and_what_is_read(tmp_path: Path, method: str, says: str) -> N
     said = notes(tmp_path, method, method)
     assert the(said, "method ") == f"method {method}: {says}"
     assert (method == "supervised") == (not any(text.startswith("cache: ") for text in said))
+
+
+def test_a_set_of_other_classes_than_the_teachers_is_said_not_to_be_measured(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("bee", "cat", "dgo"):
+        for split, count in (("train", 20), ("val", 4)):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / split / label / f"{k}.png")
+    fields = {
+        "data.name": str(tmp_path / "set"),
+        "data.share": "1",
+        "data.image_px": "32",
+        "data.resize_px": "32",
+    }
+    torch.save(LeNet5(10, in_channels=3, image_px=32).state_dict(), tmp_path / "ten.pth")
+    fields["teacher.weights"] = str(tmp_path / "ten.pth")
+    said = the(notes(tmp_path, "other", **fields), "the set has 3 classes and the networks have 10: ")
+    assert "no top-1; teacher.classes says which" in said
+    assert not any("classes and the networks" in text for text in notes(tmp_path, "same"))
+
+
+def test_a_run_that_has_nothing_to_go_on_from_says_so(tmp_path: Path) -> None:
+    said = notes(tmp_path, "first", **{"run.resume": "latest"})
+    assert the(said, str(tmp_path)) == f"{tmp_path / 'first'} has no checkpoint to go on from: the run begins"
 
 
 def test_the_schedule_in_steps(tmp_path: Path) -> None:

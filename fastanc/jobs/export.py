@@ -214,7 +214,8 @@ def _write_int8(written: _Written, run_dir: Path) -> list[str]:
     try:
         images = images_of(run_dir)
     except (OSError, ValueError) as error:
-        why = f"its images are not here ({str(error).splitlines()[0]})"
+        written.say(str(error).splitlines()[0])  # where they should lie is no matter of the card's readers
+        why = "its images were not there"
     how = f"{INT8}: {quantise(folder / FILES['onnx'], folder / INT8, images)}"
     if written.tapped.headless:
         why = "it knows no classes"

@@ -11,14 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fastanc.config import Config
 from fastanc.files import write_text
 from fastanc.following import SMALL_PX
+from fastanc.models import zoo
+from fastanc.models.taps import unwrapped
 from fastanc.models.usual_views import usual_views
 from fastanc.parsing import parse
 from fastanc.pipelines.catalogue import open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.plain_yaml import one_line
-from fastanc.training.assemble_networks import sketch
+from fastanc.training.assemble_networks import open_teacher, sketch
 
 _VIEWS_SEEN, _EPOCHS = 3_000_000, (10, 300)
 _VIEWS, _CACHE_BYTES = 30, 100 * 10**9
@@ -83,10 +86,13 @@ def write_recipe(
     chosen = _chosen(train, teacher)
     named = Named(data, teacher, weights, student, read.run.plugin)
     text = _text(out.stem, named, chosen, train)
-    view_bytes = _row_bytes(out, text, train) * train.num_images
+    config = _read_back(out, text)
+    text = _with_statistics(text, config, train)
+    row = sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
+    view_bytes = row * train.num_images
     if view_bytes * chosen.views > _CACHE_BYTES:
         chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
-        text = _text(out.stem, named, chosen, train)
+        text = _with_statistics(_text(out.stem, named, chosen, train), config, train)
     write_text(out, text)
     return _told(out, train, val, chosen, view_bytes * chosen.views)
 
@@ -170,18 +176,34 @@ def _why(batch: int, images: int) -> str:
     return f"the largest of 64 (CPU) or 256 (GPU), halved, that leaves an epoch {_STEPS} steps"
 
 
-def _row_bytes(out: Path, text: str, train: DataSet) -> int:
-    """Of a row of the teacher's cache. The recipe is read as a run reads it, so that what is written is right."""
+def _read_back(out: Path, text: str) -> Config:
+    """The recipe as a run reads it, so that what is written is right."""
     handle, name = tempfile.mkstemp(suffix=".yaml")
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
-        config = parse([f"--recipe={name}"])
+        return parse([f"--recipe={name}"])
     except ValueError as error:
         raise ValueError(str(error).replace(name, str(out))) from error
     finally:
         os.unlink(name)
-    return sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
+
+
+def _with_statistics(text: str, config: Config, train: DataSet) -> str:
+    """The recipe with the teacher's normalisation, which only who trained it knows, and which is often a guess.
+
+    Weights in a file and a user's own network are loaded, so that what a run would refuse is refused now; published
+    weights are not, since that may mean a download.
+    """
+    teacher = config.teacher
+    if teacher.weights == "random" or (teacher.weights is None and not zoo.is_registered(teacher.name)):
+        return text
+    network = unwrapped(open_teacher(config, train).network)
+    mean, std = ([round(float(value), 4) for value in values] for values in (network.mean, network.std))
+    line = f"  # mean: {mean}    # from {network.normalised_by}; if it was trained with others, say which\n"
+    before = f"  name: {one_line(teacher.name)}\n  weights:"
+    assert before in text
+    return text.replace(before, f"  name: {one_line(teacher.name)}\n{line}  # std: {std}\n  weights:", 1)
 
 
 def _told(out: Path, train: DataSet, val: DataSet, chosen: Chosen, held: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastanc.models.counting import count
+from fastanc.quoting import counted
 from fastanc.training.assemble_networks import Sketch
 
 _TRAINING_PASSES = 3  # forward, gradient of the input, gradient of the weights
@@ -124,7 +125,8 @@ def describe(load: Load, cluster: Cluster) -> str:
     """Return the plan in words, the bound last."""
     found = plan(load, cluster)
     lines = [
-        f"{cluster.gpus} GPUs on {cluster.nodes} nodes, batch {load.batch} ({load.batch / cluster.gpus:g} a GPU)",
+        f"{counted(cluster.gpus, 'GPU')} on {counted(cluster.nodes, 'node')}, batch {load.batch}"
+        f" ({load.batch / cluster.gpus:g} a GPU)",
         f"gradients averaged per step: {load.gradient_bytes / 1e6:,.1f} MB; "
         f"a node sends {found.node_bytes_per_step / 1e6:,.1f} MB",
         f"cache per node: {found.cache_bytes_per_s / 1e6:,.1f} MB/s ({load.row_bytes:,} bytes an image)",

@@ -146,7 +146,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if says.get("unfinished"):
         sys.exit(f"{FOLDER} was not written to its end: run `fastanc export` on it again")
     run = open_program(says, options.program)
-    names = [""] * says["classes"]
+    names: list[str | None] = [None] * says["classes"]
     if says["class_names"]:
         names = (FOLDER / says["class_names"]).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     status = 0
@@ -165,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
             top = [{"class": k, "name": names[k], "probability": float(shares[k])} for k in best]
             print(json.dumps({"image": path, "top": top}))
         else:
-            print("\n".join([path, *(f"  {shares[k]:.4f}  {k:4d}  {names[k]}".rstrip() for k in best)]))
+            print("\n".join([path, *(f"  {shares[k]:.4f}  {k:4d}  {names[k] or ''}".rstrip() for k in best)]))
     return status
 
 

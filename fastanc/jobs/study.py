@@ -134,7 +134,10 @@ def run_study(study: Study, out: Path, scale: float = 1.0, fields: Sequence[str]
         print(label, flush=True)
         try:
             for config in with_teacher(cell.config):
-                train(config if config is cell.config else _scaled(config, out, scale))
+                if config is not cell.config:
+                    print(f"{label}: its teacher first, {config.run.folder}", flush=True)
+                    config = _scaled(config, out, scale)
+                train(config)
         except ValueError as error:
             if cell in first:
                 raise

@@ -15,6 +15,7 @@ from fastanc.cache.checksum import BYTES
 from fastanc.cache.rows import Field, decode, encode, head_logits, unrounded, values_of
 from fastanc.cache.store import Store
 from fastanc.cache.writer import Writer
+from fastanc.quoting import counted
 from fastanc.teacher.online import Online
 
 BatchesFor = Callable[[int, np.ndarray], Iterator[Batch]]
@@ -61,21 +62,22 @@ def break_even(
     passes = epochs * students
     total = _bytes(views * num_images * row_bytes)
     beside = f" ({whole_bytes:,} of all as fp16)" if whole_bytes else ""
-    size = f"{views} views x {num_images:,} images x {row_bytes:,} bytes{beside} = {total}"
+    size = f"{counted(views, 'view')} x {counted(num_images, 'image')}"
+    size += f" x {counted(row_bytes, 'byte')}{beside} = {total}"
 
     def hours(passes: int) -> str:
         return f" ({passes * num_images / images_per_s / 3600:,.2f} h)" if images_per_s else ""
 
     if views > passes:
-        verdict = f"that costs {views - passes:,} passes{hours(views - passes)} more than it saves"
+        verdict = f"that costs {counted(views - passes, 'pass')}{hours(views - passes)} more than it saves"
     elif views == passes:
         verdict = "that saves nothing unless a run is repeated"
     else:
-        verdict = f"that saves {passes - views:,} passes{hours(passes - views)}"
+        verdict = f"that saves {counted(passes - views, 'pass')}{hours(passes - views)}"
     rate = f" at {images_per_s:,.0f} images/s" if images_per_s else ""
     return (
-        f"{size}; {views:,} teacher passes{hours(views)} in place of {epochs} x {students} students ="
-        f" {passes:,}{hours(passes)}: {verdict}{rate}"
+        f"{size}; {counted(views, 'teacher pass')}{hours(views)} in place of {epochs} x"
+        f" {counted(students, 'student')} = {passes:,}{hours(passes)}: {verdict}{rate}"
     )
 
 

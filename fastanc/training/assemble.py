@@ -39,7 +39,7 @@ from fastanc.training.assemble_networks import (
     open_teacher,
     said_of,
 )
-from fastanc.training.assemble_notes import notes_of
+from fastanc.training.assemble_notes import notes_of, unmeasured
 from fastanc.training.assemble_settings import open_claim, pace_of, settings_of
 from fastanc.training.claim import Claim
 from fastanc.training.game import Game
@@ -233,6 +233,7 @@ def _open_game(
         *said_of(student, teacher),
         *try_student(networks["student"], max(share, 1), images.channels, config.data.image_px),
         *note_of(networks["student"], config.optimizer),
+        *unmeasured(source, num_classes),
     )
     if given.student is not None:  # each process may have drawn its own
         same_everywhere(accelerator, student)

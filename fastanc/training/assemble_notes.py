@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastanc.config import Config
 from fastanc.methods.base import OF_BATCH, OF_TEACHER
+from fastanc.quoting import counted
 from fastanc.teacher.answers import Answers, holds
 from fastanc.teacher.build import break_even
 from fastanc.teacher.cached import Cached
@@ -40,6 +41,17 @@ def _method_note(config: Config) -> str:
     return f"method {method.kind}: {moves}; it reads {' and '.join(filter(None, read)) or 'images'}{labels}"
 
 
+def unmeasured(source: Input, num_classes: int) -> list[str]:
+    """Return what is said where the validation images have labels that the networks' classes are not."""
+    if source.val.labels is None or source.train.num_classes == num_classes or not num_classes:
+        return []
+    return [
+        f"the set has {counted(source.train.num_classes, 'class')} and the networks have {num_classes}: what is"
+        " measured is how often they agree, and no top-1; teacher.classes says which of a teacher's classes are"
+        " the set's"
+    ]
+
+
 def _schedule_note(config: Config, pace: Pace, extension: Extension | None) -> str:
     schedule, optimizer = config.schedule, config.optimizer
     how = {
@@ -48,15 +60,15 @@ def _schedule_note(config: Config, pace: Pace, extension: Extension | None) -> s
         "step": f"times {schedule.gamma:g} at {', '.join(f'{share:.0%}' for share in schedule.milestones)}",
     }[schedule.name]
     if schedule.warmup_epochs:
-        how = f"{how} after {schedule.warmup_epochs:g} epochs of warm-up"
-    epochs = f"{pace.schedule_steps / pace.steps_per_epoch:g} epochs"
+        how = f"{how} after {counted(schedule.warmup_epochs, 'epoch')} of warm-up"
+    epochs = counted(pace.schedule_steps / pace.steps_per_epoch, "epoch")
     if extension is not None:
         how = f"{schedule.extend_name} from step {extension.steps} of {extension.parent} on"
     ends = "" if pace.total_steps == pace.schedule_steps else f", of which it makes {pace.total_steps:,}"
     return (
-        f"schedule: {epochs} of {pace.steps_per_epoch:,} steps of {config.data.batch} images ="
-        f" {pace.schedule_steps:,} steps{ends}; {optimizer.name} at {optimizer.lr:g}, {how}; a checkpoint every"
-        f" {pace.checkpoint_every or pace.steps_per_epoch:,} steps"
+        f"schedule: {epochs} of {counted(pace.steps_per_epoch, 'step')} of {counted(config.data.batch, 'image')} ="
+        f" {counted(pace.schedule_steps, 'step')}{ends}; {optimizer.name} at {optimizer.lr:g}, {how}; a checkpoint"
+        f" every {counted(pace.checkpoint_every or pace.steps_per_epoch, 'step')}"
     )
 
 
@@ -69,15 +81,15 @@ def _cache_note(config: Config, source: Input, answers: Answers | None) -> str |
     if not isinstance(answers, (Cached, Filling)):
         could = holds(config.method.needs & OF_TEACHER)
         advice = "; --teacher.cache fill keeps what it says for later epochs and students" if could else ""
-        return f"cache: off, the teacher runs in every step, {passes} passes{advice}"
+        return f"cache: off, the teacher runs in every step, {counted(passes, 'pass')}{advice}"
     store = answers.store
     rows = views * store.num_images
     there = sum(store.present(view) for view in range(views))
     costs = break_even(store.num_images, store.row_bytes, views, passes, students=1)
     if there == rows:
-        return f"cache: {store.path} has all {rows:,} rows, the teacher does not run; {costs}"
+        return f"cache: {store.path} has all {counted(rows, 'row')}, the teacher does not run; {costs}"
     return (
-        f"cache: {store.path} has {there / rows:.1%} of {rows:,} rows, the teacher adds the others; {costs};"
+        f"cache: {store.path} has {there / rows:.1%} of {counted(rows, 'row')}, the teacher adds the others; {costs};"
         " the next student of these views needs none"
     )
 

@@ -86,6 +86,8 @@ class Claim:
         present = self.checkpoints.complete()
         self._refuse(resume, present)
         if resume == "anew" or (resume in ("never", "latest") and not present):
+            if resume == "latest":
+                self.notes.append(f"{self.folder} has no checkpoint to go on from: the run begins")
             return None
         if resume != "latest":
             return Path(resume)

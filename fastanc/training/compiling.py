@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ _THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
 
 def compile_in_place(module: nn.Module, mode: str = "default") -> None:
     """Let a network's forward be compiled when it is first called, once for every size of its batches."""
-    _share_cores()
+    prepare_compiler()
     # All networks share Tapped.forward, so that their variants (who, in which mode, with a gradient or not, how
     # many images) count together against Dynamo's limit of 8, beyond which it stays eager.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
@@ -25,8 +26,10 @@ def compile_in_place(module: nn.Module, mode: str = "default") -> None:
     module.compile(mode=mode, dynamic=False)
 
 
-def _share_cores() -> None:
+def prepare_compiler() -> None:
     """Let the compiler take this process's cores, where nobody says how many: each of a node would take them all."""
+    if not torch.cuda.is_available():  # it looks for CUDA's tools all the same, and warns of what it finds
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if _THREADS in os.environ:
         return
     cores = cores_per_process()

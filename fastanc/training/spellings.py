@@ -16,6 +16,7 @@ from fastanc import later
 from fastanc.batch import Batch, Outputs
 from fastanc.kernels.backend import INTERPRETED
 from fastanc.methods.base import Method, Nets, Play, Played
+from fastanc.training.compiling import prepare_compiler
 from fastanc.training.fused import fused
 
 Loss: TypeAlias = Callable[[Nets, Batch, Outputs | None], Played]
@@ -56,6 +57,7 @@ def spelled(name: str, method: Method, play: Play, nets: Nets) -> Loss | None:
     # The generator of eager mode: the same dropout mask, so that a spelling can be held to another.
     options: dict[str, Any] = {"fallback_random": True}
     if name == "compiled":
+        prepare_compiler()
         compiled: Loss = torch.compile(play.loss, dynamic=False, options=options)
         return compiled
     return _captured(torch.compile(play.loss, dynamic=False, options={**options, "triton.cudagraphs": True}))

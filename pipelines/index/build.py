@@ -43,6 +43,7 @@ from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import beside
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
+from fastanc.quoting import counted
 
 __all__ = [
     "Index",
@@ -287,6 +288,6 @@ def summary(index: Index, out: Path | None = None) -> str:
     lines += [f"noted: {count} x {note}" for note, count in zip(index.notes, counts) if note]
     if index.rejected:
         lines.append(
-            f"{index.rejected} files left out, listed in {rejected_path(out or index_path(index.source))}"
+            f"{counted(index.rejected, 'file')} left out, listed in {rejected_path(out or index_path(index.source))}"
         )
     return "\n".join(lines)

@@ -104,5 +104,8 @@ def thin_classes(labels: np.ndarray | None, classes: Sequence[str], fewest: int 
         said.append(f"all images are of one class, {classes[there[0]]}: no label tells them apart")
     for count, words in list(enumerate(("no image", "one image")))[: fewest + 1]:
         if few := [classes[k] for k in np.flatnonzero(counts == count).tolist()]:
-            said.append(f"{len(few)} of {len(classes)} classes have {words}: {few_of(few)}")
+            said.append(
+                f"{len(few)} of {len(classes)} classes {'has' if len(few) == 1 else 'have'} {words}:"
+                f" {few_of(few)}"
+            )
     return said
