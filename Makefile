@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 install: $(VENV)/.all
 
 demo: $(VENV)/.demo
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/fastanc demo
+	$(BIN)/fastanc demo
 
 test: $(VENV)/.all
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -36,7 +36,7 @@ docs: $(VENV)/.all
 	@echo build/docs/index.html
 
 bench: $(VENV)/.all
-	OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m benchmarks.run_all
+	OMP_NUM_THREADS=$$(env -u OMP_NUM_THREADS nproc) $(BIN)/python -m benchmarks.run_all
 
 gpu-check: $(VENV)/.all
 	$(BIN)/python -m benchmarks.gpu_check
