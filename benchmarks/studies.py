@@ -15,6 +15,9 @@ from typing import Any
 
 from benchmarks.harness import record, table
 
+MEASURES = ("teacher_kl", "pull_share", "held_won", "distance")
+"""Of a study of games: beside the error how alive the game was (docs/game.md)."""
+
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Return the finished rows of a study; FileNotFoundError where there is none."""
@@ -22,6 +25,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no table.json: name the --out of `fastanc study`")
     study = json.loads(file.read_text())
+    paired = study.get("paired", {"base": "", "rows": []})
+    pairs = {pair["name"]: pair for pair in paired["rows"]}
+    seen = {key for row in study["rows"] for key in row.get("measures", {})}
     return [
         {
             "study": study["title"],
@@ -31,10 +37,24 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "n": row["n"],
             "wall_s": mean(row["wall_s"]),
             "paper": row["paper"],
+            **(_less(pairs.get(row["name"]), paired["base"]) if pairs else {}),
+            **{key: row["measures"].get(key) for key in MEASURES if pairs and key in seen},
         }
         for row in study["rows"]
         if row["n"]
     ]
+
+
+def _less(pair: Mapping[str, Any] | None, base: str) -> dict[str, Any]:
+    """What the paired comparison says of a row; dashes for the base itself."""
+    keys = {
+        f"less_{base}": "difference",
+        "std_error": "error",
+        "low": "low",
+        "high": "high",
+        "p_holm": "corrected",
+    }
+    return {name: None if pair is None else pair[key] for name, key in keys.items()}
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -316,6 +316,26 @@ def test_the_rows_of_a_study_are_those_of_its_table(tmp_path) -> None:
         studies.rows_of(tmp_path / "none")
 
 
+def test_a_study_with_a_base_keeps_differences_and_how_alive_its_games_were(tmp_path) -> None:
+    seen = [{"pull_share": 0.2, "distance": 0.5, "top1": 0.9}, {}]
+    rows = [
+        Row(name, values, (1.0, 1.0), 2, seeds=(0, 1), measures=measures)
+        for name, values, measures in zip(("game", "l2"), ((7.0, 10.0), (8.0, 9.0)), seen)
+    ]
+    (tmp_path / "table.json").write_text(json.dumps(as_values("title", rows, "error_pct", [], "l2")))
+    game, l2 = studies.rows_of(tmp_path)
+    # -1 and 1: their mean, and their deviation (root of 2) over the root of 2.
+    assert (game["less_l2"], game["std_error"]) == (0, pytest.approx(1))
+    assert (game["pull_share"], game["distance"], "top1" in game, "held_won" in game) == (
+        0.2,
+        0.5,
+        False,
+        False,
+    )
+    assert [*game] == [*l2], "one table"
+    assert l2["less_l2"] is l2["distance"] is None
+
+
 def test_a_hanging_process_is_ended_and_keeps_what_it_said() -> None:
     # A shell, which has said its line long before the limit on any machine.
     ended = run_all.run_limited(["sh", "-c", "echo ROW 1; sleep 600; echo ROW 2"], 3)

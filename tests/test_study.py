@@ -172,7 +172,7 @@ def test_table_by_hand(tmp_path: Path) -> None:
         lines = [{"kind": "train", "step": 0, "wall_s": 2.0}, {"kind": "train", "step": 1, "wall_s": 4.0}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     row = read_row("a", folders, "error_pct", 8.08, [5, 7, 8, 9])
-    assert row == Row("a", (8.0, 9.0, 10.0), (4.0, 4.0, 4.0), 4, 8.08, (5, 7, 8))
+    assert row == Row("a", (8.0, 9.0, 10.0), (4.0, 4.0, 4.0), 4, 8.08, (5, 7, 8), {"error_pct": 9.0})
     assert row.mean == statistics.mean(values)
     assert row.spread == 1.0  # sqrt((1 + 0 + 1) / (3 - 1))
     text = as_text("title", [row, Row("b", (), (), 2)], "error_pct", ["a note"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,6 +32,8 @@ class Row:
     paper: float | None = None
     seeds: tuple[int, ...] = ()
     """Of the values."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Mean over the runs of whatever number all their last evaluations have."""
 
     @property
     def mean(self) -> float | None:
@@ -48,18 +50,21 @@ def read_row(
     name: str, folders: Sequence[Path], metric: str, paper: float | None, seeds: Sequence[int] = ()
 ) -> Row:
     """Return a row from its runs' folders, one for each seed; a run that is not finished does not count yet."""
-    values, walls, finished = [], [], []
+    values, walls, finished, measured = [], [], [], list[Mapping[str, float]]()
     for folder, seed in zip(folders, seeds or range(len(folders)), strict=True):
         summary = read_summary(folder)
         if summary is None:
             continue
         error = summary["val"]["error_pct"]
         finished.append(seed)
+        measured.append(summary["val"])
         values.append(error if metric == "error_pct" else 100 - error)
         # Unlike the summary's, this time goes on where a run was resumed.
         lines = read_metrics(folder / "metrics.jsonl")
         walls.append(max((line["wall_s"] for line in lines if "wall_s" in line), default=0.0))
-    return Row(name, tuple(values), tuple(walls), len(folders), paper, tuple(finished))
+    every = [key for key in measured[0] if all(key in one for one in measured)] if measured else []
+    measures = {key: mean(one[key] for one in measured) for key in every}
+    return Row(name, tuple(values), tuple(walls), len(folders), paper, tuple(finished), measures)
 
 
 def compared(rows: Sequence[Row], base: str | None) -> list[Pair]:
@@ -172,6 +177,7 @@ def as_values(
                 "seeds": list(row.seeds),
                 "wall_s": list(row.wall_s),
                 "paper": row.paper,
+                "measures": dict(row.measures),
             }
             for row in rows
         ],
