@@ -137,7 +137,7 @@ def test_numbers_from_one_make_no_empty_class_and_gaps_are_named(tmp_path: Path)
     source = put(tmp_path / "flat", {name: jpeg(k) for k, name in enumerate(NAMES)})
     for text, classes, numbers, said in (
         ("1,1\n2,2\n3,3\nmy cat 4,1\n", ["1", "2", "3"], [0, 1, 2, 0], ""),
-        ("1,0\n2,2\n3,2\nmy cat 4,2\n", ["0", "1", "2"], [0, 2, 2, 2], "1 of 3 classes have no image: 1"),
+        ("1,0\n2,2\n3,2\nmy cat 4,2\n", ["0", "1", "2"], [0, 2, 2, 2], "1 of 3 classes has no image: 1"),
     ):
         (tmp_path / "l.csv").write_text(text)
         index = build_index(source, SourceOptions(labels=tmp_path / "l.csv"), progress=False)

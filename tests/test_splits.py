@@ -374,7 +374,7 @@ def test_wrong_functions_and_names_are_one_sentence() -> None:
         register_dataset(wrong)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError,
-        match="data set 'wrogn' is unknown: did you mean wrong\? use digits, .*wrong, nothing, or the path",
+        match=r"data set 'wrogn' is unknown: did you mean wrong\? use digits, .*wrong, nothing, or the path",
     ):
         open_dataset("wrogn", "train")
 
