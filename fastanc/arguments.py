@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from fastanc.errors import MISTAKE
@@ -22,6 +23,20 @@ class Parser(argparse.ArgumentParser):
         said = message.removeprefix("argument ").replace(": is ", " is ", 1)
         print(f"fastanc: {brief(said)} (`{self.prog} --help` lists what there is)", file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+def local_path(text: str) -> Path:
+    """Return an option's path; raises ArgumentTypeError for a URL."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"is {shown(text.partition('?')[0])}: it takes a path of this machine, download it first"
+        )
+    return Path(text)
+
+
+def path_or_url(text: str) -> str:
+    """Return where images lie, as it was typed: a URL's slashes would not outlive a Path."""
+    return text
 
 
 def within(low: float, high: float, of: type = int, *, above: bool = False) -> Callable[[str], Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastanc import __version__, commands
-from fastanc.arguments import Parser, within
+from fastanc.arguments import Parser, local_path, path_or_url, within
 from fastanc.errors import command, say_repeated
 
 FIELD_WORDS = ("recipe", "config_path", "plugin", "resume", "name")
@@ -136,28 +136,32 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "index a folder, tar, zip, parquet, MDS or list of images, and name the bad files"
     index = _job(jobs, "index", commands.index, about)
-    index.add_argument("source", type=Path, help="what holds the images; SOURCE.index is written")
+    index.add_argument("source", type=path_or_url, help="what holds the images; SOURCE.index is written")
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
     index.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
-    index.add_argument("--labels", type=Path, help="file of labels for images that have none")
+    index.add_argument("--labels", type=local_path, help="file of labels for images that have none")
     index.add_argument("--columns", metavar="IMAGE,LABEL", help="columns of a list, of parquet or MDS")
     index.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder that a list's paths are relative to"
+        "--images", type=local_path, metavar="DIR", help="folder that a list's paths are relative to"
     )
-    index.add_argument("--class_map", type=Path, help="JSON or text file that numbers the classes")
-    index.add_argument("--synsets", type=Path, help="file `ID WORDNET_ID` for a devkit's numeric labels")
+    index.add_argument("--class_map", type=local_path, help="JSON or text file that numbers the classes")
+    index.add_argument(
+        "--synsets", type=local_path, help="file `ID WORDNET_ID` for a devkit's numeric labels"
+    )
 
     about = "write a set of any kind into one plain tar; run it again to go on"
     pack = _job(jobs, "pack", commands.pack, about)
-    pack.add_argument("source", type=Path, help="what holds the images")
+    pack.add_argument("source", type=path_or_url, help="what holds the images")
     pack.add_argument("out", type=Path, help="tar to write")
     pack.add_argument(
         "--short_side", type=within(1, 2**14), help="make larger images so small, pixels; none by default"
     )
-    pack.add_argument("--labels", type=Path, help="file of labels for images that have none")
+    pack.add_argument("--labels", type=local_path, help="file of labels for images that have none")
     pack.add_argument("--columns", metavar="IMAGE,LABEL", help="columns of a list, of parquet or MDS")
-    pack.add_argument("--images", type=Path, metavar="DIR", help="folder that a list's paths are relative to")
+    pack.add_argument(
+        "--images", type=local_path, metavar="DIR", help="folder that a list's paths are relative to"
+    )
     pack.add_argument("--quality", type=within(1, 100), default=90, help="of the JPEGs made smaller (90)")
     pack.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
 

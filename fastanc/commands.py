@@ -130,13 +130,15 @@ def export(options: argparse.Namespace) -> None:
 def index(options: argparse.Namespace) -> None:
     """Index a source."""
     from fastanc.pipelines.index.build import build_index, index_path, summary, workers_of
+    from fastanc.pipelines.remote_path import RemotePath, path_of
     from fastanc.pipelines.source_options import SourceOptions
 
-    out, workers = index_path(options.source), workers_of(options.workers)
+    source, workers = path_of(options.source), workers_of(options.workers)
+    out = index_path(source)
     if options.refresh:
         out.unlink(missing_ok=True)
     index = build_index(
-        options.source,
+        source,
         SourceOptions(
             labels=options.labels,
             synsets=options.synsets,
@@ -149,6 +151,11 @@ def index(options: argparse.Namespace) -> None:
         full=options.full,
     )
     print(summary(index, out))
+    if isinstance(source, RemotePath):
+        print(
+            f"{out} is written: training reads local disks, so copy {source} there under its own name, and give"
+            f" {index.source}"
+        )
 
 
 def pack(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from fastanc.pipelines.arrays import ArraySet
 from fastanc.pipelines.dataset import DataSet
 from fastanc.pipelines.fetch import Calls, download, nowhere, roots_of
 from fastanc.pipelines.index.build import Index, open_index
-from fastanc.pipelines.names import KNOWN, is_path, missing, unknown
+from fastanc.pipelines.names import KNOWN, check_local, is_path, missing, unknown
 from fastanc.pipelines.order import share_of
 from fastanc.pipelines.own_sets import IMAGENET_MEAN, IMAGENET_STD, KINDS, as_dataset, is_own
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
@@ -245,6 +245,7 @@ def _open(
     if name in _TREES:
         folder, source = _find_tree(str(name), split, roots_of(root), may_download=root is None)
         return _jpeg_set(str(name), open_split(folder, source, split, (), options)), False
+    check_local(name)
     folder = Path(name).expanduser()
     if is_path(str(name)):
         name = Path(os.path.abspath(folder)).name
@@ -261,6 +262,7 @@ def _open_registered(name: str, split: str, root: Path) -> tuple[DataSet, bool]:
     value = train if split == "train" or val is None else val
     if isinstance(value, (str, Path)):
         alone = val is not None and str(val) != str(train)
+        check_local(value)
         return _open_path(name, Path(value).expanduser(), split, alone)
     if not is_own(value):
         kind, asked = type(value).__name__, "train" if val is None else split

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastanc.pipelines.remote_path import RemotePath, path_of
 from fastanc.pipelines.source_path import is_there
 from fastanc.quoting import shown
 
@@ -22,12 +24,24 @@ def check_name(name: str, *, may_be_registered: bool = False) -> None:
     """Raise ValueError for a name that no set has, FileNotFoundError for a path where nothing lies."""
     if name in KNOWN:
         return
+    check_local(name)
     if is_path(name):
         folder = Path(name).expanduser()
         if not is_there(folder):
             raise missing(folder)
     elif not may_be_registered:
         raise unknown(name)
+
+
+def check_local(name: str | Path) -> None:
+    """Raise ValueError for a URL, with what makes a local copy."""
+    source = path_of(name)
+    if isinstance(source, RemotePath):
+        stem = source.name.partition(".")[0].replace("*", "all").strip("-_") or "set"
+        raise ValueError(
+            f"{source} lies in a store, and training reads local disks, since a step waits for every image of its"
+            f" batch: run `{shlex.join(['fastanc', 'pack', str(source), f'{stem}.tar'])}`, and give that tar"
+        )
 
 
 def missing(folder: Path, registered: Sequence[str] = ()) -> FileNotFoundError:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from fastanc.files import make_folder
+from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.source_path import file_name
 
 
@@ -26,11 +27,15 @@ def cache_dir() -> Path:
 
 
 def beside(source: Path, suffix: str) -> Path:
-    """Return where a file about a source lies: beside it, or in the cache folder where that cannot be written."""
-    source = Path(os.path.abspath(source))
+    """Return where a file about a source lies: beside it, or in the cache folder where that cannot be written.
+
+    Of a source in a store it is the working folder, where a copy of it would lie beside it.
+    """
+    is_remote = isinstance(source, RemotePath)
+    source = source if is_remote else Path(os.path.abspath(source))
     folder, name = file_name(source)
     path = folder / f"{name}{suffix}"
-    if path.exists() or os.access(folder, os.W_OK):
+    if is_remote or path.exists() or os.access(folder, os.W_OK):
         return path
     digest = hashlib.blake2b(os.fsencode(source), digest_size=6).hexdigest()
     return cache_dir() / "index" / f"{name}-{digest}{suffix}"

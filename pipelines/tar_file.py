@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from fastanc.pipelines.anywhere import Read, opened
 
 BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -23,6 +23,12 @@ class Member(NamedTuple):
     length: int
     problem: str = ""
     """Why its bytes cannot be read in place ("a link", "a sparse file"); else empty."""
+    data: bytes | None = None
+    """Its bytes, where they were asked for with its header."""
+
+
+Wanted = Callable[[str, int], bool]
+"""(name, bytes) -> whether a member's data are read with its header."""
 
 
 def _number(field: bytes) -> int:
@@ -83,27 +89,32 @@ def _check_block(block: bytes, path: Path, position: int, start: int) -> None:
 
 
 def walk(
-    path: Path, start: int = 0, end: int | None = None, folders: set[str] | None = None
+    path: Path,
+    start: int = 0,
+    end: int | None = None,
+    folders: set[str] | None = None,
+    wanted: Wanted | None = None,
 ) -> Iterator[Member]:
     """Yield the files of the tar that lies in bytes [start, end) of `path`, in order (all of it by default).
 
-    The names of its folders, `./` and the last slash taken off, are added to `folders`.
+    The names of its folders, `./` and the last slash taken off, are added to `folders`. Members that are `wanted`
+    (name, bytes) come with their data.
 
     GNU long names, POSIX extended headers and base-256 sizes are understood. Raises ValueError where the tar
     is compressed, damaged or cut off; the members before that have been yielded by then.
     """
-    with open(path, "rb", buffering=0) as file:
-        descriptor = file.fileno()
-        with suppress(AttributeError):  # macOS takes no advice
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers lie far apart
-        last = os.fstat(descriptor).st_size if end is None else end
-        yield from _walk(descriptor, path, start, last, set() if folders is None else folders)
+    with opened(path, scattered=True) as file:  # headers lie far apart
+        last = file.size if end is None else end
+        for member in _walk(file.read, path, start, last, set() if folders is None else folders):
+            if wanted is not None and not member.problem and wanted(member.name, member.length):
+                member = member._replace(data=file.read(member.length, member.offset))
+            yield member
 
 
-def _walk(descriptor: int, path: Path, start: int, end: int, folders: set[str]) -> Iterator[Member]:
+def _walk(read: Read, path: Path, start: int, end: int, folders: set[str]) -> Iterator[Member]:
     position, extended, fixed = start, dict[str, str](), dict[str, str]()
     while True:
-        block = os.pread(descriptor, max(0, min(BLOCK, end - position)), position)
+        block = read(max(0, min(BLOCK, end - position)), position)
         if len(block) < BLOCK:
             raise ValueError(
                 f"{path} ends at byte {position} without an end mark: the tar was cut off, get it again"
@@ -116,7 +127,7 @@ def _walk(descriptor: int, path: Path, start: int, end: int, folders: set[str]) 
         if kind in b"xgLK":
             if offset + size > end:
                 raise ValueError(f"{path} is cut off inside the header at byte {position}: get it again")
-            data = os.pread(descriptor, size, offset)
+            data = read(size, offset)
             if kind == b"x":
                 extended |= _pax(data, path)
             elif kind == b"g":
@@ -137,7 +148,7 @@ def _walk(descriptor: int, path: Path, start: int, end: int, folders: set[str]) 
             yield Member(name, offset, 0, "a link inside the tar")
         elif kind == b"S" or any(key.startswith("GNU.sparse") for key in records):
             if kind == b"S":
-                position += _sparse_blocks(descriptor, offset, block)
+                position += _sparse_blocks(read, offset, block)
             yield Member(records.get("GNU.sparse.name", name), offset, 0, "a sparse file inside the tar")
         elif kind == b"5" or (kind in b"07\0" and name.endswith("/")):
             folders.add(name.removeprefix("./").rstrip("/"))
@@ -145,25 +156,25 @@ def _walk(descriptor: int, path: Path, start: int, end: int, folders: set[str]) 
             yield Member(name, offset, size)
 
 
-def _sparse_blocks(descriptor: int, offset: int, block: bytes) -> int:
+def _sparse_blocks(read: Read, offset: int, block: bytes) -> int:
     """Return the bytes of an old GNU sparse member's extra header blocks (they precede its data)."""
     extra, more = 0, block[482:483].strip(b"\0")
     while more:
-        more = os.pread(descriptor, BLOCK, offset + extra)[504:505].strip(b"\0")  # nothing beyond the end
+        more = read(BLOCK, offset + extra)[504:505].strip(b"\0")  # nothing beyond the end
         extra += BLOCK
     return extra
 
 
-def walk_nested(path: Path, folders: set[str] | None = None) -> list[Member]:
+def walk_nested(path: Path, folders: set[str] | None = None, wanted: Wanted | None = None) -> list[Member]:
     """Return the files of a tar; those of an inner NAME.tar are called NAME/... and lie in the outer file.
 
-    The names of the outer tar's folders are added to `folders`.
+    The names of the outer tar's folders are added to `folders`; `wanted` is that of `walk`.
     """
-    outer = list(walk(path, folders=folders))
+    outer = list(walk(path, folders=folders, wanted=wanted))
     inner = [member for member in outer if member.name.lower().endswith(".tar")]
 
     def of(member: Member) -> list[Member]:
-        return list(walk(path, member.offset, member.offset + member.length))
+        return list(walk(path, member.offset, member.offset + member.length, wanted=wanted))
 
     members = [member for member in outer if not member.name.lower().endswith(".tar")]
     with ThreadPoolExecutor(8) as pool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,12 @@ def _values(path: Path, column: int = 0) -> list[bytes | None]:
     """The values of a column of byte arrays, by our page reader."""
     data, found = path.read_bytes(), list[bytes | None]()
     with open(path, "rb") as raw, pq.ParquetFile(path) as file:
+        read = partial(os.pread, raw.fileno())
         for group in range(file.metadata.num_row_groups):
             chunk = file.metadata.row_group(group).column(column)
             start = chunk.data_page_offset
-            for page in pages(raw.fileno(), start, start + chunk.total_compressed_size, chunk.num_values):
-                for place in byte_arrays(raw.fileno(), page, file.schema.column(column).max_definition_level):
+            for page in pages(read, start, start + chunk.total_compressed_size, chunk.num_values):
+                for place in byte_arrays(read, page, file.schema.column(column).max_definition_level):
                     found.append(None if place is None else data[place[0] : place[0] + place[1]])
     return found
 
@@ -284,8 +287,9 @@ def _header(kind: int, size: int, values: int, encoding: int = 0) -> bytes:
 
 
 def _read(descriptor: int, end: int, values: int) -> None:
-    for page in pages(descriptor, 4, end, values):
-        list(byte_arrays(descriptor, page, 1))
+    read = partial(os.pread, descriptor)
+    for page in pages(read, 4, end, values):
+        list(byte_arrays(read, page, 1))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastanc.files import make_folder, sweep, write_bytes
+from fastanc.pipelines.anywhere import joined
 from fastanc.pipelines.index.changes import asked_of, base_of, digests_of, left_out, unchanged
 from fastanc.pipelines.index.class_map import read_class_map
 from fastanc.pipelines.index.class_numbers import few_of, number_labels, thin_classes
@@ -42,7 +43,9 @@ from fastanc.pipelines.index.sources.listing import OUTSIDE
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import beside
+from fastanc.pipelines.remote_path import RemotePath, forget, path_of
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
+from fastanc.pipelines.source_path import local_copy, local_place
 from fastanc.quoting import counted
 
 __all__ = [
@@ -115,7 +118,8 @@ def build_index(
     `options` says how the source is read, `found` where labels may lie that it lacks; `full` decodes every image;
     `classes` fixes the numbering; `keep` returns an index that another process finished in the meantime.
     """
-    source, workers = Path(source), workers_of(workers)
+    source, workers = path_of(source), workers_of(workers)
+    forget()
     out = Path(out) if out is not None else index_path(source)
     listing = list_source(source, options)
     if options.labels is None and not any(c.label is not None for c in listing.candidates):
@@ -131,7 +135,10 @@ def build_index(
         stamp=listing.stamp,
         folders=listing.folders,
         asked=asked_of(options),
-        texts=digests_of([*listing.texts, *filter(None, [options.labels, options.class_map])]),
+        texts=[
+            *digests_of(listing.texts, lambda path: local_copy(source, path)),
+            *digests_of(filter(None, [options.labels, options.class_map])),
+        ],
         base=base_of(source, listing.base),
         numbered=bool(texts) and isinstance(texts[0], int),
         remarks=[*_passed(listing), *listing.remarks, *remarks],
@@ -145,6 +152,7 @@ def build_index(
     sweep(out.parent, out.name)  # only who holds the journal writes there
     try:
         looks = _look_at_all(listing, journal, workers, full, progress)
+        _check_unchanged(listing)
         index, rejected = _assemble(source, listing, looks, numbers, classes, origin)
         write_rejected(rejected_path(out), rejected)
         index.save(out)
@@ -215,6 +223,13 @@ def _look_at_all(listing: Listing, journal: Journal, workers: int, full: bool, p
     return [result[i] for i in range(len(candidates))]
 
 
+def _check_unchanged(listing: Listing) -> None:
+    """Raise ValueError where a file of images in a store is no longer the one that was listed."""
+    for name, _ in listing.files or []:
+        if isinstance(path := joined(listing.base, name), RemotePath):
+            path.check_unchanged()
+
+
 def _pick(candidates: list[Candidate], numbers: Iterable[int]) -> list[Candidate]:
     return [candidates[i] for i in numbers]
 
@@ -245,7 +260,7 @@ def _assemble(
         left_out=[] if in_tar else left_out(listing.facts, names),
     )
     index = make_index(
-        source=source,
+        source=local_place(source),
         names=names,
         sizes=np.array([(look.width, look.height) for _, look in kept]),
         labels=kept_numbers,

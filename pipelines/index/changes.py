@@ -13,7 +13,7 @@ import hashlib
 import os
 import shlex
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fastanc.pipelines.index.image_check import read_range
 from fastanc.pipelines.index.sources import Fact, facts_of, list_source, stamp_of
 from fastanc.pipelines.index.table import Index
+from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
 from fastanc.pipelines.source_path import folder_of
 
@@ -32,9 +33,12 @@ _THREADS = 8
 _PATIENCE_S = 2
 
 
-def digests_of(paths: Iterable[Path]) -> list[list[str]]:
-    """Return [absolute path, digest of its bytes] of text files; raises OSError."""
-    return [[os.path.abspath(path), _digest_of(Path(path))] for path in paths]
+def digests_of(paths: Iterable[Path], place: Callable[[Path], Path] = Path) -> list[list[str]]:
+    """Return [absolute path, digest of its bytes] of text files; raises OSError.
+
+    `place` says where a text lies on a disk, or will.
+    """
+    return [[os.path.abspath(place(path)), _digest_of(path)] for path in paths]
 
 
 def _digest_of(path: Path) -> str:
@@ -53,6 +57,8 @@ def asked_of(options: SourceOptions) -> dict[str, str]:
 
 def base_of(source: Path, base: Path) -> str | None:
     """Return the folder that images' paths are relative to, where that does not follow from the source."""
+    if isinstance(base, RemotePath):  # of a copy beside the index it follows
+        return None
     return None if os.path.abspath(base) == os.path.abspath(folder_of(source)) else os.path.abspath(base)
 
 

@@ -7,10 +7,14 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
 
 from PIL import Image
+
+from fastanc.pipelines.blocks import Place, read_ranges
+from fastanc.pipelines.remote_path import RemotePath
 
 MAX_PIXELS = 89_478_485
 """Larger images are left out; Pillow warns of a decompression bomb from here on."""
@@ -142,8 +146,10 @@ def _orientation(image: Image.Image) -> str:
     return f"EXIF orientation {turned}, read unrotated" if turned not in (0, 1) else ""
 
 
-def read_range(path: str, offset: int, length: int) -> bytes:
+def read_range(path: str | Path, offset: int, length: int) -> bytes:
     """Return `length` bytes of a regular file from `offset`; a short read raises OSError."""
+    if isinstance(path, RemotePath):
+        return path.read_at(length, offset)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not hang the pass
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -160,16 +166,26 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def look_at(places: Sequence[tuple[str, int, int]], full: bool) -> list[Look]:
+def look_at(places: Sequence[tuple[str | RemotePath, int, int]], full: bool) -> list[Look]:
     """Return one `Look` for every (path, offset, length)."""
     looks = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for path, offset, length in places:
-            try:
-                data = read_range(path, offset, length)
-            except OSError as error:
-                looks.append(Look(0, 0, 0, "", f"cannot be read ({error.strerror or error})"))
+        for data in _bytes_of(places):
+            if isinstance(data, OSError):
+                looks.append(Look(0, 0, 0, "", f"cannot be read ({data.strerror or data})"))
             else:
                 looks.append(look(data, full))
     return looks
+
+
+def _bytes_of(places: Sequence[tuple[str | RemotePath, int, int]]) -> Iterator[bytes | OSError]:
+    """What lies at every place, or why it cannot be read; all lie on a disk, or all in a store."""
+    if places and isinstance(places[0][0], RemotePath):
+        yield from read_ranges(cast(Sequence[Place], places))
+        return
+    for place in places:
+        try:
+            yield read_range(*place)
+        except OSError as error:
+            yield error

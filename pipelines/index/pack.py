@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from fastanc.files import make_folder, put, sweep
+from fastanc.files import make_folder, put, remove, sweep
 from fastanc.pipelines.index.build import (
     Index,
     build_index,
@@ -36,7 +36,9 @@ from fastanc.pipelines.index.pack_stream import Streamed, pack_stream
 from fastanc.pipelines.index.part_file import PartFile, check_free, note_of
 from fastanc.pipelines.index.shrink import smaller
 from fastanc.pipelines.index.sources import IMAGE_SUFFIXES, PackFirst, order_key
+from fastanc.pipelines.index.staging import folder_of_copy, staged
 from fastanc.pipelines.index.workers import in_order, locked
+from fastanc.pipelines.remote_path import RemotePath, path_of
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
 from fastanc.pipelines.tar_file import member_bytes
 
@@ -90,16 +92,21 @@ def pack(
 
     Images keep their bytes; with `short_side` those whose shorter side is larger are resized to it, px (Lanczos, EXIF
     not applied), and written as JPEG under the same name. Labels become class folders, so that the tar says them
-    itself. A source that cannot be read in place is streamed (`pack_stream`). Killed at any moment, the next call
+    itself. A source that cannot be read in place is streamed (`pack_stream`); one in a store is copied first, into
+    `out`.source, and the copy removed at the end (`staging`). Killed at any moment, the next call
     goes on from `out`.part. Raises FileExistsError where `out` exists, ValueError where a number is out of its range,
     a file changed since it was indexed, or no image decodes; neither leaves anything behind.
     """
-    source, out, workers = Path(source), Path(out), workers_of(workers)
+    source, out, workers = path_of(source), Path(out), workers_of(workers)
     if short_side is not None:
         short_side = whole_number("short_side", short_side, LARGEST_SIDE)
     quality = whole_number("quality", quality, BEST_QUALITY)
     if not note_of(out).exists():
+        if out.exists():
+            remove(folder_of_copy(out))  # killed when the tar was made of it
         check_free(out)
+    if isinstance(source, RemotePath):
+        return _pack_remote(source, out, options, short_side, quality, workers, progress)
     try:
         index = open_index(source, options)
     except PackFirst:
@@ -107,6 +114,27 @@ def pack(
             source, out, options, short_side=short_side, quality=quality, workers=workers, progress=progress
         )
     return _pack_index(index, out, short_side, quality, workers, progress)
+
+
+def _pack_remote(
+    source: RemotePath,
+    out: Path,
+    options: SourceOptions,
+    short_side: int | None,
+    quality: int,
+    workers: int,
+    progress: bool,
+) -> Packed | Streamed:
+    """Pack a copy: that takes the space twice, and gives for every kind of source the very bytes of a local one."""
+    folder = folder_of_copy(out)
+    make_folder(out.parent)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        copy = staged(source, folder, options, progress)
+        packed = pack(
+            copy, out, options, short_side=short_side, quality=quality, workers=workers, progress=progress
+        )
+        remove(folder)
+    return packed
 
 
 def _pack_index(

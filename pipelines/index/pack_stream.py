@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import PIL
 from tqdm import tqdm
 
 from fastanc.files import make_folder, named, put, sweep
+from fastanc.pipelines.anywhere import listdir
 from fastanc.pipelines.index.build import Index, build_index, index_path, rejected_path
 from fastanc.pipelines.index.part_file import PartFile, check_free
 from fastanc.pipelines.index.shrink import shrunk_to
@@ -74,9 +74,9 @@ def pack_stream(
             f"{source} is a compressed tar, of which no image is made smaller on the way: pack it without"
             " --short_side first, then pack the tar that comes out with it"
         )
-    stream = None if packed is not None else stream_of(_source(source, options))
-    files = [source.name] if stream is None else _files(source, options)
-    base = source.parent if stream is None else _source(source, options).base
+    stream = None if packed is not None else stream_of(what_it_is(source, options))
+    files = [source.name] if stream is None else files_of(what_it_is(source, options))
+    base = source.parent if stream is None else what_it_is(source, options).base
     facts = file_facts(base, files)
     identity: dict[str, object] = {
         "source": [list(fact) for fact in facts],
@@ -106,8 +106,8 @@ def pack_stream(
     return Streamed(indexes, sum(length for _, length, _ in facts), out.stat().st_size, out)
 
 
-def _source(source: Path, options: SourceOptions) -> Source:
-    """The source as what it is; an LMDB database is none that can be read in place."""
+def what_it_is(source: Path, options: SourceOptions) -> Source:
+    """Return a source as what it is; an LMDB database is none that can be read in place."""
     try:
         return find(source, options)
     except PackFirst:
@@ -117,11 +117,11 @@ def _source(source: Path, options: SourceOptions) -> Source:
         )
 
 
-def _files(source: Path, options: SourceOptions) -> list[str]:
-    found = _source(source, options)
-    if found.kind != "mds":
-        return found.files
-    return ["index.json", *(name for name in sorted(os.listdir(found.base)) if ".mds" in name)]
+def files_of(source: Source) -> list[str]:
+    """Return the names of all files that are read of a source."""
+    if source.kind != "mds":
+        return source.files
+    return ["index.json", *(name for name in sorted(listdir(source.base)) if ".mds" in name)]
 
 
 def _write(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
+from fastanc.pipelines.anywhere import Opened, opened_as
 from fastanc.pipelines.index.class_folders import (
     CLASSES,
     ESCAPED,
@@ -184,24 +185,22 @@ class _Mds:
                 continue
             columns = mds_shards.image_and_label(self._source, shard)
             path = mds_shards.packed_path(self._source.base, shard)
-            with _in_memory(path, shard) as descriptor:
-                for row, (offset, length, label) in enumerate(
-                    mds_shards.samples(descriptor, path, shard, columns)
-                ):
+            with _in_memory(path, shard) as file:
+                for row, (offset, length, label) in enumerate(mds_shards.samples(file, path, shard, columns)):
                     if row >= start:
-                        data = os.pread(descriptor, length, offset)
+                        data = file.read(length, offset)
                         name = f"{Path(shard.name).stem}/{row:07d}"
                         yield Item(_named(name, data, label, [], columns[1] is not None), data)
             start = 0
 
 
 @contextmanager
-def _in_memory(path: Path, shard: mds_shards.Shard) -> Iterator[int]:
+def _in_memory(path: Path, shard: mds_shards.Shard) -> Iterator[Opened]:
     """A shard, decompressed, as an open file that lies on no disk."""
     with open(os.memfd_create("shard"), "w+b") as file:
         file.write(_decompressed(path, shard))
         file.flush()
-        yield file.fileno()
+        yield opened_as(file.fileno())
 
 
 def _decompressed(path: Path, shard: mds_shards.Shard) -> bytes:

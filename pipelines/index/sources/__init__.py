@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from fastanc.pipelines.anywhere import exists, listdir, scan
 from fastanc.pipelines.index.sources.kinds import PackFirst, kind_of, no_images, other_kind
 from fastanc.pipelines.index.sources.listing import (
     IMAGE_SUFFIXES,
@@ -165,7 +166,7 @@ def find(path: Path, options: SourceOptions = PLAIN) -> Source:
     """Return what kind of source a path is; raises FileNotFoundError where nothing lies, ValueError for no source."""
     file, inside = parted(path)
     names = shards(path)
-    if names is None and not os.path.exists(file):
+    if names is None and not exists(file):
         link = f" is a link to {os.readlink(file)}, which" if file.is_symlink() else ""
         raise FileNotFoundError(f"{file}{link} does not exist: give a folder or file of images")
     if names is not None:
@@ -213,7 +214,8 @@ def _of_files(path: Path, base: Path, names: list[str], options: SourceOptions, 
 
 def _shards_in(folder: Path) -> list[str]:
     """The names of the files of a folder that hold the images; none where it is a tree."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    with scan(folder) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
     if any(entry.is_dir() and not is_rubbish_folder(entry.name) for entry in entries):
         return []
     for suffix in _SHARD_SUFFIXES:
@@ -224,5 +226,5 @@ def _shards_in(folder: Path) -> list[str]:
 
 def _beside(folder: Path) -> set[str]:
     """Images that lie beside the shards of a folder."""
-    suffixes = (os.path.splitext(name)[1].lower() for name in os.listdir(folder))
+    suffixes = (os.path.splitext(name)[1].lower() for name in listdir(folder))
     return {f"*{suffix} beside the tars" for suffix in suffixes if suffix in IMAGE_SUFFIXES}

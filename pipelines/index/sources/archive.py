@@ -47,6 +47,12 @@ def says_labels(name: str) -> bool:
     return name.endswith(_MAP) or name.rpartition("/")[2] == _KAGGLE
 
 
+def is_label(name: str, length: int) -> bool:
+    """Tell whether a member of so many bytes labels one image, and is to be read."""
+    is_one = os.path.splitext(name)[1].lower() in LABEL_SUFFIXES and length <= _MOST_LABEL_BYTES
+    return is_one and not rubbish_in(name)
+
+
 @dataclass
 class Members:
     """What archives hold, as it is come by."""
@@ -64,10 +70,12 @@ class Members:
         name = member.name.removeprefix("./")
         suffix = os.path.splitext(name)[1].lower()
         if (says_labels(name) or name == CLASSES) and not member.problem:
-            self.texts[name] = partial(read_range, str(path), member.offset, member.length)
+            self.texts[name] = partial(read_range, path, member.offset, member.length)
         elif suffix in LABEL_SUFFIXES and not member.problem and not rubbish_in(name):
             if member.length <= _MOST_LABEL_BYTES:
-                data = read_range(str(path), member.offset, member.length)
+                data = member.data
+                if data is None:
+                    data = read_range(path, member.offset, member.length)
                 label = _read_label(data, suffix, f"{path}, {name}")
                 if label is not None:
                     self.labels[file, _key(name)] = label
@@ -159,8 +167,7 @@ def _by_text(
     if source.options.labels is not None or len(source.files) > 1 or not images:
         return None
     flat = not any("/" in image.name for image in images)
-    split = source.inside.rpartition("/")[2] or Path(source.files[0]).stem
-    beside = source.base / f"{split}{_MAP}"
+    split, beside = _split_of(source), map_beside(source)
     maps = [name for name in members.texts if name.endswith(_MAP)]
     mine = [name for name in maps if name.rpartition("/")[2] == f"{split}{_MAP}"] or (
         maps if len(maps) == 1 and not source.inside else []
@@ -169,7 +176,7 @@ def _by_text(
         mine += [name for name in members.texts if name.rpartition("/")[2] == _KAGGLE]
     if mine:
         where, data = source.base / source.files[0] / mine[0], members.texts[mine[0]]()
-    elif beside.is_file():
+    elif beside is not None and beside.is_file():
         where, data = beside, beside.read_bytes()
         listing.texts.append(beside)
     else:
@@ -178,6 +185,16 @@ def _by_text(
     listing.remarks += remarks
     named, listing.classes = _named_by_folder(labels, images)
     return [image._replace(label=label) for image, label in zip(images, named)]
+
+
+def _split_of(source: Source) -> str:
+    return source.inside.rpartition("/")[2] or Path(source.files[0]).stem
+
+
+def map_beside(source: Source) -> Path | None:
+    """Return where a file would lie that labels an archive's images; None where none counts."""
+    is_one = source.kind in ("tar", "zip") and len(source.files) == 1
+    return source.base / f"{_split_of(source)}{_MAP}" if is_one else None
 
 
 def _named_by_folder(

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastanc.pipelines.anywhere import head_of
 from fastanc.pipelines.index.sources.listing import IMAGE_SUFFIXES, is_rubbish_folder
 from fastanc.pipelines.tar_file import BLOCK, is_header
 
@@ -111,8 +112,7 @@ def kind_of(path: Path) -> str | None:
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return None
     suffix = os.path.splitext(path.name)[1].lower()
-    with open(path, "rb") as file:
-        head = file.read(BLOCK)
+    head = head_of(path, BLOCK)
     if is_header(head) or head[257:262] == b"ustar":
         return "tar"
     if head.startswith(b"PK\x03\x04") and suffix != ".npz":
@@ -140,8 +140,7 @@ def other_kind(path: Path) -> Kind | None:
     if kind_of(path) is not None:
         return None
     suffix = os.path.splitext(path.name)[1].lower()
-    with open(path, "rb") as file:
-        head = file.read(BLOCK)
+    head = head_of(path, BLOCK)
     what, advice = _other(head, suffix)
     return what, advice.format(pack=pack_command(path))
 
@@ -178,8 +177,7 @@ def pack_first(path: Path, what: str) -> PackFirst:
 
 def compression_of(path: Path) -> str | None:
     """Return by what a file is compressed, gzip or another; None where it is not."""
-    with open(path, "rb") as file:
-        head = file.read(8)
+    head = head_of(path, 8)
     found = next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
     return next((name for name, kind in _COMPRESSED.items() if kind is found), None)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from fastanc.pipelines.anywhere import joined
+from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.source_options import SourceOptions
 
 _KINDS = "jpg jpeg jpe png bmp webp gif tif tiff ppm jp2 avif heic"
@@ -113,10 +114,10 @@ class Listing:
         """Class folders of a tree, empty ones too; what a file holds, its own time says."""
         return self.classes if self.files is None and self.by_folder else None
 
-    def path(self, candidate: Candidate) -> str:
+    def path(self, candidate: Candidate) -> str | RemotePath:
         """Return the absolute path of the file that holds it."""
         name = candidate.name if self.files is None else self.files[candidate.file][0]
-        return os.path.join(self.base, name)
+        return joined(self.base, name)
 
 
 def order_key(name: str) -> tuple[str, str, str]:
@@ -189,5 +190,5 @@ def are_splits(names: Iterable[str]) -> bool:
 
 def file_facts(base: Path, names: Iterable[str]) -> list[Fact]:
     """Return name, bytes and modification time of some files of a folder; raises OSError."""
-    status = [(name, os.stat(base / name)) for name in names]
+    status = [(name, (base / name).stat()) for name in names]
     return [(name, one.st_size, one.st_mtime_ns) for name, one in status]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from fastanc.pipelines.anywhere import joined, lexists, listdir, stat_of
 from fastanc.pipelines.index.columns import BOXES, LABELS, NAMES, asked_columns, bare, column_of
 from fastanc.pipelines.index.labels import as_numbers, check_filled, text_of
 from fastanc.pipelines.index.sources.listing import (
@@ -25,6 +26,8 @@ from fastanc.pipelines.index.sources.listing import (
 )
 from fastanc.pipelines.index.sources.tables import LOOKED_AT, Table, is_image, table_of
 from fastanc.pipelines.missing_labels import is_missing
+from fastanc.pipelines.remote_path import RemotePath
+from fastanc.pipelines.remote_trouble import StoreError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 _CHUNK, _THREADS = 2048, 8
@@ -139,7 +142,7 @@ def _once(path: Path, rows: list[Row]) -> tuple[list[Row], list[str]]:
 
 def _names(rows: Sequence[Row], base: Path, seen_from: Path) -> list[str]:
     """The images' paths as they are in the index: relative where they lie below a folder, absolute elsewhere."""
-    top, found = f"{os.path.abspath(seen_from)}/", _Found(os.path.abspath(base))
+    top, found = f"{os.path.abspath(seen_from)}/", _Found(base)
     names = []
     for row in rows:
         written = found.path(row.path)
@@ -154,8 +157,8 @@ def _names(rows: Sequence[Row], base: Path, seen_from: Path) -> list[str]:
 class _Found:
     """Looks for the files that paths mean: as written, without blanks around, with slashes, with a suffix."""
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    def __init__(self, base: Path) -> None:
+        self.base, self._base = os.path.abspath(base), base
         self._folders: dict[str, dict[str, str]] = {}
 
     def path(self, written: str) -> str:
@@ -167,14 +170,14 @@ class _Found:
                 ways.append(plain.replace("\\", "/"))
             if len(ways) == 1:  # the usual one: whether it is there is asked of all at once
                 return written
-            return next((way for way in ways if os.path.lexists(os.path.join(self.base, way))), ways[-1])
+            return next((way for way in ways if lexists(joined(self._base, way))), ways[-1])
         folder, _, stem = plain.replace("\\", "/").rpartition("/")
         return os.path.join(folder, self._files(folder).get(stem, stem))
 
     def _files(self, folder: str) -> dict[str, str]:
         if folder not in self._folders:
             try:
-                names = sorted(os.listdir(os.path.join(self.base, folder)))
+                names = sorted(listdir(joined(self._base, folder)))
             except OSError:
                 names = []
             self._folders[folder] = {os.path.splitext(name)[0]: name for name in names if is_image(name)}
@@ -185,16 +188,18 @@ def _facts_of(base: Path, names: list[str]) -> list[Fact]:
     """The facts of the files that are named; -1 bytes where there is none."""
 
     def facts(part: list[str]) -> list[Fact]:
-        return [_fact(os.path.join(base, name), name) for name in part]
+        return [_fact(joined(base, name), name) for name in part]
 
     parts = [names[k : k + _CHUNK] for k in range(0, len(names), _CHUNK)]
     with ThreadPoolExecutor(_THREADS) as pool:  # a folder's round trips on a network file system overlap
         return [fact for found in pool.map(facts, parts) for fact in found]
 
 
-def _fact(path: str, name: str) -> Fact:
+def _fact(path: str | RemotePath, name: str) -> Fact:
     try:
-        status = os.stat(path)
+        status = stat_of(path)
+    except StoreError:
+        raise
     except (OSError, ValueError):  # a name with a zero byte is none
         return name, -1, 0
     return name, status.st_size, status.st_mtime_ns

@@ -7,7 +7,6 @@ samples: the bytes of each column without a fixed size (uint32), then the column
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastanc.pipelines.anywhere import Opened, Read, opened
 from fastanc.pipelines.index.columns import LABELS, NAMES, asked_columns, column_of
 from fastanc.pipelines.index.sources.kinds import pack_first
 from fastanc.pipelines.index.sources.listing import Candidate, Label, Listing, Source, file_facts
@@ -100,8 +100,8 @@ def list_mds(source: Source) -> Listing:
     for number, shard in enumerate(shards):
         columns = image_and_label(source, shard)
         path, stem = source.base / shard.name, Path(shard.name).stem
-        with open(path, "rb", buffering=0) as file:
-            for row, (offset, length, label) in enumerate(samples(file.fileno(), path, shard, columns)):
+        with opened(path) as file:
+            for row, (offset, length, label) in enumerate(samples(file, path, shard, columns)):
                 name = f"{stem}/{row:07d}"
                 if columns[1] is not None and is_missing(label):
                     listing.rejected.append((name, "no label"))
@@ -143,28 +143,28 @@ def image_and_label(source: Source, shard: Shard) -> tuple[int, int | None]:
 
 
 def samples(
-    descriptor: int, path: Path, shard: Shard, columns: tuple[int, int | None]
+    file: Opened, path: Path, shard: Shard, columns: tuple[int, int | None]
 ) -> Iterator[tuple[int, int, Label]]:
     """Yield offset, bytes and label of every image of a shard that is open; `path` is what messages call it."""
-    size, index_bytes = os.fstat(descriptor).st_size, 4 * (shard.samples + 2)
-    head = os.pread(descriptor, index_bytes, 0) if index_bytes <= size else b""
+    size, index_bytes = file.size, 4 * (shard.samples + 2)
+    head = file.read(index_bytes, 0) if index_bytes <= size else b""
     if size != shard.num_bytes or not head or struct.unpack_from("<I", head)[0] != shard.samples:
         raise ValueError(f"{path} is not the shard that {INDEX} says: get it again")
     ends = np.frombuffer(head, "<u4", offset=4).astype(np.int64)
     if ends[0] < len(head) or ends[-1] > size or (np.diff(ends) < 0).any():
         raise ValueError(f"{path} is damaged, its samples do not lie one after the other: get it again")
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist()):
-        places = _places(descriptor, shard, start, end)
+        places = _places(file.read, shard, start, end)
         if places is None:
             raise ValueError(f"{path} is damaged, the sample at byte {start} is cut off: get it again")
-        label = None if columns[1] is None else _label(descriptor, shard, columns[1], places[columns[1]])
+        label = None if columns[1] is None else _label(file.read, shard, columns[1], places[columns[1]])
         yield (*places[columns[0]], label)
 
 
-def _places(descriptor: int, shard: Shard, start: int, end: int) -> list[tuple[int, int]] | None:
+def _places(read: Read, shard: Shard, start: int, end: int) -> list[tuple[int, int]] | None:
     """Offset and bytes of every column of a sample; None where they do not fill it."""
     varying = sum(size is None for size in shard.sizes)
-    head = os.pread(descriptor, 4 * varying, start)
+    head = read(4 * varying, start)
     if len(head) != 4 * varying:
         return None
     lengths = iter(struct.unpack(f"<{varying}I", head))
@@ -176,9 +176,9 @@ def _places(descriptor: int, shard: Shard, start: int, end: int) -> list[tuple[i
     return places if offset == end else None
 
 
-def _label(descriptor: int, shard: Shard, column: int, place: tuple[int, int]) -> Label:
+def _label(read: Read, shard: Shard, column: int, place: tuple[int, int]) -> Label:
     offset, length = place
-    data = os.pread(descriptor, min(length, _MOST_LABEL_BYTES), offset)
+    data = read(min(length, _MOST_LABEL_BYTES), offset)
     encoding: Any = shard.encodings[column]
     if encoding in _NUMBERS:
         return (

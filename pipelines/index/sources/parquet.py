@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastanc.pipelines.anywhere import Opened, for_library
+from fastanc.pipelines.anywhere import opened as opened_file
 from fastanc.pipelines.index.sources.kinds import pack_first
 from fastanc.pipelines.index.sources.listing import Candidate, Label, Listing, Source, file_facts
 from fastanc.pipelines.index.sources.parquet_columns import Columns, columns_of
@@ -57,10 +59,10 @@ def _list_shard(source: Source, number: int) -> _Shard:
     with opened(path) as file:
         columns = columns_of(file, path, source.options.columns)
         leaf = _leaf(file, columns, path)
-        with open(path, "rb", buffering=0) as raw:
+        with opened_file(path) as raw:
             for group in range(file.metadata.num_row_groups):
-                places = _places(file, raw.fileno(), group, leaf, source)
-                told = _told(file, raw.fileno(), group, columns, path)
+                places = _places(file, raw, group, leaf, source)
+                told = _told(file, raw, group, columns, path)
                 for place, (label, name) in zip(places, told, strict=True):
                     name = row_name(stem, row, name)
                     if place is None:
@@ -80,7 +82,7 @@ def opened(path: Path) -> Iterator[Any]:
     except ImportError:
         raise ValueError(f"{path} is a parquet file: pip install 'fastanc[parquet]' to read it") from None
     try:
-        with parquet.ParquetFile(path) as file:
+        with for_library(path) as raw, parquet.ParquetFile(raw) as file:
             yield file
     except (pyarrow.ArrowException, Damage, OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -110,38 +112,36 @@ def _leaf(file: Any, columns: Columns, path: Path) -> int:
 
 
 def _places(
-    file: Any, descriptor: int, group: int, leaf: int, source: Source
+    file: Any, raw: Opened, group: int, leaf: int, source: Source
 ) -> Iterator[tuple[int, int] | None]:
     """Offset and bytes of every image of a row group; raises ValueError where they are compressed or encoded."""
-    start, end, chunk = _chunk(file, descriptor, group, leaf)
+    start, end, chunk = _chunk(file, raw, group, leaf)
     try:
         if chunk.compression != "UNCOMPRESSED":
             raise NotInPlace(f"compressed ({chunk.compression.lower()})")
         level = file.schema.column(leaf).max_definition_level
-        for page in pages(descriptor, start, end, chunk.num_values):
+        for page in pages(raw.read, start, end, chunk.num_values):
             if page.num_values:
-                yield from byte_arrays(descriptor, page, level)
+                yield from byte_arrays(raw.read, page, level)
     except NotInPlace as why:
         raise pack_first(source.path, f"parquet whose images are {why}") from None
 
 
-def _chunk(file: Any, descriptor: int, group: int, leaf: int) -> tuple[int, int, Any]:
+def _chunk(file: Any, raw: Opened, group: int, leaf: int) -> tuple[int, int, Any]:
     """Where a column's pages lie in a row group, and what the footer says of them."""
     chunk = file.metadata.row_group(group).column(leaf)
     start = chunk.data_page_offset
     if chunk.has_dictionary_page and chunk.dictionary_page_offset:
         start = min(start, chunk.dictionary_page_offset)
     end = start + chunk.total_compressed_size
-    if not 4 <= start <= end <= os.fstat(descriptor).st_size:
+    if not 4 <= start <= end <= raw.size:
         raise Damage(f"a column in bytes {start} to {end}")
     if chunk.num_values != file.metadata.row_group(group).num_rows:
         raise Damage(f"{chunk.num_values} values of {file.metadata.row_group(group).num_rows} rows")
     return start, end, chunk
 
 
-def _told(
-    file: Any, descriptor: int, group: int, columns: Columns, path: Path
-) -> list[tuple[Label, str | None]]:
+def _told(file: Any, raw: Opened, group: int, columns: Columns, path: Path) -> list[tuple[Label, str | None]]:
     """The label and the file's name of every row of a row group."""
     rows = file.metadata.row_group(group).num_rows
     wanted = [f"{columns.image}.path"] * columns.has_path + [columns.label] * (columns.label is not None)
@@ -149,8 +149,8 @@ def _told(
         return [(None, None)] * rows
     for number in range(len(file.schema)):
         if file.schema.column(number).path in wanted:
-            start, end, chunk = _chunk(file, descriptor, group, number)
-            for page in pages(descriptor, start, end, chunk.num_values):
+            start, end, chunk = _chunk(file, raw, group, number)
+            for page in pages(raw.read, start, end, chunk.num_values):
                 if page.unpacked > _MOST_PAGE_BYTES:
                     raise Damage(f"a page of {page.unpacked} bytes of labels or names")
     table = file.read_row_group(group, columns=wanted)

@@ -7,11 +7,12 @@ Specification: apache/parquet-format, `parquet.thrift` (PageHeader) and `Encodin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fastanc.pipelines.anywhere import Read
 
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)
 _PLAIN, _RLE = 0, 3
@@ -44,11 +45,11 @@ class Page(NamedTuple):
     level_encoding: int
 
 
-def pages(descriptor: int, start: int, end: int, num_values: int) -> Iterator[Page]:
+def pages(read: Read, start: int, end: int, num_values: int) -> Iterator[Page]:
     """Yield the pages of a column chunk in bytes [start, end) of a file; raises Damage."""
     position, seen = start, 0
     while seen < num_values:
-        page = _page(descriptor, position, end)
+        page = _page(read, position, end)
         if page.kind in (_DATA, _DATA_V2):
             if not 0 < page.num_values <= min(num_values - seen, _MOST_VALUES):
                 raise Damage(f"a page of {page.num_values} values at byte {position}")
@@ -57,7 +58,7 @@ def pages(descriptor: int, start: int, end: int, num_values: int) -> Iterator[Pa
         position = page.end
 
 
-def byte_arrays(descriptor: int, page: Page, max_level: int) -> Iterator[tuple[int, int] | None]:
+def byte_arrays(read: Read, page: Page, max_level: int) -> Iterator[tuple[int, int] | None]:
     """Yield (offset, bytes) of every value of a page of plain byte arrays, None for a null.
 
     `max_level` is the column's largest definition level: values of a lower one are null. Of a column without
@@ -69,13 +70,13 @@ def byte_arrays(descriptor: int, page: Page, max_level: int) -> Iterator[tuple[i
     if page.levels is not None:
         repetition, levels = page.levels
         position += repetition + levels
-        data = os.pread(descriptor, levels, page.start + repetition)
+        data = read(levels, page.start + repetition)
     elif max_level:
         if page.level_encoding != _RLE:
             raise NotInPlace(f"with levels in encoding {page.level_encoding}")
-        levels = int.from_bytes(os.pread(descriptor, 4, position), "little")
+        levels = int.from_bytes(read(4, position), "little")
         position += 4 + levels
-        data = os.pread(descriptor, levels, page.start + 4) if position <= end else b""
+        data = read(levels, page.start + 4) if position <= end else b""
     else:
         data = b""
     if position > end:
@@ -85,7 +86,7 @@ def byte_arrays(descriptor: int, page: Page, max_level: int) -> Iterator[tuple[i
         if not is_there:
             yield None
             continue
-        length = int.from_bytes(os.pread(descriptor, 4, position), "little")
+        length = int.from_bytes(read(4, position), "little")
         if position + 4 + length > end:
             raise Damage(f"a value of {length} bytes at byte {position} of a page that ends at {end}")
         yield position + 4, length
@@ -120,9 +121,9 @@ def _levels(data: bytes, count: int, largest: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _page(descriptor: int, position: int, end: int) -> Page:
+def _page(read: Read, position: int, end: int) -> Page:
     for most in _HEADER_BYTES:
-        data = os.pread(descriptor, min(most, max(0, end - position)), position)
+        data = read(min(most, max(0, end - position)), position)
         try:
             header, length = _struct(data, 0)
             break

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fastanc.pipelines.anywhere import joined, scan
 from fastanc.pipelines.index.sources.listing import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -19,11 +20,12 @@ from fastanc.pipelines.index.sources.listing import (
     order_key,
     rubbish_in,
 )
+from fastanc.pipelines.remote_path import RemotePath
 
 
-def _files(folder: str, prefix: str, passed: set[str]) -> Iterator[Fact]:
+def _files(folder: str | RemotePath, prefix: str, passed: set[str]) -> Iterator[Fact]:
     """Yield the facts of the image files below a folder."""
-    with os.scandir(folder) as entries:
+    with scan(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
             if entry.is_dir():
@@ -65,7 +67,7 @@ def tree_facts(source: Path, passed: set[str]) -> tuple[list[Fact], list[str] | 
     What is passed over is added to `passed`.
     """
     folders, facts = [], list[Fact]()
-    with os.scandir(source) as entries:
+    with scan(source) as entries:
         for entry in entries:
             if not entry.is_dir():
                 facts += filter(None, [_fact(entry, entry.name, passed)])
@@ -75,7 +77,7 @@ def tree_facts(source: Path, passed: set[str]) -> tuple[list[Fact], list[str] | 
                 folders.append(entry.name)
     folders.sort()
     with ThreadPoolExecutor(8) as pool:  # a folder's round trips on a network file system overlap
-        for found in pool.map(lambda f: list(_files(os.path.join(source, f), f + "/", passed)), folders):
+        for found in pool.map(lambda f: list(_files(joined(source, f), f + "/", passed)), folders):
             facts += found
     facts.sort(key=lambda fact: order_key(fact[0]))
     return facts, folders if any("/" in name for name, length, _ in facts if length >= 0) else None

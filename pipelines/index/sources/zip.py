@@ -12,9 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from fastanc.pipelines.anywhere import Read, for_library
+from fastanc.pipelines.anywhere import opened as opened_file
+from fastanc.pipelines.blocks import read_ranges
 from fastanc.pipelines.index.sources.archive import CLASSES, Members, listed, says_labels
 from fastanc.pipelines.index.sources.kinds import pack_first
 from fastanc.pipelines.index.sources.listing import IMAGE_SUFFIXES, Listing, Source, rubbish_in
+from fastanc.pipelines.remote_path import RemotePath
+from fastanc.pipelines.remote_trouble import StoreError
 from fastanc.pipelines.tar_file import Member
 
 _LOCAL = struct.Struct(
@@ -22,6 +27,7 @@ _LOCAL = struct.Struct(
 )  # a member's own header: its mark, bytes of its name and of its extra field
 _MARK, _DOS = b"PK\x03\x04", 0
 _MOST_TEXT_BYTES = 1 << 28
+_NEAR = 1 << 12  # bytes between two headers in a store that are read rather than skipped
 
 
 def list_zip(source: Source) -> Listing:
@@ -33,7 +39,7 @@ def list_zip(source: Source) -> Listing:
         starts = Counter(info.header_offset for info in infos)
         places = sorted({*starts, archive.start_dir})
         following = dict(zip(places, places[1:]))
-        with open(path, "rb", buffering=0) as file:
+        with _heads(path, infos) as read:
             for info in infos:
                 name = name_of(info)
                 if info.is_dir():
@@ -43,21 +49,22 @@ def list_zip(source: Source) -> Listing:
                 else:
                     shared = starts[info.header_offset] > 1
                     end = 0 if shared else following.get(info.header_offset, 0)
-                    found.add(_member(file.fileno(), info, name, end), 0, path)
+                    found.add(_member(read, info, name, end), 0, path)
     return listed(source, found)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Yield a zip, its directory read; raises ValueError in one sentence where that is damaged."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except OSError:
-        raise
-    except Exception as error:  # of a directory that is damaged there may come any
-        raise ValueError(f"{path} is not a readable zip ({error}): get it again") from None
-    with archive:
-        yield archive
+    with for_library(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except OSError:
+            raise
+        except Exception as error:  # of a directory that is damaged there may come any
+            raise ValueError(f"{path} is not a readable zip ({error}): get it again") from None
+        with archive:
+            yield archive
 
 
 def check_readable(path: Path, infos: list[zipfile.ZipInfo]) -> None:
@@ -93,6 +100,8 @@ def text_in(path: Path, name: str) -> bytes:
         try:
             with archive.open(name) as file:
                 data = file.read(_MOST_TEXT_BYTES + 1)
+        except StoreError:
+            raise
         except Exception as error:
             raise ValueError(f"{path} holds {name}, which cannot be read ({error}): get it again") from None
     if len(data) > _MOST_TEXT_BYTES:
@@ -102,7 +111,20 @@ def text_in(path: Path, name: str) -> bytes:
     return data
 
 
-def _member(descriptor: int, info: zipfile.ZipInfo, name: str, end: int) -> Member:
+@contextmanager
+def _heads(path: Path, infos: list[zipfile.ZipInfo]) -> Iterator[Read]:
+    """Yield what reads the members' own headers; of a zip in a store many are asked for at once."""
+    if not isinstance(path, RemotePath):
+        with opened_file(path) as file:
+            yield file.read
+        return
+    starts = sorted({info.header_offset for info in infos if info.header_offset >= 0})
+    found = read_ranges(((path, start, _LOCAL.size) for start in starts), near=_NEAR)
+    heads = {start: data for start, data in zip(starts, found) if isinstance(data, bytes)}
+    yield lambda _, start: heads.get(start, b"")
+
+
+def _member(read: Read, info: zipfile.ZipInfo, name: str, end: int) -> Member:
     """The bytes of a stored member, from its own header, whose lengths differ from the directory's.
 
     They must end before the next member begins: a size that lies, or members that share their bytes, are refused.
@@ -110,7 +132,7 @@ def _member(descriptor: int, info: zipfile.ZipInfo, name: str, end: int) -> Memb
     problem = problem_of(info)
     if not problem and info.compress_type != zipfile.ZIP_STORED:
         return Member(name, 0, 0, "compressed inside the zip")
-    head = os.pread(descriptor, _LOCAL.size, info.header_offset) if info.header_offset >= 0 else b""
+    head = read(_LOCAL.size, info.header_offset) if info.header_offset >= 0 else b""
     if len(head) < _LOCAL.size or not head.startswith(_MARK):
         return Member(name, 0, 0, problem or "no header where the zip says")
     _, name_bytes, extra_bytes = _LOCAL.unpack(head)

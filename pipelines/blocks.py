@@ -1,0 +1,79 @@
+"""Many ranges of files in a store, in order: neighbours in one request, several requests on their way at once.
+
+What waits is bounded: so many blocks of so many bytes. No byte of an image is asked for twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+from fastanc.pipelines.remote_path import RemotePath
+
+Place = tuple[RemotePath, int, int]
+"""A file, and (offset, length) of a range of it, bytes."""
+
+BLOCK = 4 << 20
+"""Bytes of a request that is put together from several ranges; one range alone may be longer."""
+NEAR = 1 << 16
+"""Bytes between two images that are rather read than skipped: less than a request costs."""
+_AHEAD = 8
+
+
+class _Block(NamedTuple):
+    path: RemotePath
+    start: int
+    end: int
+    ranges: list[tuple[int, int]]
+
+
+def read_ranges(places: Iterable[Place], near: int = NEAR) -> Iterator[bytes | FileNotFoundError]:
+    """Yield the bytes of every place in order, or the error where its file is not there.
+
+    A range that starts at 0 is that of a whole file. Raises StoreError where the store fails, ValueError where a file
+    changed. `near` are the bytes between two ranges that are read too.
+    """
+    blocks = _blocks(places, near)
+    pool = ThreadPoolExecutor(_AHEAD, "blocks")
+    try:
+        begun = deque((block, pool.submit(_read, block)) for block in islice(blocks, _AHEAD))
+        while begun:
+            block, future = begun.popleft()
+            data = future.result()
+            begun.extend((more, pool.submit(_read, more)) for more in islice(blocks, 1))
+            for offset, length in block.ranges:
+                if isinstance(data, bytes):
+                    yield data[offset - block.start : offset - block.start + length]
+                else:
+                    yield data
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _blocks(places: Iterable[Place], near: int) -> Iterator[_Block]:
+    block: _Block | None = None
+    for path, offset, length in places:
+        end = offset + length
+        fits = block is not None and path == block.path and 0 <= offset - block.end <= near
+        if block is not None and fits and end - block.start <= BLOCK:
+            block.ranges.append((offset, length))
+            block = block._replace(end=end)
+        else:
+            if block is not None:
+                yield block
+            block = _Block(path, offset, end, [(offset, length)])
+    if block is not None:
+        yield block
+
+
+def _read(block: _Block) -> bytes | FileNotFoundError:
+    try:
+        if not block.start:
+            return block.path.read_whole(block.end)
+        block.path.check_once()
+        return block.path.read_at(block.end - block.start, block.start)
+    except FileNotFoundError as error:
+        return error

@@ -1,0 +1,171 @@
+"""What goes wrong with a store that is read over the network: tried again where that may help, then one sentence.
+
+Nothing of a library's own message is shown: it may hold the whole URL, and with it a signature or a password.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_WAITS_S = (0.1, 0.3, 1.0, 3.0, 9.0)
+"""Before each further try; a store that is silent for longer than all of them is not there."""
+_BUSY = {408, 425, 429}
+_REFUSED = {401, 403, 407}
+_NONE = {404, 410}
+_NO_RIGHT = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError", "CredentialRetrievalError")
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+
+
+class StoreError(ConnectionError):
+    """A store that did not answer as it should; not the fault of any image, so a pass ends with it."""
+
+    def __init__(self, said: str, shown: str) -> None:
+        super().__init__(errno.ECONNABORTED, said, shown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.strerror, self.filename)
+
+
+class Refused(StoreError):
+    """A file that may not be read; some stores say so of a file that is not there."""
+
+
+class ShortRead(Exception):
+    """Fewer bytes came than were asked for."""
+
+
+def tried(work: Callable[[], T], shown: str) -> T:
+    """Return what `work` does, tried again while it fails as networks fail.
+
+    Raises FileNotFoundError where nothing is there, StoreError where the store refuses or keeps failing, ValueError
+    where a package is missing or the URL cannot be one.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return work()
+        except Exception as error:
+            final = _final(error, shown)
+            if final is not None:
+                raise final from None
+            if wait_s is None:
+                raise StoreError(
+                    f"cannot be read, {len(_WAITS_S) + 1} tries failed (the last: {_name(error)}): look at the"
+                    " connection, and run the same command again to go on",
+                    shown,
+                ) from None
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def no_ranges(shown: str) -> ValueError:
+    """Return the error about a server that sends only whole files."""
+    return ValueError(
+        f"{shown} lies on a server that sends no ranges of bytes, or does not say how long the file is: download it"
+        " whole (`curl -LO`), and give the file"
+    )
+
+
+def changed(shown: str) -> ValueError:
+    """Return the error about a file that is no longer the one that was begun with."""
+    return ValueError(f"{shown} changed while it was being read: run the same command again")
+
+
+def no_listing(shown: str) -> ValueError:
+    """Return the error about a folder on a server of files."""
+    return ValueError(
+        f"{shown} is not one file, and a server of files lists no folder: give the URL of an archive, of parquet or"
+        " of a list of its images"
+    )
+
+
+def no_package(scheme: str, missing: ImportError | None = None) -> ValueError:
+    """Return the error about a scheme whose package is not installed, or that no package reads."""
+    if missing is None:
+        return ValueError(f"{scheme}:// is read by no package: give s3://, gs://, hf://, https:// or a path")
+    package = _PACKAGES.get(scheme)
+    need = f"'fastanc[remote]' {package}" if package else "'fastanc[remote]'"
+    if package is None and scheme not in ("http", "https", "memory"):
+        need += f" and what fsspec asks for ({missing.name or missing})"
+    return ValueError(f"{scheme}:// is read by packages that are not installed: pip install {need}")
+
+
+def _final(error: Exception, shown: str) -> Exception | None:
+    """What another try would not mend, as it is told to the user; None for all else."""
+    if isinstance(error, StoreError):
+        return error
+    status = _status(error)
+    if status in _REFUSED or any(_is_refusal(one) for one in _chain(error)):
+        number = f" ({status})" if status else ""
+        return Refused(
+            f"may not be read{number}: give credentials as the store's own tools take them, or a signed URL that has"
+            " not expired",
+            shown,
+        )
+    if any(type(one).__name__ == "TooManyRedirects" for one in _chain(error)):
+        return StoreError("redirects without end: correct the URL", shown)
+    if status in _NONE or (status is None and _is_missing(error)):
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shown)
+    if status == 416:
+        return changed(shown)
+    if status is not None and 400 <= status < 500 and status not in _BUSY:
+        return StoreError(f"is answered with an error ({status}): correct the URL", shown)
+    if isinstance(error, ValueError | TypeError | NotImplementedError | AttributeError):
+        return StoreError(f"cannot be read ({_name(error)}): correct the URL", shown)
+    return None
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, PermissionError) or type(error).__name__ in _NO_RIGHT
+
+
+def _is_missing(error: Exception) -> bool:
+    """Tell whether nothing is there; fsspec also says so of a server that it could not reach."""
+    others = [one for one in _chain(error) if not isinstance(one, FileNotFoundError)]
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return missing and not any(_is_of_network(one) for one in others)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith("aiohttp")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(8):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: Exception) -> int | None:
+    """The status that an HTTP server answered with, wherever a library put it."""
+    for one in _chain(error):
+        response: Any = getattr(one, "response", None)
+        said = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        found = (
+            getattr(one, "status", None),
+            getattr(response, "status_code", None),
+            said.get("HTTPStatusCode"),
+            getattr(one, "code", None) if type(one).__module__.startswith("gcsfs") else None,
+        )
+        for status in found:
+            if isinstance(status, int) and 100 <= status < 600:
+                return status
+    return None
+
+
+def _name(error: Exception) -> str:
+    """The kind of an error, in words where the system has some."""
+    last = error
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno is not None and one.strerror:
+            return one.strerror if one.errno > 0 else type(one).__name__
+        if isinstance(one, Exception) and not isinstance(one, FileNotFoundError):
+            last = one
+    return type(last).__name__
