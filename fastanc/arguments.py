@@ -34,11 +34,6 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def path_or_url(text: str) -> str:
-    """Return where images lie, as it was typed: a URL's slashes would not outlive a Path."""
-    return text
-
-
 def within(low: float, high: float, of: type = int, *, above: bool = False) -> Callable[[str], Any]:
     """Return what reads an option's number as a field's is read: in its range, never nan."""
 

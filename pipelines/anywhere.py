@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastanc.pipelines.remote_path import RemotePath, reading
+from fastanc.pipelines.remote_headers import reading
+from fastanc.pipelines.remote_path import RemotePath
+from fastanc.pipelines.remote_trouble import give_up
 
 Read = Callable[[int, int], bytes]
 """(length, offset) -> bytes of an open file, fewer at its end."""
@@ -24,6 +27,17 @@ class Opened(NamedTuple):
     read: Read
     size: int
     """Bytes."""
+
+
+@contextmanager
+def threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads; where the block ends with an error, what they ask of stores ends with it."""
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            yield pool
+        except BaseException:
+            give_up()
+            raise
 
 
 @contextmanager

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
 from fastanc.pipelines.remote_path import RemotePath
+from fastanc.pipelines.remote_trouble import changed, give_up
 
 Place = tuple[RemotePath, int, int]
 """A file, and (offset, length) of a range of it, bytes."""
@@ -38,11 +39,13 @@ def read_ranges(places: Iterable[Place], near: int = NEAR) -> Iterator[bytes | F
     """
     blocks = _blocks(places, near)
     pool = ThreadPoolExecutor(_AHEAD, "blocks")
+    begun = deque[tuple[_Block, Future[bytes | FileNotFoundError]]]()
     try:
-        begun = deque((block, pool.submit(_read, block)) for block in islice(blocks, _AHEAD))
+        begun.extend((block, pool.submit(_read, block)) for block in islice(blocks, _AHEAD))
         while begun:
-            block, future = begun.popleft()
+            block, future = begun[0]
             data = future.result()
+            begun.popleft()
             begun.extend((more, pool.submit(_read, more)) for more in islice(blocks, 1))
             for offset, length in block.ranges:
                 if isinstance(data, bytes):
@@ -50,6 +53,8 @@ def read_ranges(places: Iterable[Place], near: int = NEAR) -> Iterator[bytes | F
                 else:
                     yield data
     finally:
+        if begun:
+            give_up()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -76,4 +81,6 @@ def _read(block: _Block) -> bytes | FileNotFoundError:
         block.path.check_once()
         return block.path.read_at(block.end - block.start, block.start)
     except FileNotFoundError as error:
+        if block.ranges[0][0]:  # not one image of many, but the file that holds them
+            raise changed(str(block.path)) from None
         return error

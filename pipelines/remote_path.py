@@ -12,17 +12,17 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PosixPath
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from fastanc.pipelines import remote_store
 from fastanc.pipelines.remote_store import WEB, Status
-from fastanc.pipelines.remote_trouble import Refused, changed
+from fastanc.pipelines.remote_trouble import Refused, begin, changed
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://+(.+)", re.DOTALL)
-_GAP, _LARGEST_AHEAD, _BUFFER = 1 << 12, 1 << 20, 1 << 13
+_BUFFER = 1 << 13
 
 _SHOWN = "/%*:@+,=&~!$'()"
 """What is shown of a web address as it is, beside letters and digits; a command holds it without quotes' help."""
@@ -52,6 +52,7 @@ def path_of(text: str | os.PathLike[str]) -> Path:
 
 
 def _of_url(scheme: str, rest: str) -> RemotePath:
+    begin()
     url = f"{scheme}://{rest}"
     if scheme not in WEB:
         return RemotePath(f"{scheme}:", rest)
@@ -69,7 +70,9 @@ class RemotePath(PosixPath):
     """A file or folder in a store; raises StoreError where that fails (`remote_trouble`)."""
 
     def __str__(self) -> str:
-        scheme, *rest = self.parts
+        scheme, *rest = self.parts or ("",)
+        if not scheme.endswith(":"):  # a part of one, as `relative_to` gives it
+            return super().__str__()
         text = "/".join(rest)
         return f"{scheme}//{quote(text, _SHOWN) if scheme.rstrip(':') in WEB else text}"
 
@@ -164,6 +167,7 @@ class RemotePath(PosixPath):
 
 def forget() -> None:
     """Ask the stores anew of everything, as a new pass must."""
+    begin()
     _known.clear()
     _compared.clear()
 
@@ -222,26 +226,6 @@ class _Raw(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
-
-
-def reading(path: RemotePath) -> Callable[[int, int], bytes]:
-    """Return what reads (length, offset) of a file that is mostly skipped through, by one thread.
-
-    Each request takes a few KiB more, where the next header often lies; where the reads go on from there, ever more.
-    """
-    start, data, ahead = 0, b"", _GAP
-
-    def read(length: int, offset: int) -> bytes:
-        nonlocal start, data, ahead
-        if offset < start or offset + length > start + len(data):
-            near = start <= offset <= start + len(data) + _GAP
-            ahead = min(2 * ahead, _LARGEST_AHEAD) if near else _GAP
-            kept = data[offset - start :] if start <= offset < start + len(data) else b""
-            data = kept + path.read_at(max(length - len(kept), ahead), offset + len(kept))
-            start = offset
-        return data[offset - start : offset - start + length]
-
-    return read
 
 
 def parents_of(path: Path) -> Iterator[Path]:

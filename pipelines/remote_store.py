@@ -27,7 +27,7 @@ _BY_FILE = (*WEB, "hf")
 """Stores whose files are opened: of a range of a whole file they would fetch more, or not see that it is none."""
 _REMEMBER = ("s3", "hf")
 """Stores that say again what they once said of a file, unless they are asked to look anew."""
-_SILENT_S = 60
+_SILENT_S = 30
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created", "Last-Modified")
 _VERSIONS = ("ETag", "etag", "blob_id", "generation", "md5Hash", "Content-MD5")
 _kept = threading.local()
@@ -60,7 +60,7 @@ def _file_system(scheme: str) -> Any:
         if scheme in WEB:
             import aiohttp
 
-            limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S / 2, sock_read=_SILENT_S)
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
             options = {"client_kwargs": {"timeout": limits, "trust_env": True}}
         return fsspec.filesystem(scheme, **options)
     except ImportError as missing:
@@ -146,15 +146,10 @@ def read(url: str, shown: str, known: Status, length: int, offset: int) -> bytes
     def attempt() -> bytes:
         data = _read(url, known.st_size, length, offset)
         if len(data) != length:
-            raise ShortRead
+            raise changed(shown) if _is_other(url, shown, known) else ShortRead
         return data
 
-    try:
-        return tried(attempt, shown)
-    except OSError:
-        if _is_other(url, shown, known):  # it was cut, so the range is none of it
-            raise changed(shown) from None
-        raise
+    return tried(attempt, shown)
 
 
 def _is_other(url: str, shown: str, known: Status) -> bool:

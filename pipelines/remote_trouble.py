@@ -36,6 +36,24 @@ class Refused(StoreError):
     """A file that may not be read; some stores say so of a file that is not there."""
 
 
+_ended: list[StoreError] = []
+"""Why the pass that asks has ended, if it has: whoever still asks is told the same."""
+
+
+def give_up(error: StoreError | None = None) -> None:
+    """End all requests of this process that are on their way, or waiting to be tried again."""
+    _ended.append(error or StoreError("is no longer asked for", ""))
+
+
+def begin() -> None:
+    """Ask again."""
+    _ended.clear()
+
+
+class Changed(ValueError):
+    """A file that is another one than it was when the pass began."""
+
+
 class ShortRead(Exception):
     """Fewer bytes came than were asked for."""
 
@@ -47,20 +65,30 @@ def tried(work: Callable[[], T], shown: str) -> T:
     where a package is missing or the URL cannot be one.
     """
     for wait_s in (*_WAITS_S, None):
+        if _ended:
+            raise _ended[0]
         try:
             return work()
         except Exception as error:
             final = _final(error, shown)
-            if final is not None:
-                raise final from None
-            if wait_s is None:
-                raise StoreError(
+            if final is None and wait_s is None:
+                final = StoreError(
                     f"cannot be read, {len(_WAITS_S) + 1} tries failed (the last: {_name(error)}): look at the"
                     " connection, and run the same command again to go on",
                     shown,
-                ) from None
-            time.sleep(wait_s)
+                )
+            if isinstance(final, StoreError) and not isinstance(final, Refused):
+                give_up(final)
+            if final is not None:
+                raise final from None
+            _wait(wait_s or 0)
     raise AssertionError
+
+
+def _wait(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not _ended and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
 
 
 def no_ranges(shown: str) -> ValueError:
@@ -71,9 +99,9 @@ def no_ranges(shown: str) -> ValueError:
     )
 
 
-def changed(shown: str) -> ValueError:
+def changed(shown: str) -> Changed:
     """Return the error about a file that is no longer the one that was begun with."""
-    return ValueError(f"{shown} changed while it was being read: run the same command again")
+    return Changed(f"{shown} changed while it was being read: run the same command again")
 
 
 def no_listing(shown: str) -> ValueError:
@@ -97,7 +125,7 @@ def no_package(scheme: str, missing: ImportError | None = None) -> ValueError:
 
 def _final(error: Exception, shown: str) -> Exception | None:
     """What another try would not mend, as it is told to the user; None for all else."""
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | Changed):
         return error
     status = _status(error)
     if status in _REFUSED or any(_is_refusal(one) for one in _chain(error)):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fastanc.pipelines.anywhere import Read, opened
+from fastanc.pipelines.anywhere import Read, opened, threads
 
 BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -177,7 +176,7 @@ def walk_nested(path: Path, folders: set[str] | None = None, wanted: Wanted | No
         return list(walk(path, member.offset, member.offset + member.length, wanted=wanted))
 
     members = [member for member in outer if not member.name.lower().endswith(".tar")]
-    with ThreadPoolExecutor(8) as pool:
+    with threads(8) as pool:
         for tar, found in zip(inner, pool.map(of, inner)):
             members += [m._replace(name=f"{tar.name[:-4]}/{m.name.removeprefix('./')}") for m in found]
     return members

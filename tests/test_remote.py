@@ -149,6 +149,23 @@ def test_a_parquet_file_over_a_flaky_server_and_its_copy(there: Path, server: Fi
     _taken(index, f"{server.url}/set.parquet", source, there)
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_splits_inside_of_an_archive_are_named_and_indexed(there: Path, memory: object, kind: str) -> None:
+    files = {f"{split}/{name}": data for split in ("train", "val") for name, data in FILES.items()}
+    path = {"tar": write_tar, "zip": zipped}[kind](there / f"set.{kind}", files)  # type: ignore[operator]
+    expected = build_index(path / "val", out=there.parent / "local.index", progress=False)
+    _upload(there, memory)
+    url = f"memory://bucket/set.{kind}"
+    with pytest.raises(ValueError, match=f"{url}/train and {url}/val"):
+        build_index(path_of(url), progress=False)
+    index = build_index(path_of(f"{url}/val"), progress=False)
+    _same(index, expected)
+    shutil.copy(path, Path.cwd())
+    _same(open_index(Path.cwd() / path.name / "val"), expected)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        build_index(path_of("memory://bucket/none.zip/val"), progress=False)
+
+
 @pytest.mark.parametrize("kind", ["tar", "zip", "parquet"])
 def test_every_image_is_read_once(there: Path, server: FileServer, kind: str) -> None:
     files = {f"{c}/{k}.jpg": _noisy(k) for c in "ab" for k in range(12)}
@@ -291,15 +308,16 @@ def test_an_index_over_a_store_that_fails_goes_on(
     _same(index, build_index(source, out=there.parent / "local.index", progress=False))
 
 
+@pytest.mark.parametrize("how", ["another", "cut"])
 def test_a_file_that_changes_between_listing_and_reading_is_one_sentence(
-    there: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+    there: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     source = zipped(there / "set.zip", FILES)
     looks = build._look_at_all
 
     def after_a_change(*words: object) -> object:
         data = source.read_bytes()
-        source.write_bytes(data[:-1] + b"\1")
+        source.write_bytes(data[:-1] + b"\1" if how == "another" else data[: len(data) // 2])
         return looks(*words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(build, "_look_at_all", after_a_change)
@@ -405,6 +423,28 @@ def test_training_says_how_to_make_a_local_copy(capsys: pytest.CaptureFixture[st
     err = capsys.readouterr().err
     assert "training reads local disks" in err
     assert "fastanc pack 's3://bucket/data/train-*.parquet' train-all.tar" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["index", "pack"])
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(there: Path, server: FileServer, job: str) -> None:
+    zipped(there / "set.zip", {f"{c}/{k}.jpg": _noisy(k) for c in "ab" for k in range(70)})
+    server.holds_from = 1 << 20
+    words = [sys.executable, "-m", "fastanc", job, f"{server.url}/set.zip"]
+    words += ["set.tar"] if job == "pack" else []
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
+        while not server.holding:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        server.drop_every = 1  # what it still asks for would be tried again for 15 seconds
+        asked = server.asked["set.zip"]
+        server.released.set()
+        _, err = child.communicate()
+    assert child.returncode == 130
+    assert err.splitlines()[-1] == "fastanc: interrupted; run the same command again to go on"
+    assert server.asked["set.zip"] == asked
 
 
 def test_what_a_list_names_outside_of_its_folder_is_not_written_there(memory: object) -> None:

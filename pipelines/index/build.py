@@ -43,6 +43,7 @@ from fastanc.pipelines.index.sources.listing import OUTSIDE
 from fastanc.pipelines.index.table import Index, make_index
 from fastanc.pipelines.index.workers import Journal, default_workers, in_order
 from fastanc.pipelines.places import beside
+from fastanc.pipelines.remote_headers import watched
 from fastanc.pipelines.remote_path import RemotePath, forget, path_of
 from fastanc.pipelines.source_options import PLAIN, SourceOptions
 from fastanc.pipelines.source_path import local_copy, local_place
@@ -121,7 +122,8 @@ def build_index(
     source, workers = path_of(source), workers_of(workers)
     forget()
     out = Path(out) if out is not None else index_path(source)
-    listing = list_source(source, options)
+    with watched(source, progress):
+        listing = list_source(source, options)
     if options.labels is None and not any(c.label is not None for c in listing.candidates):
         options = replace(options, labels=found.labels, synsets=options.synsets or found.synsets)
     texts, remarks = _label_texts(listing, options)

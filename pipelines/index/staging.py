@@ -10,7 +10,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from fastanc.pipelines.index.pack_stream import files_of, what_it_is
 from fastanc.pipelines.index.sources import Source, list_source, stamp_of
 from fastanc.pipelines.index.sources.archive import map_beside
 from fastanc.pipelines.remote_path import RemotePath, forget
+from fastanc.pipelines.remote_trouble import give_up
 from fastanc.pipelines.source_options import SourceOptions
 from fastanc.pipelines.source_path import parted
 
@@ -134,17 +135,21 @@ def _fetch(files: list[_File], missing: int, progress: bool) -> None:
     total = sum(file.length for file in files)
     pieces = _pieces(files)
     pool = ThreadPoolExecutor(_AHEAD, "staging")
+    begun = deque[tuple[_Piece, Future[bytes]]]()
     try:
         with tqdm(
             total=total, initial=total - missing, unit="B", unit_scale=True, desc="copy", disable=not progress
         ) as bar:
-            begun = deque((piece, pool.submit(_read, piece)) for piece in islice(pieces, _AHEAD))
+            begun.extend((piece, pool.submit(_read, piece)) for piece in islice(pieces, _AHEAD))
             while begun:
-                piece, future = begun.popleft()
+                piece, future = begun[0]
                 _put(piece, future.result())
+                begun.popleft()
                 bar.update(piece.end - piece.start)
                 begun.extend((more, pool.submit(_read, more)) for more in islice(pieces, 1))
     finally:
+        if begun:
+            give_up()
         pool.shutdown(wait=False, cancel_futures=True)
 
 

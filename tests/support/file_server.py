@@ -29,6 +29,7 @@ class FileServer:
         """What every URL must end in."""
         self.holds_from = 0
         """Ranges that start there or later wait until `released`; 0 for none."""
+        self.holding = False
         self.released = threading.Event()
         self.sent = 0
         self.dropped = 0
@@ -75,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
             data = data[start:end]
             if faults.holds_from and start >= faults.holds_from:
+                faults.holding = True
                 faults.released.wait()
         self._say(206 if match else 200, headers, data, with_body)
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from fastanc.pipelines.anywhere import joined, lexists, listdir, stat_of
+from fastanc.pipelines.anywhere import joined, lexists, listdir, stat_of, threads
 from fastanc.pipelines.index.columns import BOXES, LABELS, NAMES, asked_columns, bare, column_of
 from fastanc.pipelines.index.labels import as_numbers, check_filled, text_of
 from fastanc.pipelines.index.sources.listing import (
@@ -191,7 +190,7 @@ def _facts_of(base: Path, names: list[str]) -> list[Fact]:
         return [_fact(joined(base, name), name) for name in part]
 
     parts = [names[k : k + _CHUNK] for k in range(0, len(names), _CHUNK)]
-    with ThreadPoolExecutor(_THREADS) as pool:  # a folder's round trips on a network file system overlap
+    with threads(_THREADS) as pool:  # a folder's round trips on a network file system overlap
         return [fact for found in pool.map(facts, parts) for fact in found]
 
 

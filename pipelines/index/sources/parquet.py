@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastanc.pipelines.anywhere import Opened, for_library
+from fastanc.pipelines.anywhere import Opened, for_library, threads
 from fastanc.pipelines.anywhere import opened as opened_file
 from fastanc.pipelines.index.sources.kinds import pack_first
 from fastanc.pipelines.index.sources.listing import Candidate, Label, Listing, Source, file_facts
@@ -36,7 +35,7 @@ def list_parquet(source: Source) -> Listing:
     """Return what parquet files hold; raises ValueError for damage, and images that do not lie there as they are."""
     facts = file_facts(source.base, source.files)
     listing = Listing(source.base, [(name, length) for name, length, _ in facts], [], facts=facts)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with threads(_THREADS) as pool:
         shards = list(pool.map(lambda number: _list_shard(source, number), range(len(source.files))))
     for name, shard in zip(source.files, shards):
         if shard.classes != shards[0].classes:

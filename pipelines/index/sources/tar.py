@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
+from fastanc.pipelines.anywhere import threads
 from fastanc.pipelines.index.sources.archive import Members, is_label, listed
 from fastanc.pipelines.index.sources.listing import Listing, Source
 from fastanc.pipelines.remote_path import RemotePath
@@ -17,8 +16,8 @@ def list_tars(source: Source) -> Listing:
     """Return what tars hold; raises ValueError where one is damaged."""
     found = Members()
     remote = isinstance(source.base, RemotePath)
-    wanted, threads = (is_label, _REMOTE_THREADS) if remote else (None, 8)
-    with ThreadPoolExecutor(threads) as pool:
+    wanted, number = (is_label, _REMOTE_THREADS) if remote else (None, 8)
+    with threads(number) as pool:
         walks = pool.map(lambda shard: walk_nested(source.base / shard, found.folders, wanted), source.files)
         for number, members in enumerate(walks):
             for member in members:

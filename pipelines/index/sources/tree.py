@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fastanc.pipelines.anywhere import joined, scan
+from fastanc.pipelines.anywhere import joined, scan, threads
 from fastanc.pipelines.index.sources.listing import (
     ARCHIVE_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -76,7 +75,7 @@ def tree_facts(source: Path, passed: set[str]) -> tuple[list[Fact], list[str] | 
             else:
                 folders.append(entry.name)
     folders.sort()
-    with ThreadPoolExecutor(8) as pool:  # a folder's round trips on a network file system overlap
+    with threads(8) as pool:  # a folder's round trips on a network file system overlap
         for found in pool.map(lambda f: list(_files(joined(source, f), f + "/", passed)), folders):
             facts += found
     facts.sort(key=lambda fact: order_key(fact[0]))

@@ -18,6 +18,7 @@ from fastanc.pipelines.blocks import read_ranges
 from fastanc.pipelines.index.sources.archive import CLASSES, Members, listed, says_labels
 from fastanc.pipelines.index.sources.kinds import pack_first
 from fastanc.pipelines.index.sources.listing import IMAGE_SUFFIXES, Listing, Source, rubbish_in
+from fastanc.pipelines.remote_headers import Passed
 from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.remote_trouble import StoreError
 from fastanc.pipelines.tar_file import Member
@@ -120,7 +121,10 @@ def _heads(path: Path, infos: list[zipfile.ZipInfo]) -> Iterator[Read]:
         return
     starts = sorted({info.header_offset for info in infos if info.header_offset >= 0})
     found = read_ranges(((path, start, _LOCAL.size) for start in starts), near=_NEAR)
-    heads = {start: data for start, data in zip(starts, found) if isinstance(data, bytes)}
+    heads, passed = dict[int, bytes](), Passed(path.stat().st_size)
+    for data, start in zip(found, starts):  # in this order, so that all that was found is taken
+        heads[start] = data if isinstance(data, bytes) else b""
+        passed.to(start)
     yield lambda _, start: heads.get(start, b"")
 
 
