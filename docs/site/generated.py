@@ -15,7 +15,7 @@ from typing import Any
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
-from fastanc.arguments import local_path, path_or_url
+from fastanc.arguments import local_path
 from fastanc.cli import FIELD_WORDS
 from fastanc.cli import _parser as command_parser
 from fastanc.config import GROUPS
@@ -147,7 +147,7 @@ def _taken(action: argparse.Action) -> str:
     if action.nargs == 0:
         return "No value."
     words = {None: "A text", Path: "A path", int: "A whole number"}
-    words |= {local_path: "A path", path_or_url: "A path or a URL"}
+    words |= {local_path: "A path"}
     said = words.get(action.type)  # type: ignore[call-overload]
     if action.choices is not None:
         said = f"One of {', '.join(map(str, action.choices))}"
