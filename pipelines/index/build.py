@@ -35,6 +35,7 @@ from fastanc.pipelines.index.changes import asked_of, base_of, digests_of, left_
 from fastanc.pipelines.index.class_map import read_class_map
 from fastanc.pipelines.index.class_numbers import few_of, number_labels, thin_classes
 from fastanc.pipelines.index.image_check import Look, look_at
+from fastanc.pipelines.index.joined import is_joined, open_joined
 from fastanc.pipelines.index.labels import read_labels
 from fastanc.pipelines.index.limits import MOST_WORKERS, whole_number
 from fastanc.pipelines.index.origin import Origin, OtherFormat
@@ -86,6 +87,9 @@ def open_index(
     to images that had none, and where another version of fastanc wrote the index.
     """
     path = index_path(source)
+    if is_joined(source):
+        _check_plain(source, options)
+        return open_joined(source, path, open_index, _finished(path), renew=renew)
     try:
         if (finished := _finished(path)) is None:
             return build_index(source, options, found=found, keep=True)
@@ -122,6 +126,9 @@ def build_index(
     source, workers = path_of(source), workers_of(workers)
     forget()
     out = Path(out) if out is not None else index_path(source)
+    if is_joined(source):
+        _check_plain(source, options)
+        return open_joined(source, out, open_index, _finished(out, say=True), renew=True)
     with watched(source, progress):
         listing = list_source(source, options)
     if options.labels is None and not any(c.label is not None for c in listing.candidates):
@@ -166,6 +173,11 @@ def build_index(
         raise
     journal.remove()
     return index
+
+
+def _check_plain(source: Path, options: SourceOptions) -> None:
+    if options != PLAIN:
+        raise ValueError(f"{source} names several sources: index each of them with the options that it needs")
 
 
 def _finished(path: Path, *, say: bool = False) -> Index | None:
@@ -304,7 +316,7 @@ def summary(index: Index, out: Path | None = None) -> str:
     lines += [*index.origin.remarks, *thin_classes(index.labels, index.classes)]
     lines += [f"noted: {count} x {note}" for note, count in zip(index.notes, counts) if note]
     if index.rejected:
-        lines.append(
-            f"{counted(index.rejected, 'file')} left out, listed in {rejected_path(out or index_path(index.source))}"
-        )
+        listed = rejected_path(out or index_path(index.source))
+        where = "beside each part" if is_joined(index.source) else f"in {listed}"
+        lines.append(f"{counted(index.rejected, 'file')} left out, listed {where}")
     return "\n".join(lines)

@@ -116,9 +116,14 @@ class Index:
         """Return what is unusual about image i ("PNG RGBA", "EXIF orientation 6, read unrotated"), or ""."""
         return self.notes[self.note_numbers[i]]
 
+    @property
+    def folder(self) -> str:
+        """The absolute path that files are relative to."""
+        return self.origin.base or os.path.abspath(folder_of(self.source))
+
     @cached_property
     def _base(self) -> str:
-        return f"{self.origin.base or os.path.abspath(folder_of(self.source))}/"
+        return f"{self.folder}/"
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -286,10 +291,6 @@ def make_index(
         "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
         "mtimes": None if mtimes is None else np.asarray(mtimes, np.int64),
     }
-    digest = hashlib.blake2b(digest_size=16)
-    for key in ("name_bytes", "name_ends", "lengths", "crc32", "labels"):
-        column = columns[key]
-        digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
     return Index(
         source=Path(source),
         classes=list(classes),
@@ -299,7 +300,16 @@ def make_index(
         note_numbers=np.array([number[note] for note in notes], np.uint16),
         notes=kinds,
         rejected=rejected,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_of(columns),
         origin=origin or Origin(),
         **columns,  # type: ignore[arg-type]
     )
+
+
+def fingerprint_of(columns: Mapping[str, np.ndarray | None]) -> str:
+    """Return the digest of a table's names, lengths, crc32s and labels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in ("name_bytes", "name_ends", "lengths", "crc32", "labels"):
+        column = columns[key]
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).data.cast("B"))
+    return digest.hexdigest()

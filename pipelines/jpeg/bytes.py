@@ -185,9 +185,13 @@ def _expected(index: Indexed) -> Iterator[list[tuple[str, int]]]:
     if not len(index) or index.places([0])[0][1]:
         yield index.containers()
         return
+    ranges = False
     for first in range(0, len(index), _CHECK_ROWS):
-        rows = range(first, min(first + _CHECK_ROWS, len(index)))
-        yield [(path, length) for path, _, length in index.places(rows)]
+        rows = index.places(range(first, min(first + _CHECK_ROWS, len(index))))
+        yield [(path, length) for path, offset, length in rows if not offset]
+        ranges = ranges or any(offset for _, offset, _ in rows)
+    if ranges:  # of parts of several kinds
+        yield index.containers()
 
 
 def _first_changed(files: list[tuple[str, int]]) -> str | None:

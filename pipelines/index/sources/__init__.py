@@ -166,6 +166,8 @@ def find(path: Path, options: SourceOptions = PLAIN) -> Source:
     """Return what kind of source a path is; raises FileNotFoundError where nothing lies, ValueError for no source."""
     file, inside = parted(path)
     names = shards(path)
+    if file.suffix.lower() == ".parts" and file.is_file():
+        return Source(path, "parts", file.parent, [file.name], inside, options)
     if names is None and not exists(file):
         link = f" is a link to {os.readlink(file)}, which" if file.is_symlink() else ""
         raise FileNotFoundError(f"{file}{link} does not exist: give a folder or file of images")
