@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "index a folder, tar, zip, parquet, MDS or list of images, and name the bad files"
     index = _job(jobs, "index", commands.index, about)
-    index.add_argument("source", help="what holds the images; SOURCE.index is written")
+    index.add_argument("source", help="path or URL of what holds the images; SOURCE.index is written")
     index.add_argument("--full", action="store_true", help="decode every image")
     index.add_argument("--refresh", action="store_true", help="index again although an index exists")
     index.add_argument("--workers", type=_WORKERS, help="processes; all cores by default")
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "write a set of any kind into one plain tar; run it again to go on"
     pack = _job(jobs, "pack", commands.pack, about)
-    pack.add_argument("source", help="what holds the images")
+    pack.add_argument("source", help="path or URL of what holds the images")
     pack.add_argument("out", type=Path, help="tar to write")
     pack.add_argument(
         "--short_side", type=within(1, 2**14), help="make larger images so small, pixels; none by default"

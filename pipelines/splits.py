@@ -46,7 +46,7 @@ _NOTES = frozenset(
 _DEEPEST = 8  # folders in each other, of which one may be a link to itself
 _KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 """Where the images lie in Kaggle's ImageNet (imagenet-object-localization-challenge), its label files at the top."""
-_FILES = (".tar", ".zip", ".parquet", ".csv", ".tsv", ".jsonl")
+_FILES = (".tar", ".zip", ".parquet", ".csv", ".tsv", ".jsonl", ".parts")
 
 
 def split_source(folder: Path, split: str) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from fastanc.cli import main
 from fastanc.pipelines.catalogue import open_dataset
 from fastanc.pipelines.index import build
-from fastanc.pipelines.index.build import build_index, index_path, open_index, summary
+from fastanc.pipelines.index.build import Index, build_index, index_path, open_index, summary
 from fastanc.pipelines.index.image_check import read_range
 from fastanc.pipelines.jpeg.jpeg_set import JpegSet
 from fastanc.pipelines.order import evaluation_picks
 from fastanc.pipelines.views import CentreCrop
 from support.formats import FORMATS
 from support.images import jpeg
+from support.tars import write_tar
 
 # Of different numbers of pictures and classes; c is in two, d in one.
 PARTS = {
@@ -224,18 +226,110 @@ def test_numbers_are_put_in_their_order(tmp_path: Path) -> None:
     assert index.classes == sorted(index.classes, key=int)
 
 
-def test_it_is_trained_on_by_its_name(tmp_path: Path) -> None:
+def test_it_is_trained_on_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sources(tmp_path)
     words = ["--data.name", str(file), "--data.image_px", "32", "--data.resize_px", "36", "--data.batch", "8"]
     words += ["--data.val_share", "0.3", "--student.name", "lenet5", "--method.type", "supervised"]
     words += ["--run.max_steps", "2", "--run.out", str(tmp_path), "--run.name", "x", "--recipe", "own_data"]
-    command = [sys.executable, "-m", "fastanc", "train", *words, "--schedule.warmup_epochs", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "of 4 classes" in done.stdout + done.stderr
+    assert main(["train", *words, "--schedule.warmup_epochs", "0"]) == 0
+    told = capsys.readouterr()
+    assert "of 4 classes" in told.out + told.err
     train, val = (open_dataset(str(file), split, val_share=0.3) for split in ("train", "val"))
     assert train.num_images + val.num_images == sum(map(len, PARTS.values()))
     assert (tmp_path / "x" / "student.safetensors").is_file()
+
+
+def test_a_folder_of_two_lists_has_both_splits(tmp_path: Path) -> None:
+    file = sources(tmp_path)
+    lines = file.read_text().splitlines()[2:]
+    file.rename(file.with_name("old.txt"))
+    (file.parent / "train.parts").write_text("\n".join(lines[:2]))
+    (file.parent / "val.parts").write_text(lines[2])
+    train, val = (open_dataset(str(file.parent), split) for split in ("train", "val"))
+    assert (train.num_images, val.num_images) == (
+        len(PARTS["tree"]) + len(PARTS["tar"]),
+        len(PARTS["parquet"]),
+    )
+
+
+def test_bytes_that_lie_elsewhere_in_a_part_are_found_again(tmp_path: Path) -> None:
+    """A tar that was packed anew has the same images, so its fingerprint says nothing of it."""
+    file = sources(tmp_path)
+    before = open_index(file).fingerprint
+    tar = next((tmp_path / "set" / "tar").rglob("*.tar"))
+    write_tar(tar, dict(reversed(PARTS["tar"].items())))
+    index_path(tar).unlink()
+    open_index(tar)
+    with pytest.raises(ValueError, match="its parts are not those that were joined"):
+        open_index(file)
+    index = build_index(file)
+    assert index.fingerprint == before, "a cache of it is still right"
+    assert right(index)
+
+
+def right(index: Index) -> bool:
+    """Whether the index finds the bytes that it was made of."""
+    places = index.places(range(len(index)))
+    return all(zlib.crc32(read_range(*place)) == crc for place, crc in zip(places, index.crc32.tolist()))
+
+
+def test_parts_beside_the_list_move_with_it_and_may_be_called_otherwise(tmp_path: Path) -> None:
+    file = sources(tmp_path)
+    lines = file.read_text().splitlines()[2:]
+    (tmp_path / "set" / "lists").mkdir()
+    file = tmp_path / "set" / "lists" / "all.parts"
+    file.write_text("\n".join(f"../{line}" for line in lines))
+    before = open_index(file)
+    os.rename(tmp_path / "set", tmp_path / "gone")
+    file = tmp_path / "gone" / "lists" / "all.parts"
+    after = open_index(file)
+    assert right(after)
+    assert after.fingerprint == before.fingerprint
+    os.rename(tmp_path / "gone" / lines[0], tmp_path / "gone" / "other")
+    file.write_text("\n".join(["../other", *(f"../{line}" for line in lines[1:])]))
+    renamed = build_index(file)
+    assert right(renamed)
+    assert renamed.fingerprint == before.fingerprint, "the teacher's rows are still those of its images"
+
+
+def test_parts_in_each_other_have_names_of_their_own(tmp_path: Path) -> None:
+    file = sources(tmp_path, {"tree": PARTS["tree"], "tree two": PARTS["tree"]})
+    (tree, _) = file.read_text().splitlines()[2:]
+    file.write_text(f"{tree}\n{tree}/a/..\n")
+    with pytest.raises(ValueError, match="is named twice"):
+        open_index(file)
+    (file.parent / "flat").mkdir()
+    shutil.copytree(file.parent / tree / "a", file.parent / "flat" / "deeper")
+    file.write_text("flat\nflat/deeper\n")
+    for part in ("flat", "flat/deeper"):
+        (file.parent / "labels.csv").write_text("".join(f"a{k}.jpg,x\n" for k in range(5)))
+        assert main(["index", str(file.parent / part), "--labels", str(file.parent / "labels.csv")]) == 0
+    index = open_index(file)
+    assert (len(index), len(set(index.names())), right(index)) == (10, 10, True)
+
+
+def test_decoding_all_is_asked_of_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sources(tmp_path)
+    assert main(["index", "--full", str(file)]) == 2
+    assert "index each of them with --full" in capsys.readouterr().err
+
+
+def test_processes_that_find_no_index_make_one(tmp_path: Path) -> None:
+    file = sources(tmp_path)
+    code = "from pathlib import Path; from fastanc.pipelines.index.build import open_index; import sys;"
+    code += "print(open_index(Path(sys.argv[1])).fingerprint)"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    said = {one.communicate(timeout=300)[0] for one in started}
+    assert said == {f"{open_index(file).fingerprint}\n"}
+    assert {path.name for path in file.parent.iterdir() if path.is_file()} == {"all.parts", "all.parts.index"}
 
 
 def test_a_summary_adds_up(tmp_path: Path) -> None:

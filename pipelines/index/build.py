@@ -89,7 +89,7 @@ def open_index(
     path = index_path(source)
     if is_joined(source):
         _check_plain(source, options)
-        return open_joined(source, path, open_index, _finished(path), renew=renew)
+        return open_joined(source, path, open_index, partial(_finished, path), renew=renew)
     try:
         if (finished := _finished(path)) is None:
             return build_index(source, options, found=found, keep=True)
@@ -128,7 +128,10 @@ def build_index(
     out = Path(out) if out is not None else index_path(source)
     if is_joined(source):
         _check_plain(source, options)
-        return open_joined(source, out, open_index, _finished(out, say=True), renew=True)
+        if full:
+            raise ValueError(f"{source} names several sources: index each of them with --full")
+        open_part = partial(_built, workers=workers, progress=progress)
+        return open_joined(source, out, open_part, partial(_finished, out, say=True), renew=True)
     with watched(source, progress):
         listing = list_source(source, options)
     if options.labels is None and not any(c.label is not None for c in listing.candidates):
@@ -173,6 +176,13 @@ def build_index(
         raise
     journal.remove()
     return index
+
+
+def _built(part: Path, *, workers: int, progress: bool) -> Index:
+    """The index of a part, made where there is none."""
+    if _finished(index_path(part)) is None:
+        return build_index(part, workers=workers, progress=progress, keep=True)
+    return open_index(part)
 
 
 def _check_plain(source: Path, options: SourceOptions) -> None:

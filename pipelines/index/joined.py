@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fastanc.files import make_folder, sweep
 from fastanc.pipelines.index.origin import Origin
 from fastanc.pipelines.index.table import Index, fingerprint_of
+from fastanc.pipelines.index.workers import locked
+from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.source_path import is_there
 from fastanc.quoting import counted
 
@@ -28,8 +31,8 @@ Open = Callable[[Path], Index]
 
 
 def is_joined(source: Path) -> bool:
-    """Tell whether a source is a file that names others."""
-    return source.suffix.lower() == SUFFIX and source.is_file()
+    """Tell whether a source is a file of this machine that names others."""
+    return source.suffix.lower() == SUFFIX and not isinstance(source, RemotePath) and source.is_file()
 
 
 def read_parts(file: Path) -> list[Path]:
@@ -62,60 +65,78 @@ def read_parts(file: Path) -> list[Path]:
     return parts
 
 
-def open_joined(source: Path, path: Path, open_part: Open, finished: Index | None, *, renew: bool) -> Index:
+def open_joined(
+    source: Path, path: Path, open_part: Open, finished: Callable[[], Index | None], *, renew: bool
+) -> Index:
     """Return the joined index of a file of sources; it is written to `path` where there is none.
+
+    One process of a machine looks whether the parts are those that were joined; the others take what is there. Of
+    several that find nothing one joins and the others wait.
 
     Args:
         source: the file.
         path: where its index lies.
         open_part: opens the index of one part, and raises ValueError where that changed.
-        finished: what lies there; None where nothing does.
+        finished: loads what lies at `path`; None where nothing does.
         renew: join anew where the parts are no longer those that were joined, which raises ValueError otherwise.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and (there := finished()) is not None:
+        return there
     places = read_parts(source)
     indices = [open_part(place) for place in places]
     stamp = _stamp(source, places, indices)
-    if finished is not None and finished.origin.stamp == stamp:
-        return finished
-    if finished is not None and not renew:
-        raise ValueError(
-            f"{source}: its parts are not those that were joined: run"
-            f" `{shlex.join(['fastanc', 'index', str(source)])}`"
-        )
-    index = join(source, places, indices)
-    index = replace(index, origin=replace(index.origin, stamp=stamp))
-    index.save(path)
-    return index
+    make_folder(path.parent)
+    with locked(path.with_name(f"{path.name}.joining")):
+        there = finished()
+        if there is not None and there.origin.stamp == stamp:
+            return there
+        if there is not None and not renew:
+            again = shlex.join(["fastanc", "index", str(source)])
+            raise ValueError(f"{source}: its parts are not those that were joined: run `{again}`")
+        sweep(path.parent, path.name)
+        index = join(source, places, indices)
+        index = replace(index, origin=replace(index.origin, stamp=stamp))
+        index.save(path)
+        return index
 
 
 def _stamp(source: Path, places: Sequence[Path], indices: Sequence[Index]) -> str:
-    said = [
-        [os.path.relpath(place, source.parent), index.fingerprint] for place, index in zip(places, indices)
-    ]
-    return hashlib.blake2b(repr(said).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    """What the joined table follows from: which images the parts have, and where their bytes lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for place, index in zip(places, indices):
+        where = [os.path.relpath(path, source.absolute().parent) for path in (place, index.folder)]
+        said = [*where, index.fingerprint, index.classes, index.files]
+        digest.update(repr(said).encode(errors="surrogateescape"))
+        for column in (index.offsets, index.file_numbers):
+            digest.update(b"none" if column is None else np.ascontiguousarray(column).data.cast("B"))
+    return digest.hexdigest()
 
 
 def join(source: Path, places: Sequence[Path], indices: Sequence[Index]) -> Index:
-    """Return one index of several: the images of part after part, their names behind those of their parts.
+    """Return one index of several: the images of part after part.
 
-    Classes are merged by name. Raises ValueError where some parts have labels and some have none, where some have
-    names and some numbers, or where their classes are in orders that no common one follows from.
+    An image is called by its part's place in the file and by its name there, so that nothing follows from where the
+    parts lie or what they are called. Files are relative to the file's folder; of a tree one entry, which ends in a
+    slash, stands for all its files.
+
+    Raises ValueError where some parts have labels and some have none, where some have names and some numbers, or
+    where their classes are in orders that no common one follows from.
     """
-    above = os.path.abspath(source.parent)
-    folders = [index.folder for index in indices]
-    base = above if all(_lies_in(one, above) for one in folders) else os.path.commonpath(folders)
+    above = source.absolute().parent
     labels, classes = _labels(source, places, indices)
-    in_files = any(index.files is not None for index in indices)
-    names, ends = zip(*(_named(index, place, base) for index, place in zip(indices, places)))
+    names, ends = zip(*(_named(index, b"%d/" % k) for k, index in enumerate(indices)))
     starts = np.cumsum([0, *(part[-1] for part in ends)])
     notes = sorted({note for index in indices for note in index.notes})
     files: list[tuple[str, int]] = []
     numbers, offsets = [], []
-    for index in indices if in_files else ():
-        within, of = _files(index, base)
-        numbers.append(of + len(files))
-        offsets.append(np.zeros(len(index), np.int64) if index.offsets is None else index.offsets)
-        files += within
+    for index in indices:
+        none = np.zeros(len(index), np.int64)
+        numbers.append((none if index.file_numbers is None else index.file_numbers) + len(files))
+        offsets.append(none if index.offsets is None else index.offsets)
+        if index.files is None:
+            files.append((f"{os.path.relpath(index.folder, above)}/", 0))
+        else:
+            files += [(os.path.relpath(path, above), size) for path, size in index.containers()]
     columns = {
         "sizes": np.concatenate([index.sizes for index in indices]),
         "labels": labels,
@@ -127,24 +148,16 @@ def join(source: Path, places: Sequence[Path], indices: Sequence[Index]) -> Inde
     return Index(
         source=source,
         classes=classes,
-        offsets=np.concatenate(offsets) if in_files else None,
-        file_numbers=np.concatenate(numbers).astype(np.int32) if in_files else None,
-        files=files if in_files else None,
+        offsets=np.concatenate(offsets),
+        file_numbers=np.concatenate(numbers).astype(np.int32),
+        files=files,
         note_numbers=np.concatenate([_renumbered(index, notes) for index in indices]),
         notes=notes,
         rejected=sum(index.rejected for index in indices),
         fingerprint=fingerprint_of(columns),
-        origin=Origin(
-            base=None if base == above else base,
-            numbered=indices[0].numbered,
-            remarks=_remarks(places, indices),
-        ),
+        origin=Origin(numbered=indices[0].numbered, remarks=_remarks(places, indices)),
         **columns,  # type: ignore[arg-type]
     )
-
-
-def _lies_in(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
 
 
 def _labels(
@@ -179,35 +192,21 @@ def _labels(
     return np.concatenate([new[index.labels] for new, index in zip(moved, indices)]), classes
 
 
-def _named(index: Index, place: Path, base: str) -> tuple[np.ndarray, np.ndarray]:
-    """The names of a part's images behind its own path, as bytes and their ends.
-
-    Of a tree that is where the files lie, of which the reader takes their paths.
-    """
-    before = index.folder if index.files is None else str(place)
-    prefix = np.frombuffer(os.fsencode(os.path.relpath(before, base) + "/"), np.uint8)
-    if index.files is None and os.path.relpath(before, base) == ".":
-        prefix = prefix[:0]
-    ends = index.name_ends + len(prefix) * np.arange(1, len(index) + 1)
+def _named(index: Index, before: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The names of a part's images behind some bytes: all of them, one after the other, and their ends."""
+    ends = index.name_ends + len(before) * np.arange(1, len(index) + 1)
     data = np.empty(int(ends[-1]), np.uint8)
     for first in range(0, len(index), _TOGETHER):
         last = min(first + _TOGETHER, len(index))
         begin = int(index.name_ends[first - 1]) if first else 0
-        lengths = np.diff(index.name_ends[first:last], prepend=begin)
-        at = ends[first:last] - lengths
-        old = index.name_bytes[begin : int(index.name_ends[last - 1])]
-        data[
-            np.repeat(at - (index.name_ends[first:last] - lengths - begin), lengths) + np.arange(len(old))
-        ] = old
-        for k, byte in enumerate(prefix):
-            data[at - len(prefix) + k] = byte
+        old_ends = index.name_ends[first:last]
+        lengths = np.diff(old_ends, prepend=begin)
+        old = index.name_bytes[begin : int(old_ends[-1])]
+        # A byte moves on by what stands before its own name and all names before it.
+        data[np.arange(begin, begin + len(old)) + np.repeat(ends[first:last] - old_ends, lengths)] = old
+        for k, byte in enumerate(before):
+            data[ends[first:last] - lengths - len(before) + k] = byte
     return data, ends
-
-
-def _files(index: Index, base: str) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """The files that hold a part's images, relative to `base`, and which of them each image lies in."""
-    there = [(os.path.relpath(path, base), size) for path, size in index.containers()]
-    return there, np.arange(len(index)) if index.file_numbers is None else index.file_numbers.astype(np.int64)
 
 
 def _renumbered(index: Index, notes: Sequence[str]) -> np.ndarray:

@@ -70,7 +70,10 @@ class Index:
     file_numbers: np.ndarray | None
     """[N] int32 positions in `files`; None where every image is a file."""
     files: list[tuple[str, int]] | None
-    """(path relative to the source's folder, bytes) of every file of images; None where every image is a file."""
+    """(path relative to the source's folder, bytes) of every file of images; None where every image is a file.
+
+    Of a part of a joined index that is a tree one (path/, 0), below which its images lie by their names.
+    """
     note_numbers: np.ndarray
     """[N] uint16 positions in `notes`."""
     notes: list[str]
@@ -137,13 +140,21 @@ class Index:
             names = self._names(rows)
             return [(n if n[0] == "/" else self._base + n, 0, length) for n, length in zip(names, lengths)]
         paths = [self._paths[number] for number in self.file_numbers[rows].tolist()]
+        inside = [k for k, path in enumerate(paths) if path[-1] == "/"]
+        for k, name in zip(inside, self._names(rows[inside]) if inside else ()):
+            own = name.partition("/")[2]  # behind the number of its part
+            paths[k] = own if own[0] == "/" else paths[k] + own
         return list(zip(paths, self.offsets[rows].tolist(), lengths))
 
     def containers(self) -> list[tuple[str, int]]:
-        """Return (absolute path, expected bytes) of every file that holds images: a tree has N of them."""
+        """Return (absolute path, expected bytes) of every file that holds images: a tree has N of them.
+
+        Of a joined index only those that hold several.
+        """
         if self.files is None:
             return [(path, length) for path, _, length in self.places(range(len(self)))]
-        return [(path, size) for path, (_, size) in zip(self._paths, self.files)]
+        there = [(path, size) for path, (_, size) in zip(self._paths, self.files)]
+        return [(path, size) for path, size in there if path[-1] != "/"]
 
     def subset(self, numbers: np.ndarray) -> Index:
         """Return the index of some images, renumbered: `numbers` are their numbers [M], or a mask [N] bool."""

@@ -95,6 +95,10 @@ _SHARD_SUFFIXES = (".tar", ".parquet")
 def list_source(path: Path, options: SourceOptions = PLAIN) -> Listing:
     """Return what a source holds; raises FileNotFoundError or ValueError with what to do."""
     source = find(path, options)
+    if source.kind == "parts":
+        raise ValueError(
+            f"{path} names several sources: it is read on this machine, with its parts beside it"
+        )
     _check_options(source)
     listing = _LISTS[source.kind](source)
     if source.kind != "tree" and path.is_dir():
