@@ -4,7 +4,8 @@ The rows are made up: names as long as ImageNet's, one tar, no pixels. A fresh p
 column that a run reads, and walks through the order and views of some steps, whose processor time is given for a step
 and for an epoch. Beside it what an epoch's permutation takes as a table, which was the order of earlier versions. Of
 `--simulated` rows there is no index on the disk: order and views are computed as of the others, what the index takes
-follows from the bytes and the time for each row of the largest one before.
+follows from the bytes and the time for each row of the largest one before. `--joined` rows lie in ten parts, whose
+indices are joined first.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import numpy as np
 
 from benchmarks.harness import RECORDS, record, table
 from fastanc.pipelines.drawing import draw
+from fastanc.pipelines.index.joined import join
 from fastanc.pipelines.index.table import Index
 from fastanc.pipelines.order import TABLE, Order
 from fastanc.pipelines.views import RandomResizedCrop
 
-BATCH, NAME_BYTES, RATE = 256, 28, 6000
+BATCH, NAME_BYTES, RATE, PARTS = 256, 28, 6000, 10
 READ = ("sizes", "labels", "lengths", "offsets", "file_numbers", "name_ends", "name_bytes")
 
 
@@ -134,12 +136,44 @@ def simulated(rows: int, steps: int, like: Mapping[str, float]) -> dict[str, Any
     }
 
 
+def of_parts(rows: int, steps: int) -> dict[str, Any]:
+    """The row of an index that is joined from ten, and the processor time of joining and writing it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        places = [folder / f"part-{k}.tar" for k in range(PARTS)]
+        for place in places:
+            made_up(rows // PARTS).save(place.with_suffix(".index"))
+        cpu = time.process_time()
+        parts = [Index.load(place.with_suffix(".index")) for place in places]
+        join(folder / "all.parts", places, parts).save(folder / "all.parts.index")
+        join_s = time.process_time() - cpu
+        return {**in_a_process(folder / "all.parts.index", steps), "parts": PARTS, "join_s": join_s}
+
+
+def in_a_process(path: Path, steps: int) -> dict[str, Any]:
+    """What `cost` finds in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.records.input_scale",
+        "--index",
+        str(path),
+        "--steps",
+        str(steps),
+    ]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_281_167, 14_197_122])
     parser.add_argument("--simulated", type=int, nargs="*", default=[400_000_000])
+    parser.add_argument("--joined", type=int, nargs="*", default=[14_197_120], help="rows of ten parts")
     parser.add_argument("--steps", type=int, default=800, help="steps walked through (800)")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -151,11 +185,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "made-up.index"
             made_up(count).save(path)
-            command = [sys.executable, "-m", "benchmarks.records.input_scale", "--index", str(path)]
-            command += ["--steps", str(chosen.steps)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows.append(json.loads(said))
+            rows.append(in_a_process(path, chosen.steps))
     rows += [simulated(count, chosen.steps, rows[-1]) for count in chosen.simulated]
+    rows += [of_parts(count, chosen.steps) for count in chosen.joined]
     print(table(rows))
     print(f"appended to {record('input_scale', rows, RECORDS)}")
 
