@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastanc.pipelines.remote_trouble import (
     ShortRead,
     changed,
+    check_scheme,
     no_listing,
     no_package,
     no_ranges,
@@ -51,11 +52,10 @@ def scheme_of(url: str) -> str:
 
 def _file_system(scheme: str) -> Any:
     """The store of a scheme; raises ValueError naming the package that reads it."""
+    check_scheme(scheme)
     try:
         import fsspec
 
-        if scheme not in fsspec.available_protocols():
-            raise no_package(scheme)
         options: dict[str, Any] = {}
         if scheme in WEB:
             import aiohttp
@@ -63,8 +63,8 @@ def _file_system(scheme: str) -> Any:
             limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
             options = {"client_kwargs": {"timeout": limits, "trust_env": True}}
         return fsspec.filesystem(scheme, **options)
-    except ImportError as missing:
-        raise no_package(scheme, missing) from None
+    except ImportError:
+        raise no_package(scheme) from None
 
 
 def status(url: str, shown: str) -> Status:

@@ -19,7 +19,11 @@ _BUSY = {408, 425, 429}
 _REFUSED = {401, 403, 407}
 _NONE = {404, 410}
 _NO_RIGHT = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError", "CredentialRetrievalError")
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+_PACKAGES = {
+    **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"},
+    **{"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "http": "", "https": "", "memory": ""},
+}
+"""Stores that are read -> what fsspec needs for it. Its other ones want arguments that no URL has, or are none."""
 
 
 class StoreError(ConnectionError):
@@ -112,14 +116,17 @@ def no_listing(shown: str) -> ValueError:
     )
 
 
-def no_package(scheme: str, missing: ImportError | None = None) -> ValueError:
-    """Return the error about a scheme whose package is not installed, or that no package reads."""
-    if missing is None:
-        return ValueError(f"{scheme}:// is read by no package: give s3://, gs://, hf://, https:// or a path")
-    package = _PACKAGES.get(scheme)
-    need = f"'fastanc[remote]' {package}" if package else "'fastanc[remote]'"
-    if package is None and scheme not in ("http", "https", "memory"):
-        need += f" and what fsspec asks for ({missing.name or missing})"
+def check_scheme(scheme: str) -> None:
+    """Raise ValueError for what is no store that is read."""
+    if scheme not in _PACKAGES:
+        raise ValueError(
+            f"{scheme}:// is no store that is read: give s3://, gs://, az://, hf://, https:// or a path"
+        )
+
+
+def no_package(scheme: str) -> ValueError:
+    """Return the error about a store whose package is not installed."""
+    need = f"'fastanc[remote]' {_PACKAGES[scheme]}".rstrip()
     return ValueError(f"{scheme}:// is read by packages that are not installed: pip install {need}")
 
 

@@ -383,6 +383,14 @@ def test_what_a_url_keeps_secret_is_shown_and_written_nowhere(
         assert not path.is_file() or b"geheim" not in path.read_bytes(), path
 
 
+@pytest.mark.parametrize("scheme", ["nosuch", "file", "ftp", "github", "reference", "dir", "local", "data"])
+def test_what_is_no_store_is_one_sentence(scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("index", "pack"):
+        out = ["out.tar"] if word == "pack" else []
+        assert main([word, f"{scheme}://bucket/set.zip", *out]) == 2
+        assert f"fastanc: {scheme}:// is no store that is read: give s3://" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -390,7 +398,7 @@ def test_what_a_url_keeps_secret_is_shown_and_written_nowhere(
         ("s3://bucket/set.zip", "pip install 'fastanc[remote]' s3fs"),
         ("gs://bucket/set.zip", "pip install 'fastanc[remote]' gcsfs"),
         ("hf://datasets/a/b/set.zip", "pip install 'fastanc[remote]' huggingface_hub"),
-        ("nosuch://bucket/set.zip", "is read by no package"),
+        ("az://container/set.zip", "pip install 'fastanc[remote]' adlfs"),
     ],
 )
 def test_a_package_that_is_missing_is_named(
