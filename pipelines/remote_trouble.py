@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_WAITS_S = (0.1, 0.3, 1.0, 3.0, 9.0)
+_WAITS_S = (0.05, 0.5, 1.5, 4.0, 9.0)
 """Before each further try; a store that is silent for longer than all of them is not there."""
+_QUICK_S, _MOST_QUICK = 0.05, 20
+"""The wait where a connection drops while other requests are answered, and how many such tries one request has."""
 _BUSY = {408, 425, 429}
 _REFUSED = {401, 403, 407}
 _NONE = {404, 410}
@@ -40,6 +42,8 @@ class Refused(StoreError):
     """A file that may not be read; some stores say so of a file that is not there."""
 
 
+_answers = [0]
+"""How many requests of this process were answered."""
 _ended: list[StoreError] = []
 """Why the pass that asks has ended, if it has: whoever still asks is told the same."""
 
@@ -68,25 +72,37 @@ def tried(work: Callable[[], T], shown: str) -> T:
     Raises FileNotFoundError where nothing is there, StoreError where the store refuses or keeps failing, ValueError
     where a package is missing or the URL cannot be one.
     """
-    for wait_s in (*_WAITS_S, None):
+    waits_s, quick, tries = iter(_WAITS_S), 0, 0
+    while True:
         if _ended:
             raise _ended[0]
+        before, tries = _answers[0], tries + 1
         try:
-            return work()
+            result = work()
         except Exception as error:
-            final = _final(error, shown)
-            if final is None and wait_s is None:
-                final = StoreError(
-                    f"cannot be read, {len(_WAITS_S) + 1} tries failed (the last: {_name(error)}): look at the"
-                    " connection, and run the same command again to go on",
-                    shown,
+            final, wait_s = _final(error, shown), _QUICK_S
+            if _status(error) is None and _answers[0] != before and quick < _MOST_QUICK:
+                quick += (
+                    1  # others are answered meanwhile: the connection was dropped, and a new one may hold
                 )
+            elif final is None and (wait_s := next(waits_s, 0.0)) == 0:
+                final = _failed(error, tries, shown)
             if isinstance(final, StoreError) and not isinstance(final, Refused):
                 give_up(final)
             if final is not None:
                 raise final from None
-            _wait(wait_s or 0)
-    raise AssertionError
+            _wait(wait_s)
+        else:
+            _answers[0] += 1
+            return result
+
+
+def _failed(error: Exception, tries: int, shown: str) -> StoreError:
+    return StoreError(
+        f"cannot be read, {tries} tries failed (the last: {_name(error)}): look at the connection, and run the same"
+        " command again to go on",
+        shown,
+    )
 
 
 def _wait(seconds: float) -> None:

@@ -284,6 +284,32 @@ def test_another_file_is_not_added_to_a_copy_that_was_begun(
     pack(path_of(f"{server.url}/set.zip"), Path("set.tar"), progress=False)
 
 
+@pytest.mark.parametrize(
+    ("others", "status", "tries"), [(False, None, 6), (True, None, 26), (True, 503, 6), (False, 404, 1)]
+)
+def test_a_dropped_connection_is_tried_more_often_while_others_hold(
+    monkeypatch: pytest.MonkeyPatch, others: bool, status: int | None, tries: int
+) -> None:
+    monkeypatch.setattr(remote_trouble, "_QUICK_S", 0.001)
+    remote_trouble.begin()
+    asked = 0
+
+    def dropped() -> None:
+        nonlocal asked
+        asked += 1
+        if others:
+            assert remote_trouble.tried(lambda: "answered", "other") == "answered"
+        error = ConnectionResetError("reset")
+        if status is not None:
+            error.status = status  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(FileNotFoundError if status == 404 else StoreError):
+        remote_trouble.tried(dropped, "this")
+    remote_trouble.begin()
+    assert asked == tries
+
+
 def test_an_index_over_a_store_that_fails_goes_on(
     there: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ class FileServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     faults: FileServer
 
     def log_message(self, format: str, *args: object) -> None:
@@ -69,15 +70,18 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 200:
             self._say(status, {"Location": self.path} if 300 <= status < 400 else {})
             return
-        data, headers = path.read_bytes(), {"ETag": f'"{path.stat().st_mtime_ns}"'}
+        size, headers = path.stat().st_size, {"ETag": f'"{path.stat().st_mtime_ns}"'}
         match = _RANGE.fullmatch(self.headers.get("Range", "")) if faults.ranges else None
+        start, end = 0, size
         if match:
-            start, end = int(match[1]), min(int(match[2] or len(data)) + 1, len(data))
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-            data = data[start:end]
+            start, end = int(match[1]), min(int(match[2] or size) + 1, size)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             if faults.holds_from and start >= faults.holds_from:
                 faults.holding = True
                 faults.released.wait()
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
         self._say(206 if match else 200, headers, data, with_body)
 
     def _say(self, status: int, headers: dict[str, str], data: bytes = b"", with_body: bool = True) -> None:
