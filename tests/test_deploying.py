@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -356,6 +357,9 @@ def test_int8_without_its_images_is_dynamic_and_says_so(
     assert "student_int8.onnx: dynamic, without images; how good it is was not measured" in said
     assert "gone" in said
     assert (tmp_path / "out" / "student_int8.onnx").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "how good it is was not measured: its images were not there" in card
+    assert str(tmp_path) not in card
 
 
 def test_the_card_is_read_by_the_hub_and_names_no_place(of_torchvision: Made) -> None:
@@ -366,6 +370,21 @@ def test_the_card_is_read_by_the_hub_and_names_no_place(of_torchvision: Made) ->
     assert str(of_torchvision.data.parent) not in card.content
     for said in ("# mine", "resize_px: 72", "torchvision.models.get_model", "| top-1 | 25.00% |", "author"):
         assert said in card.content
+
+
+def test_no_file_of_an_export_names_a_place_of_this_machine(of_torchvision: Made) -> None:
+    """torch writes into its programs of which line of which file every operation is."""
+    places = [str(of_torchvision.data.parent), str(ROOT), sys.prefix, str(Path(torch.__file__).parent)]
+    looked = 0
+    for path in sorted(of_torchvision.out.iterdir()):
+        parts = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = [archive.read(name) for name in archive.namelist()]
+        for part in parts:
+            looked += 1
+            assert [place for place in places if place.encode() in part] == [], path.name
+    assert looked > len(list(of_torchvision.out.iterdir())), "the program of torch.export has several"
 
 
 def test_a_teachers_licence_is_told_where_it_is_published(tmp_path: Path) -> None:

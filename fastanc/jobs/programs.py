@@ -36,6 +36,7 @@ def write_program(classifier: Classifier | Halved, example: Tensor, path: Path) 
     """Write student.pt2 or an ONNX file, by the suffix, for any number of images of the example's size."""
     batch = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(classifier, (example,), dynamic_shapes=batch)
+    _forget_places(program)
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
@@ -48,6 +49,14 @@ def write_program(classifier: Classifier | Halved, example: Tensor, path: Path) 
         external_data=False,
         verbose=False,
     )
+
+
+def _forget_places(program: torch.export.ExportedProgram) -> None:
+    """Take off of which file's line every operation is: paths of this machine, which would go with it to a hub."""
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def need_onnx() -> None:
