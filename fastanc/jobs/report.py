@@ -13,7 +13,8 @@ from typing import Any
 
 from fastanc.files import HOUR_S, make_folder, sweep, write_text
 from fastanc.jobs.gains_table import describe
-from fastanc.jobs.report_page import RunFolder, page
+from fastanc.jobs.report_figures import RunFolder
+from fastanc.jobs.report_page import page
 from fastanc.jobs.run_list import FINISHED, find_runs, lines_of, look_at
 from fastanc.parsing import data_group
 from fastanc.training.folder import PROFILE, read_summary
