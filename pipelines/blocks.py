@@ -6,13 +6,16 @@ What waits is bounded: so many blocks of so many bytes. No byte of an image is a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fastanc.pipelines.remote_path import RemotePath
 from fastanc.pipelines.remote_trouble import changed, give_up
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Place = tuple[RemotePath, int, int]
 """A file, and (offset, length) of a range of it, bytes."""
@@ -37,21 +40,29 @@ def read_ranges(places: Iterable[Place], near: int = NEAR) -> Iterator[bytes | F
     A range that starts at 0 is that of a whole file. Raises StoreError where the store fails, ValueError where a file
     changed. `near` are the bytes between two ranges that are read too.
     """
-    blocks = _blocks(places, near)
-    pool = ThreadPoolExecutor(_AHEAD, "blocks")
-    begun = deque[tuple[_Block, Future[bytes | FileNotFoundError]]]()
+    for block, data in asked_ahead(_read, _blocks(places, near)):
+        for offset, length in block.ranges:
+            if isinstance(data, bytes):
+                yield data[offset - block.start : offset - block.start + length]
+            else:
+                yield data
+
+
+def asked_ahead(ask: Callable[[T], R], pieces: Iterator[T]) -> Iterator[tuple[T, R]]:
+    """Yield every piece with what `ask` returns of it, in order; some are asked at once.
+
+    Where the loop is left before its end, what is still asked of stores ends with it.
+    """
+    pool = ThreadPoolExecutor(_AHEAD, "ahead")
+    begun = deque[tuple[T, Future[R]]]()
     try:
-        begun.extend((block, pool.submit(_read, block)) for block in islice(blocks, _AHEAD))
+        begun.extend((piece, pool.submit(ask, piece)) for piece in islice(pieces, _AHEAD))
         while begun:
-            block, future = begun[0]
-            data = future.result()
+            piece, future = begun[0]
+            result = future.result()
+            yield piece, result
             begun.popleft()
-            begun.extend((more, pool.submit(_read, more)) for more in islice(blocks, 1))
-            for offset, length in block.ranges:
-                if isinstance(data, bytes):
-                    yield data[offset - block.start : offset - block.start + length]
-                else:
-                    yield data
+            begun.extend((more, pool.submit(ask, more)) for more in islice(pieces, 1))
     finally:
         if begun:
             give_up()

@@ -82,9 +82,7 @@ def tried(work: Callable[[], T], shown: str) -> T:
         except Exception as error:
             final, wait_s = _final(error, shown), _QUICK_S
             if _status(error) is None and _answers[0] != before and quick < _MOST_QUICK:
-                quick += (
-                    1  # others are answered meanwhile: the connection was dropped, and a new one may hold
-                )
+                quick += 1  # others are answered: the connection was dropped, and a new one may hold
             elif final is None and (wait_s := next(waits_s, 0.0)) == 0:
                 final = _failed(error, tries, shown)
             if isinstance(final, StoreError) and not isinstance(final, Refused):

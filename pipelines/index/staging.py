@@ -8,26 +8,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from fastanc.files import make_folder, named, write_text
-from fastanc.pipelines.blocks import BLOCK
+from fastanc.pipelines.blocks import BLOCK, asked_ahead
 from fastanc.pipelines.index.pack_stream import files_of, what_it_is
 from fastanc.pipelines.index.sources import Source, list_source, stamp_of
 from fastanc.pipelines.index.sources.archive import map_beside
 from fastanc.pipelines.remote_path import RemotePath, forget
-from fastanc.pipelines.remote_trouble import give_up
 from fastanc.pipelines.source_options import SourceOptions
 from fastanc.pipelines.source_path import parted
 
-_AHEAD = 8
 _NOTE = ".begun.json"
 
 
@@ -133,24 +128,12 @@ def _there(file: _File) -> int:
 
 def _fetch(files: list[_File], missing: int, progress: bool) -> None:
     total = sum(file.length for file in files)
-    pieces = _pieces(files)
-    pool = ThreadPoolExecutor(_AHEAD, "staging")
-    begun = deque[tuple[_Piece, Future[bytes]]]()
-    try:
-        with tqdm(
-            total=total, initial=total - missing, unit="B", unit_scale=True, desc="copy", disable=not progress
-        ) as bar:
-            begun.extend((piece, pool.submit(_read, piece)) for piece in islice(pieces, _AHEAD))
-            while begun:
-                piece, future = begun[0]
-                _put(piece, future.result())
-                begun.popleft()
-                bar.update(piece.end - piece.start)
-                begun.extend((more, pool.submit(_read, more)) for more in islice(pieces, 1))
-    finally:
-        if begun:
-            give_up()
-        pool.shutdown(wait=False, cancel_futures=True)
+    with tqdm(
+        total=total, initial=total - missing, unit="B", unit_scale=True, desc="copy", disable=not progress
+    ) as bar:
+        for piece, data in asked_ahead(_read, _pieces(files)):
+            _put(piece, data)
+            bar.update(piece.end - piece.start)
 
 
 def _pieces(files: list[_File]) -> Iterator[_Piece]:
