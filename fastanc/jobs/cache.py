@@ -13,7 +13,7 @@ from fastanc.cache.moving import export_cache, import_cache
 from fastanc.cache.store import Store
 from fastanc.errors import MISTAKE, explained, sentence
 from fastanc.parsing import parse
-from fastanc.quoting import brief
+from fastanc.quoting import brief, counted
 from fastanc.teacher.build import build_cache, verify_teacher
 from fastanc.training.assemble import open_bench
 from fastanc.training.assemble_compiled import compile_bench
@@ -114,7 +114,7 @@ def _verify(options: Namespace) -> int:
 
 def _prune(options: Namespace) -> None:
     removed = Store.at(options.path).prune(options.views, stray_age_s=options.stray_age_s)
-    print(f"removed {len(removed)} views and unfinished files")
+    print(f"removed {counted(len(removed), 'view')} and unfinished files")
 
 
 def _export(options: Namespace) -> None:

@@ -44,7 +44,7 @@ from fastanc.jobs.push import hub_api, push
 from fastanc.models import zoo
 from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.weights import fit_weights, read_weights, save_weights
-from fastanc.quoting import shown
+from fastanc.quoting import counted, shown
 from fastanc.training.folder import BEST, CLASSES, read_summary
 
 __all__ = ["FORMATS", "Classifier", "Extras", "export", "export_run", "load_student"]
@@ -203,7 +203,9 @@ def _best_note(run_dir: Path, extras: Extras) -> list[str]:
     if not extras.best:
         return []
     found = (read_summary(run_dir) or {}).get("best") or {}
-    said = f": {found['metric']} {found['value']:.4g} after {found['steps']} steps" if found else ""
+    said = (
+        f": {found['metric']} {found['value']:.4g} after {counted(found['steps'], 'step')}" if found else ""
+    )
     return [f"The student is that of the best evaluation{said}; the measures here are of the last one."]
 
 

@@ -21,6 +21,7 @@ from fastanc.parsing import parse
 from fastanc.pipelines.catalogue import open_splits
 from fastanc.pipelines.dataset import DataSet
 from fastanc.plain_yaml import one_line
+from fastanc.quoting import counted
 from fastanc.training.assemble_networks import open_teacher, sketch
 
 _VIEWS_SEEN, _EPOCHS = 3_000_000, (10, 300)
@@ -172,7 +173,7 @@ def _why(batch: int, images: int) -> str:
     if batch == images:
         return "all that there are"
     if batch * _STEPS > images:
-        return f"small, for few images: an epoch has {images // batch} steps"
+        return f"small, for few images: an epoch has {counted(images // batch, 'step')}"
     return f"the largest of 64 (CPU) or 256 (GPU), halved, that leaves an epoch {_STEPS} steps"
 
 
@@ -211,8 +212,8 @@ def _told(out: Path, train: DataSet, val: DataSet, chosen: Chosen, held: int) ->
     return "\n".join(
         [
             f"{train.num_images:,} images for training and {val.num_images:,} to validate on, {_known(train)}",
-            f"views of {chosen.image_px} px from {chosen.sizes_from}, {cut} crops; {chosen.epochs} epochs over"
-            f" {chosen.views} views, batch {chosen.batch}",
+            f"views of {chosen.image_px} px from {chosen.sizes_from}, {cut} crops;"
+            f" {counted(chosen.epochs, 'epoch')} over {counted(chosen.views, 'view')}, batch {chosen.batch}",
             f"the teacher's rows will take {held / 1e9:.3g} GB",
             f"wrote {out}; next:",
             f"  fastanc views {name} --out views.png         # what the networks will see",

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastanc.errors import sentence
 from fastanc.files import make_folder, written
 from fastanc.parsing import parse
+from fastanc.quoting import counted
 from fastanc.training.assemble import open_images
 from fastanc.training.contact_sheet import SMALLEST_PX, contact_sheet, policy
 from fastanc.training.inputs import Input, data_notes
@@ -28,7 +29,7 @@ def write_views(source: Input, out: Path, images: int | None = None, views: int 
     make_folder(out.parent)
     with written(out) as file:
         sheet.save(file, "PNG", optimize=True)
-    return f"{out}: {policy(source)}; {source.train.name}, {source.train.num_images} images"
+    return f"{out}: {policy(source)}; {source.train.name}, {counted(source.train.num_images, 'image')}"
 
 
 def check_place(out: Path) -> None:

@@ -20,6 +20,7 @@ from fastanc.pipelines.numbering import numbered_as
 from fastanc.pipelines.order import KEYED, Order, Picking, Picks, evaluation_picks
 from fastanc.pipelines.viewing import Views
 from fastanc.pipelines.views import CentreCrop, PadCrop, ViewRule
+from fastanc.quoting import counted
 from fastanc.teacher.kept_plan import KeptPlan
 
 
@@ -188,18 +189,20 @@ def data_notes(source: Input) -> list[str]:
 def _about(data: DataSet) -> str:
     """Name, images and classes of a set; how many images each class has, where those are few, else the range."""
     if data.labels is None:
-        return f"{data.name}, {data.num_images} images without labels"
+        return f"{data.name}, {counted(data.num_images, 'image')} without labels"
     counts = np.bincount(data.labels, minlength=data.num_classes)
     each = (
         f"{counts.min()} to {counts.max()} images each"
         if counts.min() < counts.max()
-        else f"{counts.min()} images each"
+        else f"{counted(int(counts.min()), 'image')} each"
     )
     if data.num_classes <= _FEW_CLASSES and counts.min() < counts.max():
         each = ", ".join(f"{name} {count}" for name, count in zip(data.classes, counts.tolist()))
     elif data.num_classes <= _FEW_CLASSES:
         each += f": {', '.join(data.classes)}"
-    return f"{data.name}, {data.num_images} images of {data.num_classes} classes ({each})"
+    return (
+        f"{data.name}, {counted(data.num_images, 'image')} of {counted(data.num_classes, 'class')} ({each})"
+    )
 
 
 def _remarks(data: DataSet, fewest: int, which: str = "") -> list[str]:
@@ -223,7 +226,7 @@ def input_note(source: Input) -> str | None:
         decoder = f"decode plan {options.decode}{why}"
     elif source.val.options is not None and why:
         decoder += f" and, for the validation set, decode plan {source.val.options.decode}{why}"
-    where = f"{decoder}, {threads} threads"
+    where = f"{decoder}, {counted(threads, 'thread')}"
     beside = f" for each of the {source.world} processes" if source.world > 1 else ""
     too_many = ": more threads than cores, lower data.threads" if threads > cores else ""
-    return f"input: {where} on {cores} cores{beside}{too_many}"
+    return f"input: {where} on {counted(cores, 'core')}{beside}{too_many}"

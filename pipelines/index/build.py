@@ -316,9 +316,9 @@ def summary(index: Index, out: Path | None = None) -> str:
     """Return a few lines on an index: images, classes, bytes, notes, and where the rejected are listed."""
     short, long = index.sizes.min(1), index.sizes.max(1)
     size = index.lengths.sum() / 1e6
-    labelled = f"{len(index.classes)} classes" if index.labels is not None else "no labels"
+    labelled = counted(len(index.classes), "class") if index.labels is not None else "no labels"
     lines = [
-        f"{len(index)} images, {labelled}, {size:.1f} MB, fingerprint {index.fingerprint[:12]}",
+        f"{counted(len(index), 'image')}, {labelled}, {size:.1f} MB, fingerprint {index.fingerprint[:12]}",
         f"short side {short.min()} to {short.max()} px (median {int(np.median(short))}), "
         f"long side up to {long.max()} px",
     ]
