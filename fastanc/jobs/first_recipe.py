@@ -86,14 +86,12 @@ def write_recipe(
     train, val = open_splits(data, None)
     chosen = _chosen(train, teacher)
     named = Named(data, teacher, weights, student, read.run.plugin)
-    text = _text(out.stem, named, chosen, train)
-    config = _read_back(out, text)
-    text = _with_statistics(text, config, train)
-    row = sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
-    view_bytes = row * train.num_images
+    config = _read_back(out, _text(out.stem, named, chosen, train))
+    row_bytes = sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
+    view_bytes = row_bytes * train.num_images
     if view_bytes * chosen.views > _CACHE_BYTES:
         chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
-        text = _with_statistics(_text(out.stem, named, chosen, train), config, train)
+    text = _text(out.stem, named, chosen, train, _statistics(config, train))
     write_text(out, text)
     return _told(out, train, val, chosen, view_bytes * chosen.views)
 
@@ -118,7 +116,7 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
     return Chosen(px, max(px, resized), source, padded, batch, epochs, min(epochs, _VIEWS))
 
 
-def _text(name: str, named: Named, chosen: Chosen, train: DataSet) -> str:
+def _text(name: str, named: Named, chosen: Chosen, train: DataSet, statistics: str = "") -> str:
     """The recipe: groups in the usual order, the reason of a number beside it."""
 
     plugin = "" if named.plugin is None else f"\n  plugin: {one_line(named.plugin)}"
@@ -151,7 +149,7 @@ data:
   views: {chosen.views}    # of each image: the teacher sees each once, and its rows are kept
   # looks: rand-m9-n2    # stronger views, which want a longer schedule: docs/views.md
 teacher:
-  name: {one_line(named.teacher)}
+  name: {one_line(named.teacher)}{statistics}
   weights: {one_line(named.weights)}
   cache: fill
 student:
@@ -190,21 +188,19 @@ def _read_back(out: Path, text: str) -> Config:
         os.unlink(name)
 
 
-def _with_statistics(text: str, config: Config, train: DataSet) -> str:
-    """The recipe with the teacher's normalisation, which only who trained it knows, and which is often a guess.
+def _statistics(config: Config, train: DataSet) -> str:
+    """Lines on the teacher's normalisation, which only who trained it knows, and which is often a guess.
 
     Weights in a file and a user's own network are loaded, so that what a run would refuse is refused now; published
     weights are not, since that may mean a download.
     """
     teacher = config.teacher
     if teacher.weights == "random" or (teacher.weights is None and not zoo.is_registered(teacher.name)):
-        return text
+        return ""
     network = unwrapped(open_teacher(config, train).network)
     mean, std = ([round(float(value), 4) for value in values] for values in (network.mean, network.std))
-    line = f"  # mean: {mean}    # from {network.normalised_by}; if it was trained with others, say which\n"
-    before = f"  name: {one_line(teacher.name)}\n  weights:"
-    assert before in text
-    return text.replace(before, f"  name: {one_line(teacher.name)}\n{line}  # std: {std}\n  weights:", 1)
+    said = f"from {network.normalised_by}; if it was trained with others, say which"
+    return f"\n  # mean: {mean}    # {said}\n  # std: {std}"
 
 
 def _told(out: Path, train: DataSet, val: DataSet, chosen: Chosen, held: int) -> str:
