@@ -16,12 +16,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import game_curves
 from fastanc.cli import main
-from fastanc.jobs import report
+from fastanc.jobs import report, report_figures
 from fastanc.jobs.report import summary_table, write_csv, write_report
 from fastanc.training.folder import Owner, owner_of
 
 pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
 
 SUMMARY = {
     "name": "anc-cached",
@@ -189,6 +191,32 @@ def test_page_shows_every_player_the_discriminators_view_and_the_split(tmp_path:
         ElementTree.fromstring(drawing)
 
 
+def test_a_games_health_is_drawn_as_it_was_written(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", SUMMARY)
+    train = [(1.0, 3.0, 0.5), (3.0, 1.0, 0.75), (0.0, 0.0, 1.0)]  # pulls of the game and the data, share won
+    lines = [
+        {"kind": "train", "step": k, "epoch": k, "pull_game": g, "pull_data": d, "won": w}
+        for k, (g, d, w) in enumerate(train, 1)
+    ]
+    val = {"kind": "val", "step": 3, "epoch": 3, "distance": 0.4, "held_won": 0.625, "pull_share": 0.75}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, val]))
+    _, page = write(tmp_path, folder)
+    assert {"From the teacher's distribution", "The game's pull", "Told apart"} <= set(page.texts["h2"])
+    words = " ".join(page.texts["p"])
+    assert "0.4, held-out views told apart 62.5%, the game's pull 75.0%" in words
+    shown = [(report_figures.RunFolder("a", {}, [*lines, val], ""), "red")]
+    drawn = []
+    for draw in (report_figures.draw_pull, report_figures.draw_told_apart, report_figures.draw_distance):
+        axes = Figure().subplots()
+        draw(axes, shown)
+        drawn += [list(line.get_ydata()) for line in axes.lines if line.get_color() == "red"]
+    assert drawn == [[0.25, 0.75, 0.0], [0.5, 0.75, 1.0], [0.625], [0.4]]
+    game_curves.draw([folder], tmp_path / "curves.svg")
+    assert {"a", "epoch"} <= set(re.findall(r">([^<>]+)</text>", (tmp_path / "curves.svg").read_text()))
+    with pytest.raises(ValueError, match="plain has no game's measures"):
+        game_curves.draw([run(tmp_path / "plain", SUMMARY)], tmp_path / "none.svg")
+
+
 def test_throughput_bars_are_as_long_as_the_shares(tmp_path: Path) -> None:
     summary = {**SUMMARY, "data_share": 0.25, "teacher_share": 0.5}
     text, _ = write(tmp_path, run(tmp_path / "a", summary))
@@ -261,6 +289,13 @@ ODD = {
         b'{"kind":"train","step":5,"epoch":1,"lr":NaN,"student/a":NaN,"d_teacher":NaN}\n'
         b'{"kind":"train","step":6,"epoch":2,"lr":1,"student/a":Infinity}\n'
         b'{"kind":"val","step":6,"epoch":2,"error_pct":NaN}\n',
+    ),
+    "half a game": (
+        "metrics.jsonl",
+        b'{"kind":"train","step":5,"epoch":1,"pull_game":0,"pull_data":0,"won":1}\n'
+        b'{"kind":"train","step":6,"epoch":2,"pull_game":"x","pull_data":1}\n'
+        b'{"kind":"train","step":7,"epoch":3,"pull_game":NaN,"pull_data":Infinity,"won":NaN}\n'
+        b'{"kind":"val","step":7,"epoch":3,"distance":0.5}\n',
     ),
     "no yaml": ("config.yaml", b"\xd3\x00"),
     "no owner": (".owner", b"\xff\x00"),

@@ -19,6 +19,7 @@ _JUDGED = {
     "d_student": ("student", "#dc6803"),
     "d_adversarial": ("adversarial sample", "#c026d3"),
 }
+_HEALTH = ("distance", "held_won", "pull_share")
 _SHARES = {"compute": "#2563eb", "waiting for data": "#f5a524", "waiting for the teacher": "#98a2b3"}
 INK, MUTED, LINE = "#1d2939", "#667085", "#e4e7ec"
 
@@ -73,12 +74,20 @@ def figures_of(shown: Shown) -> list[str]:
             title = f"The discriminator's view: {one[0].label}"
             subtitle = "how surely it takes a sample for the teacher's; at 0.5 it cannot tell"
             figures.append(_figure(title, subtitle, _draw_judgement, [one]))
-    if examined := [one for one in shown if one[0].series("val", "distance")[0]]:
+    if examined := [one for one in shown if all(one[0].series("val", key)[0] for key in _HEALTH)]:
         subtitle = (
             "sliced Wasserstein, in deviations of the teacher's features, by epoch; the last one in words: "
         )
         subtitle += "; ".join(_health(run) for run, _ in examined)
-        figures.append(_figure("From the teacher's distribution", subtitle, _draw_distance, examined))
+        figures.append(_figure("From the teacher's distribution", subtitle, draw_distance, examined))
+    if pulled := [one for one in shown if one[0].series("train", "pull_data")[0]]:
+        subtitle = "the game's share of the two gradients at the student's features, by epoch"
+        figures.append(_figure("The game's pull", subtitle, draw_pull, pulled))
+    if examined:
+        subtitle = (
+            "the discriminator's right decisions on training views, dotted on held-out ones; 0.5 guesses"
+        )
+        figures.append(_figure("Told apart", subtitle, draw_told_apart, examined))
     if taught := [one for one in shown if one[0].series("train", "lr")[0]]:
         figures.append(_figure("Learning rate", "of the student, by epoch", _draw_rate, taught))
     needed = {"data_share", "teacher_share", "images_per_s"}
@@ -162,15 +171,44 @@ def _draw_judgement(axes: Any, shown: Shown) -> None:
 
 def _health(run: RunFolder) -> str:
     """Return the numbers of a game at its last evaluation."""
-    distance, held, pull = (run.series("val", key)[1][-1] for key in ("distance", "held_won", "pull_share"))
+    distance, held, pull = (run.series("val", key)[1][-1] for key in _HEALTH)
     return f"{run.label} {distance:.3g}, held-out views told apart {held:.1%}, the game's pull {pull:.1%}"
 
 
-def _draw_distance(axes: Any, shown: Shown) -> None:
+def draw_distance(axes: Any, shown: Shown) -> None:
+    """Draw how far the student's features are from the teacher's distribution, by epoch."""
     for run, colour in shown:
         epochs, values = run.series("val", "distance")
         axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, markeredgewidth=0)
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+
+
+def draw_pull(axes: Any, shown: Shown) -> None:
+    """Draw the game's share of both gradients' norms, by epoch, on a scale on which a hundredth is seen."""
+    for run, colour in shown:
+        pulls = ("pull_game", "pull_data")
+        lines = [
+            x for x in run.metrics if x["kind"] == "train" and all(is_number(x.get(key)) for key in pulls)
+        ]
+        epochs = [line["epoch"] for line in lines]
+        both = [sum(line[key] for key in pulls) for line in lines]
+        shares = [line["pull_game"] / total if total else 0.0 for line, total in zip(lines, both)]
+        axes.plot(epochs, shares, color=colour, **_dots(epochs))
+    axes.set_yscale("symlog", linthresh=0.01, linscale=0.5)
+    axes.set_yticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"])
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+
+
+def draw_told_apart(axes: Any, shown: Shown) -> None:
+    """Draw how often the discriminator is right, on training views and, dotted, on held-out ones, by epoch."""
+    axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
+    for run, colour in shown:
+        epochs, won = run.series("train", "won")
+        axes.plot(epochs, won, color=colour, **_dots(epochs))
+        axes.plot(*run.series("val", "held_won"), ":o", color=colour, markersize=3.5, markeredgewidth=0)
+    axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
 
 
