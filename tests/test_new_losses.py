@@ -8,6 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from fastanc import losses, losses_of_features, losses_of_logits
+from fastanc.methods.base import TeacherSpec
 from fastanc.methods.dkd import Dkd
 from fastanc.methods.kd import Kd
 from fastanc.models.memories import ClassMeans, Contrasted, Ring
@@ -762,3 +764,32 @@ def test_wrong_parts_are_one_sentence(text: str, said: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         parse(["--config_path", str(file)])
     assert "\n" not in str(caught.value)
+
+
+def test_two_classes_have_no_relation_between_them() -> None:
+    """Why `dist` without labels and standardised logits are refused there: rows of two give no gradient at all."""
+    z, w = (t(values).requires_grad_() for values in random_pair(rows=16, classes=2))
+    classes, images = losses_of_logits.correlation_losses(z, w.detach(), 1.0)
+    (slope,) = torch.autograd.grad(classes, z, retain_graph=True)
+    (other,) = torch.autograd.grad(images, z)
+    assert slope.abs().max() < 1e-5 * other.abs().max()
+    first = losses_of_logits.standardised(z)
+    assert torch.allclose(first.abs(), torch.full_like(first, 2**-0.5), atol=1e-5)  # the deviation with K - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dist", {"labels_weight": 0.0}),
+        ("kd", {"standardised": True}),
+        ("mlkd", {"standardised": True}),
+    ],
+)
+def test_what_learns_nothing_of_two_classes_says_so(name: str, options: dict[str, Any]) -> None:
+    game = make_game(name, **options)
+    student = game.players["student"]
+    assert game.method.networks(student, TeacherSpec(3))
+    with pytest.raises(ValueError, match=r"a teacher of two classes is: set .* (to|above) "):
+        game.method.networks(student, TeacherSpec(2))
+    plain = replace(game.method, **({"labels_weight": 1.0} if name == "dist" else {"standardised": False}))
+    assert plain.networks(student, TeacherSpec(2))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastanc.batch import Batch, Outputs
 from fastanc.fields import Temperature, Weight
+from fastanc.later import nn
 from fastanc.losses import cross_entropy
-from fastanc.losses_of_logits import correlation_losses
-from fastanc.methods.base import Method, Nets, Played, Warming, sides
+from fastanc.losses_of_logits import check_more_than_two, correlation_losses
+from fastanc.methods.base import Method, Nets, Played, TeacherSpec, Warming, sides
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("dist")
@@ -26,7 +31,7 @@ class Dist(Warming):
     temperature: Temperature = 1.0
     """Softmax temperature, whose square multiplies both terms; 4 on CIFAR."""
     labels_weight: Weight = 1.0
-    """Factor of the cross entropy; 0 needs no labels."""
+    """Factor of the cross entropy; 0 needs no labels, and more than two classes."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -37,6 +42,13 @@ class Dist(Warming):
     def softened_at(self) -> tuple[float, ...] | None:
         """The temperature."""
         return (self.temperature,)
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """The student alone; ValueError for two classes without labels."""
+        if not self.labels_weight:
+            instead = "set method.type to kd with method.alpha 1, or method.labels_weight above 0"
+            check_more_than_two(teacher.num_classes, "method.type dist without labels", instead)
+        return super().networks(student, teacher)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastanc.batch import Batch, Outputs
 from fastanc.fields import OneOf, Temperature, Unit, Weight
-from fastanc.later import Tensor
+from fastanc.later import Tensor, nn
 from fastanc.losses import cross_entropy, soft_kl
-from fastanc.losses_of_logits import binary_cross_entropy, hard_label, standardised
-from fastanc.methods.base import Method, Nets, Played, Warming, sides, task_needs
+from fastanc.losses_of_logits import binary_cross_entropy, check_more_than_two, hard_label, standardised
+from fastanc.methods.base import Method, Nets, Played, TeacherSpec, Warming, sides, task_needs
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("kd")
@@ -52,6 +55,12 @@ class Kd(Warming):
     def is_plain(self) -> bool:
         """Whether the formula is Hinton's, without a further option."""
         return not (self.standardised or self.hard) and self.soft_factor == 1 and self.labels_loss == "ce"
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """The student alone; ValueError for standardised logits of two classes."""
+        if self.standardised and self.alpha > 0:
+            check_more_than_two(teacher.num_classes, "method.standardised", "set it to false")
+        return super().networks(student, teacher)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the weighted terms; one of weight 0 is left out."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastanc.batch import Batch, Outputs
 from fastanc.fields import Temperature, Weight
-from fastanc.later import torch
+from fastanc.later import nn, torch
 from fastanc.losses import cross_entropy, soft_kl
-from fastanc.losses_of_logits import gram_losses, standardised
-from fastanc.methods.base import Method, Nets, Played, Warming, sides
+from fastanc.losses_of_logits import check_more_than_two, gram_losses, standardised
+from fastanc.methods.base import Method, Nets, Played, TeacherSpec, Warming, sides
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("mlkd")
@@ -49,6 +53,12 @@ class Mlkd(Warming):
     def softened_at(self) -> tuple[float, ...] | None:
         """The temperatures; standardised logits are of all classes."""
         return None if self.standardised else self.temperatures
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """The student alone; ValueError for standardised logits of two classes."""
+        if self.standardised:
+            check_more_than_two(teacher.num_classes, "method.standardised", "set it to false")
+        return super().networks(student, teacher)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the four terms."""
