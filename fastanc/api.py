@@ -53,7 +53,7 @@ def compress(
     teacher: nn.Module | str | Sequence[nn.Module | str],
     student: nn.Module | str,
     data: Any,
-    method: str | Method = "anc",
+    method: str | Method | None = None,
     *,
     val: Any = None,
     recipe: str | None = None,
@@ -77,7 +77,7 @@ def compress(
         data: what data.name takes (a name, folder, tar, ...), a torch Dataset of (image, label) or image, arrays
             (images, labels) or images (uint8), or a fastanc DataSet.
         method: a name, whose knobs the recipe may set, or an object such as `fastanc.methods.Kd(alpha=1.0)`, which
-            brings all of its own.
+            brings all of its own; None takes the recipe's.
         val: the validation set, an object as `data` may be, or what data.val takes; without one a folder's val/, or a
             held-out share.
         recipe: whose fields are the defaults; "own_data" where none is named.
@@ -109,7 +109,7 @@ def compress(
         "student.name": object_name(given.student) if given.student is not None else student,
         "data.name": str(data) if given.train is None else given.train.name,
         "data.val": str(val) if isinstance(val, (str, Path)) else None,
-        "method": {"type": method} if isinstance(method, str) else draccus.encode(method, Method),
+        "method": _given_method(method),
         "schedule.epochs": epochs,
         "data.batch": batch,
         **_sizes(image_px, given.train if given.train is not None else _small(data, recipe, fields or {})),
@@ -130,6 +130,12 @@ def compress(
         return _result(folder, given)
 
 
+def _given_method(method: str | Method | None) -> Any:
+    if method is None or isinstance(method, Method):
+        return None if method is None else draccus.encode(method, Method)
+    return {"type": method}
+
+
 _ARGUMENTS = {"data.name": "data", "method.type": "method"}
 """Fields that an argument without a default says already."""
 
@@ -141,7 +147,7 @@ def _check(teacher: object, student: object, method: object, fields: Mapping[str
     for name, value, good in (
         ("teacher", teacher, isinstance(teacher, (str, nn.Module)) or of_many),
         ("student", student, isinstance(student, (str, nn.Module))),
-        ("method", method, isinstance(method, (str, Method)) or is_kind),
+        ("method", method, method is None or isinstance(method, (str, Method)) or is_kind),
     ):
         if not good:
             kind = "a name or a fastanc.Method" if name == "method" else "a network or a name"

@@ -16,8 +16,8 @@ _FAR = 1000.0  # below any logit: its softmax is 0 in every precision, and no di
 def check_more_than_two(num_classes: int, what: str, instead: str) -> None:
     """Raise ValueError for a loss that says nothing of two classes: their shares are one number, p and 1 - p.
 
-    A row of two has the correlation 1 or -1 with any other, and standardised it is the same pair, whatever p is: what is
-    left has no gradient, or (correlations over the images) leaves open where the border lies.
+    A row of two has the correlation 1 or -1 with any other, and standardised it is the same pair, whatever p is: what
+    is left has no gradient, or (correlations over the images) leaves open where the border lies.
     """
     if num_classes == 2:
         raise ValueError(f"{what} learns nothing of how sure a teacher of two classes is: {instead}")

@@ -216,4 +216,4 @@ def test_killed_it_starts_over_and_what_it_says_to_type_works(tmp_path: Path) ->
         )
         assert next_one.returncode == 0, (line, next_one.stderr[-3000:])
     assert (tmp_path / "runs" / "demo-student" / "predict.py").is_file()
-    assert (read_summary(tmp_path / "runs" / "another") or {})["teacher_source"] == "read"
+    assert (read_summary(tmp_path / "runs" / "game") or {})["teacher_source"] == "read"

@@ -196,3 +196,33 @@ def test_the_usual_size_is_the_librarys() -> None:
     says = timm.models.get_pretrained_cfg("tf_efficientnet_lite0")
     assert found is not None
     assert found[:2] == (says.input_size[-1], int(says.input_size[-1] / says.crop_pct))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labelled", "method"),
+    [
+        (2, False, {"kind": "kd", "alpha": 1.0, "temperature": 1.0}),
+        (2, True, {"kind": "kd", "alpha": 1.0, "temperature": 1.0}),
+        (3, False, {"kind": "dist", "labels_weight": 0.0}),
+        (3, True, {"kind": "dist", "labels_weight": 0.0}),
+    ],
+)
+def test_the_loss_follows_the_teachers_classes_and_reads_no_label(
+    photos: Path, classes: int, labelled: bool, method: dict[str, object]
+) -> None:
+    big, small = f"broad{classes}{labelled}", f"narrow{classes}{labelled}"  # names are one process's
+    Path("nets.py").write_text(BIG_AND_SMALL.replace('"broad"', f'"{big}"').replace('"narrow"', f'"{small}"'))
+    if labelled:  # folders of two classes more than the teacher has
+        for k, path in enumerate(sorted(photos.iterdir())):
+            home = photos / f"class {k % (classes + 2)}"
+            home.mkdir(exist_ok=True)
+            path.rename(home / path.name)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)]
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), *head).state_dict(), "big.pth")
+    words = ["--data", str(photos), "--student", small, "--plugin", "nets.py"]
+    assert main(["init", "r.yaml", *words, "--teacher", big, "--weights", "big.pth"]) == 0
+    config = parse(["--recipe", "r.yaml"], front=True)
+    assert {name: getattr(config.method, name) for name in method} == method
+    assert not config.method.reads_labels
+    sizes = ["--data.image_px", "32", "--data.resize_px", "32", "--run.max_steps", "1"]
+    assert main(["train", "--recipe", "r.yaml", *sizes]) == 0

@@ -15,7 +15,7 @@ from fastanc.config import Config
 from fastanc.files import write_text
 from fastanc.following import SMALL_PX
 from fastanc.models import zoo
-from fastanc.models.taps import unwrapped
+from fastanc.models.taps import Tapped, unwrapped
 from fastanc.models.usual_views import usual_views
 from fastanc.parsing import parse
 from fastanc.pipelines.catalogue import open_splits
@@ -87,12 +87,12 @@ def write_recipe(
     chosen = _chosen(train, teacher)
     named = Named(data, teacher, weights, student, read.run.plugin)
     config = _read_back(out, _text(out.stem, named, chosen, train))
-    row_bytes = sketch(config, classes=max(train.num_classes, 2), channels=train.channels).row_bytes
+    row_bytes = sketch(config, classes=_classes(train), channels=train.channels).row_bytes
     view_bytes = row_bytes * train.num_images
     if view_bytes * chosen.views > _CACHE_BYTES:
         chosen = chosen._replace(views=max(1, _CACHE_BYTES // view_bytes))
-    text = _text(out.stem, named, chosen, train, _statistics(config, train))
-    write_text(out, text)
+    network = _opened(config, train)
+    write_text(out, _text(out.stem, named, chosen, train, network))
     return _told(out, train, val, chosen, view_bytes * chosen.views)
 
 
@@ -116,8 +116,8 @@ def _chosen(train: DataSet, teacher: str) -> Chosen:
     return Chosen(px, max(px, resized), source, padded, batch, epochs, min(epochs, _VIEWS))
 
 
-def _text(name: str, named: Named, chosen: Chosen, train: DataSet, statistics: str = "") -> str:
-    """The recipe: groups in the usual order, the reason of a number beside it."""
+def _text(name: str, named: Named, chosen: Chosen, train: DataSet, network: Tapped | None = None) -> str:
+    """The recipe: groups in the usual order, the reason of a number beside it; `network`: the teacher, if opened."""
 
     plugin = "" if named.plugin is None else f"\n  plugin: {one_line(named.plugin)}"
     labelled = train.labels is not None
@@ -128,7 +128,7 @@ def _text(name: str, named: Named, chosen: Chosen, train: DataSet, statistics: s
     flips = "true" if train.channels == 3 and len(set(train.mean)) > 1 else "false"
     about = "whether an image is as likely mirrored: photographs are, letters and scans are not"
     known = _known(train)
-    others = "with labels `dkd` or `dist`" if labelled else "without labels `kd` with alpha 1"
+    method, others = _method(labelled, _classes(train) if network is None else network.num_classes)
     file = " ".join(shlex.quote(f"{name}.yaml").splitlines())
     return f"""\
 # Command:  fastanc train --recipe {file}
@@ -149,13 +149,13 @@ data:
   views: {chosen.views}    # of each image: the teacher sees each once, and its rows are kept
   # looks: rand-m9-n2    # stronger views, which want a longer schedule: docs/views.md
 teacher:
-  name: {one_line(named.teacher)}{statistics}
+  name: {one_line(named.teacher)}{"" if network is None else _statistics(network)}
   weights: {one_line(named.weights)}
   cache: fill
 student:
   name: {one_line(named.student)}
 # What else is worth a try: {others} (docs/methods.md, which method when).
-method: {{type: anc, data_reduction: mean, discriminator_optimizer: {{lr: 0.001}}}}
+method: {method}
 optimizer: {{name: sgd, lr: {rate:g}, weight_decay: 0.0001, clip: 1.0}}    # 0.05 for a batch of 64, in proportion
 schedule: {{name: cosine, epochs: {chosen.epochs}, warmup_epochs: 1}}    # {_VIEWS_SEEN // 10**6} million views or so
 """
@@ -188,16 +188,39 @@ def _read_back(out: Path, text: str) -> Config:
         os.unlink(name)
 
 
-def _statistics(config: Config, train: DataSet) -> str:
-    """Lines on the teacher's normalisation, which only who trained it knows, and which is often a guess.
+def _method(labelled: bool, classes: int) -> tuple[str, str]:
+    """The loss, and what else to try; no label is read, since a set's classes need not be the teacher's."""
+    if classes == 0:
+        return "{type: cosine}", "`queue`, for a teacher that gives features and no classes"
+    if classes == 2:  # of which relations say too little
+        more = "`l2`, or `alpha: 0.5`, which reads the labels" if labelled else "`l2`"
+        return "{type: kd, alpha: 1.0, temperature: 1.0}", more
+    more = (
+        "`labels_weight: 1.0`, which reads the labels, or `kd`"
+        if labelled
+        else "`kd` with alpha 1 and temperature 1"
+    )
+    return "{type: dist, labels_weight: 0.0}", more
 
-    Weights in a file and a user's own network are loaded, so that what a run would refuse is refused now; published
-    weights are not, since that may mean a download.
+
+def _classes(train: DataSet) -> int:
+    """The set's classes; a thousand of images without labels, whose teacher is not opened yet."""
+    return train.num_classes or 1000
+
+
+def _opened(config: Config, train: DataSet) -> Tapped | None:
+    """The teacher with its weights, so that what a run would refuse is refused now.
+
+    None for published weights, since that may mean a download, and for random ones.
     """
     teacher = config.teacher
     if teacher.weights == "random" or (teacher.weights is None and not zoo.is_registered(teacher.name)):
-        return ""
-    network = unwrapped(open_teacher(config, train).network)
+        return None
+    return unwrapped(open_teacher(config, train).network)
+
+
+def _statistics(network: Tapped) -> str:
+    """Lines on the teacher's normalisation, which only who trained it knows, and which is often a guess."""
     mean, std = ([round(float(value), 4) for value in values] for values in (network.mean, network.std))
     said = f"from {network.normalised_by}; if it was trained with others, say which"
     return f"\n  # mean: {mean}    # {said}\n  # std: {std}"
