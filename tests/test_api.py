@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fastanc
 from fastanc.config import Config
-from fastanc.parsing import configure
+from fastanc.parsing import configure, parse
 from support.images import flat_folder
 
 # The script of a practitioner: networks of their own on a folder of unlabelled photographs.
@@ -443,6 +443,16 @@ def test_fields_by_group_and_methods_by_class(tmp_path: Path) -> None:
     config = configure("own_data", {"optimizer": {"lr": 0.125}})
     assert (config.optimizer.lr, config.optimizer.clip) == (0.125, 1.0)  # the recipe's other fields stay
     assert "lr: 0.125" in (result.folder / "config.yaml").read_text()
+
+
+def test_where_no_method_is_named_it_is_the_recipes(tmp_path: Path) -> None:
+    result = fastanc.compress(Tiny(8, 3), Tiny(4, 3), noise(32, 16), **quick(tmp_path))
+    kept = parse(["--config_path", str(result.folder / "config.yaml")]).method
+    assert kept == configure("own_data", {}).method == fastanc.methods.Dist(labels_weight=0.0)
+    with pytest.raises(ValueError, match=r"two classes is: set method\.type to kd with method\.alpha 1"):
+        fastanc.compress(Tiny(8, 2), Tiny(4, 2), noise(32, 16), **quick(tmp_path / "two"))
+    kd = fastanc.methods.Kd(alpha=1.0)  # as it says
+    assert fastanc.compress(Tiny(8, 2), Tiny(4, 2), noise(32, 16), kd, **quick(tmp_path / "two")).metrics
 
 
 @pytest.mark.parametrize(
