@@ -224,13 +224,13 @@ def test_the_report_shows_the_views_of_a_run(tmp_path: Path) -> None:
 
 def test_a_report_without_the_set_says_why_it_shows_no_views(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    folder = class_folders(tmp_path / "photos", a=9, b=8)
+    folder = class_folders(tmp_path / "photos", a=9, b=8, c=8)
     run = tiny_run(tmp_path, "--data.name", str(folder), *PHOTOS, "--data.grey", "0.5")
     page = write_report([run], tmp_path / "report.html")
     (sheet,) = pictures(page)
     assert sheet.size == Layout(32, 4, 4).size
     shutil.rmtree(folder)
-    class_folders(folder, a=9, b=9)  # another set has its name
+    class_folders(folder, a=9, b=9, c=8)  # another set has its name
     (tmp_path / "photos.index").unlink()
     page = write_report([run], tmp_path / "report.html")
     assert pictures(page) == []
