@@ -60,7 +60,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_ten_minutes(first: tuple[Path, str]) -> None:
     folder, said = first
-    assert "1707 images without labels" in said
+    assert "1,707 images without labels" in said
     for run in ("first", "softened"):
         assert finished(folder, run)["val"]["agreement_pct"] > 80  # 92.2 and 91.1 where it was written
     assert "photos/0000.jpg" in said
