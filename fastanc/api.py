@@ -131,9 +131,9 @@ def compress(
 
 
 def _given_method(method: str | Method | None) -> Any:
-    if method is None or isinstance(method, Method):
-        return None if method is None else draccus.encode(method, Method)
-    return {"type": method}
+    if isinstance(method, str):
+        return {"type": method}
+    return None if method is None else draccus.encode(method, Method)
 
 
 _ARGUMENTS = {"data.name": "data", "method.type": "method"}

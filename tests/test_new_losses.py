@@ -783,6 +783,7 @@ def test_two_classes_have_no_relation_between_them() -> None:
         ("dist", {"labels_weight": 0.0}),
         ("kd", {"standardised": True}),
         ("mlkd", {"standardised": True}),
+        ("dkd", {"standardised": True}),
     ],
 )
 def test_what_learns_nothing_of_two_classes_says_so(name: str, options: dict[str, Any]) -> None:

@@ -190,8 +190,6 @@ def _read_back(out: Path, text: str) -> Config:
 
 def _method(labelled: bool, classes: int) -> tuple[str, str]:
     """The loss, and what else to try; no label is read, since a set's classes need not be the teacher's."""
-    if classes == 0:
-        return "{type: cosine}", "`queue`, for a teacher that gives features and no classes"
     if classes == 2:  # of which relations say too little
         more = "`l2`, or `alpha: 0.5`, which reads the labels" if labelled else "`l2`"
         return "{type: kd, alpha: 1.0, temperature: 1.0}", more

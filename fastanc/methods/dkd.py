@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastanc.batch import Batch, Outputs
 from fastanc.fields import Temperature, Weight
+from fastanc.later import nn
 from fastanc.losses import cross_entropy
-from fastanc.losses_of_logits import decoupled, standardised
-from fastanc.methods.base import Method, Nets, Played, Warming, sides
+from fastanc.losses_of_logits import check_more_than_two, decoupled, standardised
+from fastanc.methods.base import Method, Nets, Played, TeacherSpec, Warming, sides
+
+if TYPE_CHECKING:
+    from fastanc.models.taps import Tapped
 
 
 @Method.register_subclass("dkd")
@@ -37,6 +42,12 @@ class Dkd(Warming):
     def softened_at(self) -> tuple[float, ...] | None:
         """The temperature; standardised logits are of all classes."""
         return None if self.standardised else (self.temperature,)
+
+    def networks(self, student: Tapped, teacher: TeacherSpec) -> dict[str, nn.Module]:
+        """The student alone; ValueError for standardised logits of two classes."""
+        if self.standardised:
+            check_more_than_two(teacher.num_classes, "method.standardised", "set it to false")
+        return super().networks(student, teacher)
 
     def student_play(self, nets: Nets, batch: Batch, out: Outputs | None) -> Played:
         """Minimise the three terms."""
